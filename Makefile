@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine with python3 and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: help setup demo test test-slow lint types docs clean
+
+help:
+	@echo "make demo       distill the bundled teacher into runs/demo (minutes on two CPU cores)"
+	@echo "make test       lint, types, tests"
+	@echo "make test-slow  the tests that take minutes each"
+	@echo "make docs       the documentation, in site/"
+
+setup: $(VENV)/.ready
+
+# pip >= 25.1 knows dependency groups; torch comes first so that no later step can choose another build
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+demo: setup
+	$(BIN)/dmdistill distill --out $(RUN)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/pyright
+
+test: lint types
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site dist

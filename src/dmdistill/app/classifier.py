@@ -1,0 +1,94 @@
+"""`dmdistill classifier`: train the judge, and describe the real images in its features."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from dmdistill.app.cards import judge_card
+from dmdistill.app.config import Classifier as Settings
+from dmdistill.app.run import start_machine
+from dmdistill.data.images import ImageSet, load_fashion_mnist, to_floats
+from dmdistill.files import write_json, written_whole
+from dmdistill.metrics.frechet import gather, save_statistics
+from dmdistill.metrics.judge import Judge
+from dmdistill.networks.classifier import Classifier
+from dmdistill.teachers.folder import save_weights
+from dmdistill.training.progress import progress_bar
+
+__all__ = ["train_classifier"]
+
+
+def train_classifier(config: Settings) -> Judge:
+    """Train, then write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
+    if config.epochs < 1 or config.batch < 1:
+        raise ValueError(f"--epochs {config.epochs} --batch {config.batch}, expected at least 1")
+    data, held_out = load_fashion_mnist(config.data), load_fashion_mnist(config.data, train=False)
+    device, precision = start_machine(config.machine)
+    torch.manual_seed(config.seed)
+    network = {"in_channels": data.images.shape[1], "classes": len(data.names)}
+    classifier = Classifier(**network).to(device).to(memory_format=torch.channels_last)  # pyright: ignore
+    fit(classifier, data, config, device, precision)
+    classifier.eval().requires_grad_(False)
+
+    accuracy = measure_accuracy(classifier, held_out, device)
+    judge = Judge(f"{config.preset}-classifier", classifier, gather(classifier.features, batches(data, device)))
+    real = judge.distance(batches(held_out, device))
+    figures = {"accuracy": accuracy, "test_images": len(held_out), "frechet_test_images": real}
+    save_weights(config.out / "model.safetensors", classifier)
+    save_statistics(config.out / "reference.safetensors", judge.reference)
+    write_json(config.out / "config.json", {"kind": "judge", "name": judge.name, "network": network, **figures})
+    with written_whole(config.out / "README.md") as temporary:
+        temporary.write_text(judge_card(judge, figures, asdict(config)), encoding="utf-8")
+    Console(highlight=False).print(
+        f"accuracy {accuracy:.2%} on {len(held_out)} test images, whose Frechet distance to the {len(data)} training "
+        f"images is {real:.3f}; judge in {config.out}",
+        markup=False,
+    )
+    return judge
+
+
+def fit(
+    classifier: Classifier, data: ImageSet, config: Settings, device: torch.device, precision: torch.dtype | None
+) -> None:
+    """Cross-entropy by AdamW and a one-cycle schedule, images shifted by up to two pixels and mirrored."""
+    rng = torch.Generator(device).manual_seed(config.seed)
+    images, labels = data.images.to(device), data.labels.to(device)
+    steps = config.epochs * (len(data) // config.batch)
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=config.lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps)
+    with progress_bar("training the judge", steps) as advance:
+        for _ in range(config.epochs):
+            order = torch.randperm(len(data), generator=rng, device=device)
+            for rows in order[: steps // config.epochs * config.batch].split(config.batch):
+                with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+                    logits = classifier(augmented(to_floats(images[rows]), rng))
+                loss = F.cross_entropy(logits.float(), labels[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                advance(schedule.last_epoch)
+
+
+def augmented(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Each batch shifted by up to two pixels either way, each image mirrored or not."""
+    mirrored = torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device) < 0.5
+    dy, dx = torch.randint(5, (2,), generator=rng, device=x.device).tolist()
+    height, width = x.shape[2:]
+    padded = F.pad(torch.where(mirrored, x.flip(3), x), (2, 2, 2, 2), value=-1)
+    return padded[:, :, dy : dy + height, dx : dx + width]
+
+
+def batches(data: ImageSet, device: torch.device, size: int = 500) -> list[Tensor]:
+    return [to_floats(part.to(device)) for part in data.images.split(size)]
+
+
+@torch.no_grad()
+def measure_accuracy(classifier: Classifier, data: ImageSet, device: torch.device) -> float:
+    guesses = torch.cat([classifier(x).argmax(1).cpu() for x in batches(data, device)])
+    return (guesses == data.labels).double().mean().item()

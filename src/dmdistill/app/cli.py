@@ -1,0 +1,90 @@
+"""The command `dmdistill`: parse, then hand the configuration to the command. `--help` loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+from tyro.conf import subcommand
+
+from dmdistill.app import config
+from dmdistill.app.config import with_preset, with_run
+
+__all__ = ["main"]
+
+DESCRIPTION = "Turn a pretrained diffusion model into a one-step generator by distribution matching distillation."
+
+
+@dataclass(frozen=True)
+class Command:
+    """config: its class. function: what runs it, in the module of that name. section: of the presets, if it has one."""
+
+    config: type
+    module: str
+    function: str
+    section: str | None = None
+
+
+COMMANDS = {
+    "teach": Command(config.Teach, "teach", "teach", "teach"),
+    "pairs": Command(config.MakePairs, "pairs", "pairs", "pairs"),
+    "distill": Command(config.Distill, "distill", "distill", "distill"),
+    "sample": Command(config.Sample, "sample", "sample"),
+    "evaluate": Command(config.Evaluate, "evaluate", "evaluate"),
+    "info": Command(config.Info, "info", "info"),
+    "classifier": Command(config.Classifier, "classifier", "train_classifier", "classifier"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. What the user can mend ends in one line and exit code 2; DMDISTILL_DEBUG=1 shows a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        asked = parse(arguments)
+        command = next(command for command in COMMANDS.values() if type(asked) is command.config)
+        module = importlib.import_module(f"dmdistill.app.{command.module}")
+        getattr(module, command.function)(asked)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("DMDISTILL_DEBUG"):
+            raise
+        print(f"dmdistill: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("dmdistill: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The configuration asked for: the settings of a preset or of a resumed run, with the flags over them."""
+    kinds = tuple(
+        Annotated[command.config, subcommand(name, default=settings(name, command, arguments))]
+        for name, command in COMMANDS.items()
+    )
+    return tyro.cli(Union[kinds], prog="dmdistill", description=DESCRIPTION, args=arguments)  # type: ignore[arg-type] # noqa: UP007
+
+
+def settings(name: str, command: Command, arguments: Sequence[str]) -> Any:
+    """What a command's flags start from."""
+    if command.section is None:
+        return tyro.MISSING
+    if name not in arguments[:1]:
+        return command.config()
+    if folder := flag("--resume", arguments):
+        return with_run(command.config(), Path(folder))
+    return with_preset(command.config(), flag("--preset", arguments) or "fashion", command.section)
+
+
+def flag(name: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag, before the parser sees it: other flags' defaults depend on it."""
+    for i, word in enumerate(arguments):
+        if word == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None

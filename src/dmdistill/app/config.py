@@ -1,0 +1,372 @@
+"""One configuration per command: every field is a flag, and the words below it its help. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+__all__ = [
+    "Classifier",
+    "Distill",
+    "Evaluate",
+    "Info",
+    "Machine",
+    "MakePairs",
+    "Network",
+    "Sample",
+    "Teach",
+    "presets",
+    "to_toml",
+    "with_preset",
+    "with_run",
+]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The U-Net of a teacher trained here (DDPM++)."""
+
+    model_channels: int = 48
+    """Channels at full resolution."""
+    channel_mult: tuple[int, ...] = (1, 2)
+    """Their multiple at each level; each further level halves height and width."""
+    num_blocks: int = 1
+    """Residual blocks per level."""
+    attn_resolutions: tuple[int, ...] = ()
+    """Resolutions whose blocks attend, beside the first block of the lowest level's way up."""
+    group_channels: int = 16
+    """Least channels per normalisation group; 16 is far faster than EDM's 4 on CPUs."""
+    patch_size: int = 2
+    """Pixels on a side that become channels at the network's door."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how to compute."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes cuda where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What networks compute in; auto takes bf16 where the hardware multiplies it. Weights and losses stay fp32."""
+    threads: int = 0
+    """CPU threads; 0 for all. With 1 the same seed gives the same student, bit for bit."""
+
+
+@dataclass(frozen=True)
+class Teach:
+    """Train a teacher by denoising score matching with EDM preconditioning (Karras et al. 2022)."""
+
+    data: Path = Path("datasets/fashion-mnist")
+    """Folder of Fashion-MNIST's official .gz files."""
+    out: Path = Path("runs/teacher")
+    """Run folder to make; the teacher is written to its teacher/."""
+    preset: str = "fashion"
+    """Settings to start from; the other flags change them."""
+    network: Network = field(default_factory=Network)
+    """The network's size."""
+    steps: int = 9000
+    """Training steps."""
+    batch: int = 128
+    """Images per step."""
+    lr: float = 2e-3
+    """Learning rate, reached after the warm-up; falls to zero by a cosine."""
+    warmup: int = 500
+    """Steps until the learning rate is reached."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's betas."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    halflife: float = 1000.0
+    """Half-life, in steps, of the average of the weights that becomes the teacher."""
+    p_mean: float = -1.2
+    """Mean of ln sigma in training."""
+    p_std: float = 1.2
+    """Standard deviation of ln sigma in training."""
+    label_dropout: float = 0.1
+    """Share of samples trained without their label, which makes guidance possible."""
+    seed: int = 0
+    """Seed of every random draw."""
+    log_every: int = 100
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int = 1000
+    """Steps between two checkpoints."""
+    store: Literal["fp32", "fp16"] = "fp32"
+    """How the teacher's weights are stored."""
+    resume: Path | None = None
+    """Run folder to go on with, from its newest checkpoint and with its config.toml."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The teacher's ODE solver."""
+
+    solver: Literal["heun", "ddim", "pndm"] = "heun"
+    """heun: 2 steps - 1 evaluations per image; ddim: steps; pndm: steps + 1."""
+    solver_steps: int = 18
+    """Its steps."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance, in the pairs and in mu_real; 1 is none."""
+
+
+@dataclass(frozen=True)
+class MakePairs:
+    """Make noise-image pairs by the teacher's deterministic ODE solver (section 3.3 of the paper)."""
+
+    teacher: str = "fashion"
+    """A bundled teacher, or a folder."""
+    out: Path = Path("pairs/fashion")
+    """Folder to write, or to go on with."""
+    preset: str = "fashion"
+    """Settings to start from; the other flags change them."""
+    count: int = 10000
+    """Pairs to make."""
+    shard_size: int = 2000
+    """Pairs per file."""
+    batch: int = 500
+    """Pairs made at once."""
+    seed: int = 0
+    """Seed of noise and labels."""
+    ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
+    """The teacher's ODE solver."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Distill a teacher into a one-step student (Algorithm 1 of Yin et al. 2024)."""
+
+    teacher: str = "fashion"
+    """A bundled teacher, or a folder."""
+    out: Path = Path("runs/distill")
+    """Run folder to make; the student is written to its student/."""
+    preset: str = "fashion"
+    """Settings to start from; the other flags change them."""
+    pairs: Path | None = None
+    """Folder of pairs made before; without it they are made in the run folder."""
+    pair_count: int = 10000
+    """Pairs to make where none are given."""
+    steps: int = 1000
+    """Updates of the generator."""
+    batch: int = 64
+    """Generated images per step, for distribution matching and for the fake score."""
+    batch_reg: int = 64
+    """Pairs per step."""
+    lr: float = 1e-3
+    """Learning rate of the generator, reached after the warm-up."""
+    lr_fake: float = 1e-3
+    """Learning rate of the fake score."""
+    warmup: int = 100
+    """Steps until the learning rates are reached."""
+    decay: bool = True
+    """Let the learning rates fall to zero by a cosine."""
+    clip: float = 10.0
+    """Largest norm of a gradient."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    lambda_reg: float = 1.0
+    """Weight of the regression loss (Eq. 9); 0 needs no pairs."""
+    lambda_end: float | None = None
+    """Weight of the regression loss at the last step, reached along a line; unset keeps lambda_reg."""
+    match: bool = True
+    """Distribution matching (Eq. 7); off leaves regression alone."""
+    fake_steps: int = 1
+    """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
+    low: float = 0.02
+    """Lower end of the time range of distribution matching, as a fraction."""
+    high: float = 0.98
+    """Upper end of the time range of distribution matching."""
+    weight: Literal["eq8", "sigma", "sigma3"] = "eq8"
+    """Weight of the gradient: Eq. 8, or table 3's sigma/alpha and sigma^3/alpha."""
+    distance: Literal["auto", "lpips", "huber"] = "auto"
+    """Of the regression loss; auto takes LPIPS where --lpips-weights is given, else pseudo-Huber."""
+    lpips_weights: Path | None = None
+    """Safetensors file of VGG16's features and LPIPS' heads."""
+    halflives: tuple[float, ...] = (50.0, 200.0)
+    """Half-lives, in steps, of the averages of the generator; the best by Frechet distance becomes the student."""
+    seed: int = 0
+    """Seed of every random draw."""
+    log_every: int = 50
+    """Steps between two lines of metrics.jsonl."""
+    sample_every: int = 250
+    """Steps between two grids of samples."""
+    evaluate_every: int = 250
+    """Steps between two measurements of health and quality."""
+    evaluate_images: int = 2000
+    """Images of such a measurement."""
+    report_images: int = 10000
+    """Images of the final measurement."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    store: Literal["fp32", "fp16"] = "fp32"
+    """How the student's weights are stored."""
+    resume: Path | None = None
+    """Run folder to go on with, from its newest checkpoint and with its config.toml."""
+    ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
+    """The teacher's ODE solver."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a teacher or a student."""
+
+    model: Positional[str]
+    """fashion, fashion-student, or the folder of a model or run."""
+    out: Path = Path("samples.png")
+    """Picture to write."""
+    count: int = 64
+    """Images."""
+    columns: int = 8
+    """Images per row of the picture."""
+    labels: tuple[int, ...] = ()
+    """Classes to draw, repeated as needed; all in turn where none are given."""
+    seed: int = 0
+    """Seed of the noise."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model's quality and speed."""
+
+    model: Positional[str]
+    """fashion, fashion-student, or the folder of a model or run."""
+    images: int = 10000
+    """Images to draw."""
+    batch: int = 500
+    """Images drawn at once."""
+    seed: int = 1
+    """Seed of the noise."""
+    json: Path | None = None
+    """File for the figures."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a model is, or where a run stands."""
+
+    model: Positional[str]
+    """fashion, fashion-student, or the folder of a model or run."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Train the small classifier in whose features the Frechet distance is measured."""
+
+    data: Path = Path("datasets/fashion-mnist")
+    """Folder of Fashion-MNIST's official .gz files."""
+    out: Path = Path("runs/classifier")
+    """Folder to write."""
+    preset: str = "fashion"
+    """Settings to start from; the other flags change them."""
+    epochs: int = 12
+    """Passes over the training images."""
+    batch: int = 256
+    """Images per step."""
+    lr: float = 3e-3
+    """Highest learning rate of the one-cycle schedule."""
+    seed: int = 0
+    """Seed of every random draw."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+Config = TypeVar("Config")
+
+
+def presets() -> list[str]:
+    """Names of the presets inside the package."""
+    folder = resources.files("dmdistill.app") / "presets"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def with_preset(config: Config, name: str, section: str) -> Config:
+    """The configuration with one section of a preset laid over it. `name` may be a .toml file of the user's own."""
+    if name.endswith(".toml"):
+        text = read(Path(name))
+    elif name in presets():
+        text = (resources.files("dmdistill.app") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        near = difflib.get_close_matches(name, presets(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown preset {name!r}{hint} Known: {', '.join(presets())}, or a .toml file")
+    table = parse_toml(text, f"preset {name}")
+    return overlay(config, {"preset": name, **table.get(section, {})}, f"preset {name}, [{section}]")
+
+
+def with_run(config: Config, folder: Path) -> Config:
+    """The configuration of an earlier run, to go on with it."""
+    file = folder / "config.toml"
+    return overlay(config, parse_toml(read(file), str(file)) | {"out": folder, "resume": folder}, str(file))
+
+
+def read(file: Path) -> str:
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist")
+    return file.read_text(encoding="utf-8")
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
+    """A frozen configuration with some values replaced, those of nested ones from nested tables."""
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    changes = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            raise ValueError(f"{where}: no setting {key!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        current = getattr(config, key)
+        if dataclasses.is_dataclass(current):
+            changes[key] = overlay(current, value, f"{where}.{key}")
+        elif isinstance(current, Path) or (isinstance(value, str) and "Path" in str(fields[key].type)):
+            changes[key] = Path(value)
+        elif isinstance(current, float) and isinstance(value, int):
+            changes[key] = float(value)
+        else:
+            changes[key] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def to_toml(table: dict[str, Any], prefix: str = "") -> str:
+    """Plain values first, then the tables: all that our configurations hold."""
+    lines, tables = [], []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            tables.append(f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}."))
+        elif value is not None:
+            lines.append(f"{key} = {literal(value)}\n")
+    return "".join(lines + tables)
+
+
+def literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(literal(item) for item in value)}]"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,40 @@
+"""`dmdistill info`: what a model is, where a run stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dmdistill.app.config import Info
+from dmdistill.teachers.folder import load_model
+from dmdistill.training.trainer import read_metrics
+
+__all__ = ["info"]
+
+
+def info(config: Info) -> None:
+    """Print a table: of the run where the folder is one, then of the model."""
+    run = Path(config.model)
+    rows = read_metrics(run) if run.is_dir() else []
+    table = Table(show_header=False)
+    if rows:
+        table.add_row("run", str(run))
+        table.add_row("step", str(rows[-1]["step"]))
+        table.add_row("training", f"{rows[-1]['seconds'] / 60:.1f} min")
+        latest = {key: value for row in rows for key, value in row.items() if key not in ("step", "seconds")}
+        for key, value in latest.items():
+            if not key.startswith(("gap_", "fake_loss_")):
+                table.add_row(key, f"{value:.4g}")
+    if not rows or any((run / kind / "config.json").exists() for kind in ("student", "teacher")):
+        model = load_model(config.model)
+        network = model.config["network"]
+        parameters = sum(p.numel() for p in model.network.parameters())
+        table.add_row("model", f"{model.name}, a {model.config['kind']}")
+        table.add_row("network", f"{network['class']}, {parameters / 1e6:.2f} M parameters")
+        table.add_row("images", " x ".join(map(str, model.shape)))
+        table.add_row("classes", ", ".join(model.labels.names) if model.labels else "none")
+        table.add_row("evaluations per image", str(model.evaluations))
+        table.add_row("licence", model.licence)
+    Console().print(table)

@@ -1,0 +1,80 @@
+"""`dmdistill pairs`, and the pairs a distillation makes for itself."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dmdistill.app.config import MakePairs, Solver
+from dmdistill.app.run import start_machine
+from dmdistill.data.pairs import Pairs, PairSettings, make_pairs
+from dmdistill.teachers.folder import load_teacher
+from dmdistill.teachers.model import Teacher
+from dmdistill.training.progress import track
+
+__all__ = ["pairs", "pairs_of", "with_solver"]
+
+
+def pairs(config: MakePairs) -> Pairs:
+    """Make pairs in config.out, or finish those that are there."""
+    teacher = with_solver(load_teacher(config.teacher), config.ode)
+    device, precision = start_machine(config.machine)
+    teacher.to(device, precision)
+    made = pairs_of(
+        teacher,
+        config.out,
+        count=config.count,
+        shard_size=config.shard_size,
+        batch=config.batch,
+        seed=config.seed,
+    )
+    Console(highlight=False).print(f"{len(made)} pairs in {config.out}", markup=False)
+    return made
+
+
+def pairs_of(
+    teacher: Teacher, folder: Path, *, count: int, seed: int, shard_size: int = 2000, batch: int = 500
+) -> Pairs:
+    """count pairs of a teacher, on its device, in `folder`; whatever is there already is kept."""
+    if count < 1:
+        raise ValueError(f"{count} pairs, expected at least 1; to do without pairs set --lambda-reg 0")
+    settings = PairSettings(
+        teacher=f"{teacher.name} {digest(teacher)}",
+        solver=teacher.solver,
+        steps=teacher.steps,
+        guidance=teacher.guidance,
+        seed=seed,
+        count=count,
+        shard_size=shard_size,
+        precision=str(teacher.denoiser.precision or torch.float32).removeprefix("torch."),
+    )
+    return make_pairs(
+        folder,
+        settings,
+        noise=lambda n, rng: teacher.noise(n, rng=rng),
+        images=teacher.images,
+        batch=batch,
+        device=teacher.device,
+        track=track,
+    )
+
+
+def with_solver(teacher: Teacher, ode: Solver) -> Teacher:
+    """The teacher, sampled as the configuration says."""
+    if ode.guidance != 1 and teacher.labels is None:
+        raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher: it allows 1 only")
+    if ode.solver_steps < 1:
+        raise ValueError(f"--solver-steps {ode.solver_steps}, expected at least 1")
+    return replace(teacher, solver=ode.solver, steps=ode.solver_steps, guidance=ode.guidance)
+
+
+def digest(teacher: Teacher) -> str:
+    """Eight hexadecimal digits of the weights."""
+    sha = hashlib.sha256()
+    for tensor in teacher.network.state_dict().values():
+        sha.update(tensor.contiguous().cpu().numpy().tobytes())
+    return sha.hexdigest()[:8]

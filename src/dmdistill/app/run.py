@@ -1,0 +1,54 @@
+"""A command's run: its folder, its machine, its random draws, its words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dmdistill.app.config import Machine, to_toml
+from dmdistill.files import written_whole
+from dmdistill.training.device import choose_device, choose_precision
+
+__all__ = ["Run", "start_machine"]
+
+
+def start_machine(machine: Machine) -> tuple[torch.device, torch.dtype | None]:
+    """Set threads and the fast, still exact, ways of computing; answer with device and precision."""
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    device = choose_device(machine.device)
+    return device, choose_precision(machine.precision, device)
+
+
+class Run:
+    """What teach and distill share.
+
+    The folder must be new, unless the run is resumed; config.toml in it says what was asked for.
+    """
+
+    def __init__(self, folder: Path, config: Any, *, resume: bool = False) -> None:
+        if resume and not folder.is_dir():
+            raise ValueError(f"{folder} does not exist: nothing to resume")
+        if not resume and folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} already exists: choose another --out, or go on with it by --resume {folder}")
+        self.folder = folder
+        self.console = Console(highlight=False)
+        self.device, self.precision = start_machine(config.machine)
+        self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.storage = {"fp32": torch.float32, "fp16": torch.float16}[config.store]
+        if not resume:
+            with written_whole(folder / "config.toml") as temporary:
+                temporary.write_text(to_toml(dataclasses.asdict(config)), encoding="utf-8")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def say_how_to_resume(self, command: str, step: int) -> None:
+        self.say(f"stopped after step {step}, saved; go on with: dmdistill {command} --resume {self.folder}")

@@ -1,0 +1,1 @@
+"""The mathematics of distribution matching distillation. Imports torch and nothing else."""

@@ -1,0 +1,157 @@
+"""Denoisers: every kind of diffusion network as its posterior mean, mu(x_t, t, c) = E[x | x_t, c] (Eq. 11).
+
+In terms of mu and the path's (alpha, sigma) the algorithm needs no score, no SNR and no parameterisation. To bring a
+model of your own, subclass `Denoiser`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from dmdistill.core.paths import Path, expand
+
+__all__ = ["Condition", "Denoiser", "EDMDenoiser", "EpsDenoiser", "FlowDenoiser", "Guided", "VDenoiser", "X0Denoiser"]
+
+
+class Condition(Protocol):
+    """What a network is told about each sample: labels, prompts. Opaque to the core but for these."""
+
+    def null(self) -> Self:
+        """The same number of samples, told nothing: the unconditional branch of guidance."""
+        ...
+
+    def concat(self, other: Self) -> Self:
+        """These samples, then those of `other`."""
+        ...
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Some of the samples."""
+        ...
+
+
+class Denoiser(nn.Module):
+    """A network F and its path, answering with the posterior mean.
+
+    Subclasses say how F's output becomes mu (`mean`) and how the base model was trained (`weight`); one whose network
+    wants other inputs overrides `forward`.
+
+    Attributes:
+        precision: dtype in which F computes, by autocast; None for that of its weights. All else stays in x_t's.
+    """
+
+    precision: torch.dtype | None = None
+
+    def __init__(self, net: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.net = net
+        self.path = path
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """mu of x_t (B ...) at times t (B): same shape, fp32 (fp64 where x_t is), whatever precision F runs in."""
+        alpha, sigma = expand(self.path.alpha(t), x_t), expand(self.path.sigma(t), x_t)
+        return self.mean(self.ask(x_t, t, cond), x_t, alpha, sigma)
+
+    def ask(self, x: Tensor, noise: Tensor, cond: Condition | None) -> Tensor:
+        """F's answer, computed in `precision`, in the dtype of x."""
+        with torch.autocast(x.device.type, self.precision or torch.bfloat16, enabled=self.precision is not None):
+            return self.net(x, noise, cond).to(x.dtype)
+
+    def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """mu from the network's output f."""
+        raise NotImplementedError
+
+    def weight(self, t: Tensor) -> Tensor:
+        """The factor on |mu - x|^2 under which the base model was trained: what Eq. 6 uses for mu_fake. Shape of t."""
+        raise NotImplementedError
+
+
+class X0Denoiser(Denoiser):
+    """F predicts the image."""
+
+    def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return f
+
+    def weight(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class EpsDenoiser(Denoiser):
+    """F predicts the noise. Its training loss |F - eps|^2 is alpha^2/sigma^2 |mu - x|^2.
+
+    ValueError on a path with alpha = 0 at its last time, where the noise says nothing of the image.
+    """
+
+    def __init__(self, net: nn.Module, path: Path) -> None:
+        super().__init__(net, path)
+        if not path.alpha(torch.tensor([path.last], dtype=torch.float64)) > 0:
+            raise ValueError("a noise prediction on a path with alpha = 0 at its last time: mu is undefined there")
+
+    def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x_t - sigma * f) / alpha
+
+    def weight(self, t: Tensor) -> Tensor:
+        return (self.path.alpha(t) / self.path.sigma(t)) ** 2
+
+
+class VDenoiser(Denoiser):
+    """F predicts v = alpha eps - sigma x on a variance-preserving path (Salimans & Ho 2022)."""
+
+    def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha * x_t - sigma * f
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.path.sigma(t) ** -2
+
+
+class FlowDenoiser(Denoiser):
+    """F predicts the velocity eps - x of a rectified flow."""
+
+    def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return x_t - sigma * f
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.path.sigma(t) ** -2
+
+
+class EDMDenoiser(Denoiser):
+    """EDM's preconditioning: mu = c_skip x_t + c_out F(c_in x_t, ln(sigma)/4) (Karras et al. 2022, table 1)."""
+
+    def __init__(self, net: nn.Module, path: Path, *, sigma_data: float = 0.5) -> None:
+        super().__init__(net, path)
+        self.sigma_data = sigma_data
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        sigma = expand(self.path.sigma(t), x_t)
+        total = sigma**2 + self.sigma_data**2
+        c_skip, c_out, c_in = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), total.rsqrt()
+        return c_skip * x_t + c_out * self.ask(c_in * x_t, self.path.sigma(t).log() / 4, cond)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.path.sigma(t) ** -2 + self.sigma_data**-2
+
+
+class Guided(Denoiser):
+    """Classifier-free guidance (section 3.4): mu_null + scale (mu_cond - mu_null), both from one batched call."""
+
+    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+        nn.Module.__init__(self)  # the network is the inner denoiser's: registered once
+        self.path = denoiser.path
+        self.denoiser = denoiser
+        self.scale = scale
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        if self.scale == 1:
+            return self.denoiser(x_t, t, cond)
+        if cond is None:
+            raise ValueError(
+                f"guidance {self.scale} without a condition: an unconditional teacher allows guidance 1 only"
+            )
+        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.null().concat(cond))
+        mu_null, mu_cond = both.chunk(2)
+        return mu_null + self.scale * (mu_cond - mu_null)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.denoiser.weight(t)

@@ -1,0 +1,163 @@
+"""Paths from image to noise: x_t = alpha(t) x + sigma(t) eps, eps ~ N(0, I) (Eq. 3).
+
+Every path keeps (alpha, sigma) and never sigma alone: a flow has alpha = 0 at its last time, which is exactly where a
+one-step generator is asked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["EDM", "VP", "Flow", "Path", "expand"]
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """Reshape t (B) to B 1 ... 1, so that it broadcasts over x (B ...). Every broadcast of a time goes through here."""
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"times have shape {tuple(t.shape)}, expected ({x.shape[0]},): one per sample")
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Path:
+    """One family of blurred distributions. Times are tensors of shape (B,); alpha and sigma answer in that shape.
+
+    Attributes:
+        last: the time of pure noise, where solvers start and a one-step generator is asked.
+        prior_std: x at `last` is prior_std * z, z ~ N(0, I).
+        bins: how many discrete times `sample_t` draws from.
+    """
+
+    last: float
+    prior_std: float = 1.0
+    bins: int = 1000
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Coefficient of the image at time t."""
+        raise NotImplementedError
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Coefficient of the noise at time t."""
+        raise NotImplementedError
+
+    def time(self, index: Tensor) -> Tensor:
+        """The time of bin `index` (integers in [0, bins)), rising with the noise."""
+        raise NotImplementedError
+
+    def times(self, steps: int) -> Tensor:
+        """A solver's grid: from `last` down to the clean image, sigma = 0. fp64, shape (steps + 1,)."""
+        raise NotImplementedError
+
+    def diffuse(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha(t) x + sigma(t) eps (Eq. 3). x, eps: B ...; t: B."""
+        return expand(self.alpha(t), x) * x + expand(self.sigma(t), x) * eps
+
+    def sample_t(self, n: int, low: float = 0.0, high: float = 1.0, *, rng: torch.Generator) -> Tensor:
+        """n times, uniform over the bins between the fractions low and high of the range. fp32, on rng's device."""
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"time range is [{low}, {high}], expected 0 <= low < high <= 1")
+        first, end = min(round(low * self.bins), self.bins - 1), min(round(high * self.bins) + 1, self.bins)
+        return self.time(torch.randint(first, end, (n,), generator=rng, device=rng.device))
+
+
+class EDM(Path):
+    """Variance exploding, t = sigma, in Karras' bins: alpha = 1, sigma = t (Karras et al. 2022, Eq. 5).
+
+    sigma of bin i is (sigma_min^(1/rho) + i/(bins-1) (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
+    """
+
+    def __init__(
+        self, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, bins: int = 1000
+    ) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"sigma_min = {sigma_min}, sigma_max = {sigma_max}, expected 0 < sigma_min < sigma_max")
+        if bins < 2 or rho <= 0:
+            raise ValueError(f"bins = {bins}, rho = {rho}, expected bins >= 2 and rho > 0")
+        self.sigma_min, self.sigma_max, self.rho, self.bins = sigma_min, sigma_max, rho, bins
+        self.last = self.prior_std = sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time(self, index: Tensor) -> Tensor:
+        return self.karras(index.double() / (self.bins - 1)).float()
+
+    def times(self, steps: int) -> Tensor:
+        return torch.cat([self.karras(torch.linspace(1, 0, steps, dtype=torch.float64)), torch.zeros(1).double()])
+
+    def karras(self, u: Tensor) -> Tensor:
+        """sigma at the fraction u in [0, 1] of the schedule."""
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (low + u * (high - low)) ** self.rho
+
+
+class VP(Path):
+    """Variance preserving in discrete steps: alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), t in {0 ... T-1}.
+
+    Args:
+        alphas_cumprod: abar, shape (T,), falling, in [0, 1). The time -1 is the clean image, abar = 1.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        abar = alphas_cumprod.double().cpu()
+        if abar.ndim != 1 or len(abar) == 0 or not ((abar.diff() < 0).all() and abar[0] < 1 and abar[-1] >= 0):
+            raise ValueError(
+                f"alphas_cumprod has shape {tuple(abar.shape)}, expected one sequence falling within [0, 1)"
+            )
+        self.alphas_cumprod = torch.cat([torch.ones(1).double(), abar])
+        self.bins = len(alphas_cumprod)
+        self.last = self.bins - 1
+
+    @classmethod
+    def linear_betas(cls, steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> VP:
+        """The schedule of DDPM (Ho et al. 2020)."""
+        return cls((1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0))
+
+    def abar(self, t: Tensor) -> Tensor:
+        self.alphas_cumprod = self.alphas_cumprod.to(t.device)  # copied once, where the times are
+        return self.alphas_cumprod[t.round().long() + 1]
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.abar(t).sqrt().to(t.dtype)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (1 - self.abar(t)).sqrt().to(t.dtype)
+
+    def time(self, index: Tensor) -> Tensor:
+        return index.float()
+
+    def times(self, steps: int) -> Tensor:
+        if not 1 <= steps <= self.bins:
+            raise ValueError(f"{steps} solver steps, expected 1 ... {self.bins}: the path has that many times")
+        return torch.linspace(self.last, -1, steps + 1, dtype=torch.float64).round()
+
+
+class Flow(Path):
+    """Rectified flow: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022).
+
+    Args:
+        shift: of the solver's grid towards noise, t -> shift t / (1 + (shift - 1) t) (Esser et al. 2024, Eq. 23).
+    """
+
+    last = 1.0
+
+    def __init__(self, *, shift: float = 1.0, bins: int = 1000) -> None:
+        if shift <= 0 or bins < 1:
+            raise ValueError(f"shift = {shift}, bins = {bins}, expected shift > 0 and bins >= 1")
+        self.shift, self.bins = shift, bins
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time(self, index: Tensor) -> Tensor:
+        return ((index.double() + 1) / self.bins).float()
+
+    def times(self, steps: int) -> Tensor:
+        t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        return self.shift * t / (1 + (self.shift - 1) * t)

@@ -1,0 +1,105 @@
+"""Deterministic solvers of the probability-flow ODE: noise to image, to make pairs and the teacher's own samples.
+
+With mu the denoised image and eps = (x_t - alpha mu)/sigma the noise that goes with it, x_t = alpha mu + sigma eps, and
+the flow is dx = mu dalpha + eps dsigma on every path. DDIM is Euler's step in these terms, and Heun's the trapezium.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dmdistill.core.denoisers import Condition, Denoiser
+
+__all__ = ["SOLVERS", "Solver", "ddim", "evaluations", "heun", "pndm"]
+
+Solver = Callable[..., Tensor]
+
+
+class Flowline:
+    """The state of one solve: coefficients at the times of the grid, and the teacher's answers."""
+
+    def __init__(self, denoiser: Denoiser, z: Tensor, cond: Condition | None, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"{steps} solver steps, expected at least 1")
+        self.denoiser, self.cond = denoiser, cond
+        times = denoiser.path.times(steps).to(z.device)
+        self.t = times.to(z.dtype)
+        self.alpha = denoiser.path.alpha(times).to(z.dtype)
+        self.sigma = denoiser.path.sigma(times).to(z.dtype)
+        self.x = denoiser.path.prior_std * z
+
+    def ask(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """(mu, eps) of x at the i-th time."""
+        mu = self.denoiser(x, self.t[i].expand(len(x)), self.cond)
+        return mu, (x - self.alpha[i] * mu) / self.sigma[i]
+
+    def move(self, x: Tensor, mu: Tensor, eps: Tensor, i: int) -> Tensor:
+        """x at the i-th time, carried along (mu, eps) to the next."""
+        return x + (self.alpha[i + 1] - self.alpha[i]) * mu + (self.sigma[i + 1] - self.sigma[i]) * eps
+
+
+@torch.no_grad()
+def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 50) -> Tensor:
+    """DDIM (Song et al. 2021): first order, `steps` evaluations. z ~ N(0, I), B ...; returns images of that shape."""
+    line = Flowline(denoiser, z, cond, steps)
+    x = line.x
+    for i in range(steps):
+        x = line.move(x, *line.ask(x, i), i)
+    return x
+
+
+@torch.no_grad()
+def heun(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
+    """Heun's method (Karras et al. 2022, algorithm 1, S_churn 0): second order, 2 steps - 1 evaluations."""
+    line = Flowline(denoiser, z, cond, steps)
+    x = line.x
+    for i in range(steps):
+        mu, eps = line.ask(x, i)
+        ahead = line.move(x, mu, eps, i)
+        if i + 1 < steps:  # at the clean image there is no eps to ask for: the last step is Euler's
+            mu_ahead, eps_ahead = line.ask(ahead, i + 1)
+            ahead = line.move(x, (mu + mu_ahead) / 2, (eps + eps_ahead) / 2, i)
+        x = ahead
+    return x
+
+
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@torch.no_grad()
+def pndm(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 50) -> Tensor:
+    """PNDM in its linear multi-step form (Liu et al. 2022), as Stable Diffusion is sampled: steps + 1 evaluations.
+
+    The noise of the last four steps, extrapolated by Adams-Bashforth, makes each DDIM step; the first step is a
+    trapezium, for which the second time is asked once more.
+    """
+    line = Flowline(denoiser, z, cond, steps)
+    if line.alpha[0] == 0:
+        raise ValueError("pndm on a path that starts at alpha = 0, where noise alone gives no image: use heun or ddim")
+    x, past = line.x, []
+    for i in range(steps):
+        _, eps = line.ask(x, i)
+        past = [eps, *past[:3]]
+        if i == 0 and steps > 1:
+            _, ahead = line.ask(carry(line, x, eps, 0), 1)
+            eps = (eps + ahead) / 2
+        else:
+            eps = sum((c * e for c, e in zip(ADAMS_BASHFORTH[len(past) - 1], past, strict=True)), torch.zeros_like(x))
+        x = carry(line, x, eps, i)
+    return x
+
+
+def carry(line: Flowline, x: Tensor, eps: Tensor, i: int) -> Tensor:
+    """DDIM's step for a given noise: mu is what that noise leaves of x."""
+    return line.move(x, (x - line.sigma[i] * eps) / line.alpha[i], eps, i)
+
+
+SOLVERS: dict[str, Solver] = {"heun": heun, "ddim": ddim, "pndm": pndm}
+
+
+def evaluations(solver: str, steps: int) -> int:
+    """How often a solver asks the denoiser for one image."""
+    return {"heun": 2 * steps - 1, "ddim": steps, "pndm": steps + (steps > 1)}[solver]

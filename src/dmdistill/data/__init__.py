@@ -1,0 +1,1 @@
+"""Conditions, images and noise-image pairs, in memory and on disk."""

@@ -1,0 +1,86 @@
+"""Image data sets as official files, and pictures of many images."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dmdistill.files import written_whole
+
+__all__ = ["ImageSet", "load_fashion_mnist", "read_idx", "save_grid", "to_bytes", "to_floats"]
+
+FASHION_CLASSES = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images: uint8, N C H W. labels: int64, N. names: of the classes."""
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """uint8 0 ... 255 -> fp32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Floats in [-1, 1] -> uint8, rounded to the nearest, clipped."""
+    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def read_idx(path: Path) -> Tensor:
+    """A gzipped IDX file (the MNIST family's format) of unsigned bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as gzip: {error}") from None
+    dims = content[3] if len(content) > 3 else 0
+    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
+    data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * dims, len(content)))
+    if content[:3] != b"\0\0\x08" or data.size != math.prod(shape):
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes, or is cut short")
+    return torch.from_numpy(data.reshape(shape).copy())
+
+
+def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
+    """The official *-ubyte.gz files of Fashion-MNIST (Xiao et al. 2017, MIT licence)."""
+    part = "train" if train else "t10k"
+    files = [folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz"]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"no {file.name} in {folder}: --data takes the folder of Fashion-MNIST's official .gz files"
+            )
+    images, labels = (read_idx(file) for file in files)
+    return ImageSet(images[:, None], labels.long(), FASHION_CLASSES)
+
+
+def save_grid(path: Path, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:
+    """Write images (N C H W in [-1, 1], C 1 or 3) as one PNG, row by row, with a pixel between."""
+    images = images if isinstance(images, Tensor) else torch.cat(list(images))
+    n, c, height, width = images.shape
+    rows = math.ceil(n / columns)
+    canvas = torch.full((c, rows * (height + 1) - 1, columns * (width + 1) - 1), 255, dtype=torch.uint8)
+    for i, image in enumerate(to_bytes(images).cpu()):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        canvas[:, top : top + height, left : left + width] = image
+    array = canvas[0].numpy() if c == 1 else canvas.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array)
+    with written_whole(path) as temporary:
+        picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(temporary, "PNG")

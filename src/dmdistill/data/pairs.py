@@ -1,0 +1,150 @@
+"""Noise-image pairs on disk: safetensors shards, memory-mapped, each reproducible from (seed, shard) alone.
+
+    FOLDER/pairs.json                what made them: `PairSettings`
+    FOLDER/shard-00000.safetensors   z: fp32, N C H W.  y: fp16, the same shape.  one_hot: N classes, where conditional.
+
+A shard is written whole or not at all, so a half-made set is gone on with by making the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmdistill.data.conditions import Labels
+from dmdistill.files import read_json, read_safetensors, write_json, write_safetensors
+
+__all__ = ["PairSettings", "Pairs", "make_pairs", "seed_of"]
+
+ImageMaker = Callable[[Tensor, Labels | None], Tensor]
+NoiseMaker = Callable[[int, torch.Generator], tuple[Tensor, Labels | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSettings:
+    """All that decides a set of pairs.
+
+    Attributes:
+        teacher: name and digest of the weights.
+        solver, steps, guidance: of the ODE.
+        seed, count, shard_size: which noise, how many, how many per file.
+        precision: dtype the teacher computes in.
+    """
+
+    teacher: str
+    solver: str
+    steps: int
+    guidance: float
+    seed: int
+    count: int
+    shard_size: int
+    precision: str
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.count / self.shard_size)
+
+    def rows(self, shard: int) -> int:
+        """Pairs in a shard: the last one holds what is left."""
+        return min(self.shard_size, self.count - shard * self.shard_size)
+
+
+def make_pairs(
+    folder: Path,
+    settings: PairSettings,
+    *,
+    noise: NoiseMaker,
+    images: ImageMaker,
+    batch: int,
+    device: torch.device,
+    track: Callable[[Sequence[Any], str], Iterable[Any]] = lambda items, name: items,
+) -> Pairs:
+    """Make the shards that are missing and open the set.
+
+    Args:
+        noise: (n, rng) -> (z, labels). images: (z, labels) -> y, the teacher's ODE.
+        batch: images per call. track: wraps the list of batches to show progress.
+
+    ValueError where the folder holds pairs made otherwise.
+    """
+    described = folder / "pairs.json"
+    if described.exists():
+        if (found := read_json(described)) != {**asdict(settings), "seconds_per_image": found.get("seconds_per_image")}:
+            odd = [key for key, value in asdict(settings).items() if found.get(key) != value]
+            raise ValueError(f"{folder} holds pairs of other settings: {', '.join(odd)} differ; choose another folder")
+    else:
+        write_json(described, {**asdict(settings), "seconds_per_image": None})
+    missing = [shard for shard in range(settings.shards) if not shard_file(folder, shard).exists()]
+    jobs = [(shard, start) for shard in missing for start in range(0, settings.rows(shard), batch)]
+    rng = torch.Generator(device)
+    started = time.perf_counter()
+    z, labels, y = torch.empty(0), None, []
+    for shard, start in track(jobs, "making pairs"):
+        if start == 0:  # a whole shard's noise in one draw, so that it does not depend on the batch
+            z, labels = noise(settings.rows(shard), rng.manual_seed(seed_of(settings.seed, shard)))
+            y = []
+        rows = slice(start, start + batch)
+        y.append(images(z[rows], labels[rows] if labels is not None else None))
+        if start + batch >= len(z):
+            save_shard(shard_file(folder, shard), z, torch.cat(y), labels)
+    if missing:
+        made = sum(settings.rows(shard) for shard in missing)
+        write_json(described, {**asdict(settings), "seconds_per_image": (time.perf_counter() - started) / made})
+    return Pairs(folder)
+
+
+def save_shard(file: Path, z: Tensor, y: Tensor, labels: Labels | None) -> None:
+    if not torch.isfinite(y).all():
+        raise ValueError("the teacher's solver gave NaN or infinity: try --precision fp32")
+    tensors = {"z": z, "y": y.half()} | ({"one_hot": labels.one_hot} if labels is not None else {})
+    write_safetensors(file, tensors)
+
+
+class Pairs:
+    """A finished set of pairs. Shards stay on disk, memory-mapped, until their rows are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        described = read_json(folder / "pairs.json")
+        self.seconds_per_image: float | None = described.pop("seconds_per_image")
+        self.settings = PairSettings(**described)
+        self.shards = [read_safetensors(shard_file(folder, shard)) for shard in range(self.settings.shards)]
+
+    def __len__(self) -> int:
+        return self.settings.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.shards[0]["z"].shape[1:])
+
+    def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Labels | None]:
+        """(z, y, labels) of these rows, fp32."""
+        places = [divmod(row, self.settings.shard_size) for row in rows]
+
+        def pick(key: str) -> Tensor:
+            return torch.stack([self.shards[shard][key][row] for shard, row in places])
+
+        return pick("z"), pick("y").float(), Labels(pick("one_hot")) if "one_hot" in self.shards[0] else None
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Labels | None]:
+        """The step-th batch of an endless walk that shuffles each epoch: a function of the step alone."""
+        size = min(size, len(self))
+        epoch, index = divmod(step, len(self) // size)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed_of(self.settings.seed, epoch)))
+        return self[order[index * size : (index + 1) * size].tolist()]
+
+
+def shard_file(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def seed_of(*key: int) -> int:
+    """A seed of its own for every key, well mixed: neighbouring keys give unrelated draws."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,174 @@
+"""The loop around an algorithm's iteration: log, checkpoints, interruption, exact resume."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmdistill.core.dmd import NonFiniteError
+from dmdistill.files import written_whole
+from dmdistill.training.progress import progress_bar
+from dmdistill.training.update import Update
+
+__all__ = ["Trainer", "read_metrics"]
+
+Hook = Callable[[int], Mapping[str, float]]
+
+
+class Trainer:
+    """Runs `iterate` for a number of steps and keeps everything that is needed to go on after any of them.
+
+    Args:
+        folder: of the run: metrics.jsonl and checkpoints/ are written there.
+        steps: in all, those before a resume included.
+        updates: the networks in training, by name, with their optimisers, schedules and averages.
+        rng: the generator of every random draw of the run.
+        log_every, save_every: in steps. keep: how many checkpoints stay.
+        resume: go on from the newest checkpoint in `folder`; ValueError where there is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        updates: Mapping[str, Update],
+        rng: torch.Generator,
+        log_every: int = 50,
+        save_every: int = 500,
+        keep: int = 2,
+        resume: bool = False,
+    ) -> None:
+        self.folder, self.steps, self.updates, self.rng = folder, steps, updates, rng
+        self.log_every, self.save_every, self.keep = log_every, save_every, keep
+        self.step = 0
+        self.seconds = 0.0
+        if resume:
+            self.load(self.newest_checkpoint())
+        truncate_metrics(self.log_file, self.step)
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def fit(
+        self, iterate: Callable[[int], Mapping[str, Tensor]], *, hooks: Mapping[int, Hook] | None = None, name: str
+    ) -> bool:
+        """Call iterate(step) until `steps` are done; False where Ctrl-C or SIGTERM ended it early, after a save.
+
+        iterate: returns the step's losses, which are averaged over each log interval.
+        hooks: every so many steps and after the last, a call whose figures join the log.
+        """
+        sums: dict[str, Tensor] = {}
+        count = 0
+        with interruption() as interrupted, progress_bar(name, self.steps, start=self.step) as advance:
+            while self.step < self.steps:
+                start = time.perf_counter()
+                try:
+                    losses = iterate(self.step)
+                except (NonFiniteError, FloatingPointError) as error:
+                    self.save()
+                    raise NonFiniteError(
+                        f"step {self.step}: {error}. The last good state is in {self.folder / 'checkpoints'}; a lower "
+                        f"learning rate or a longer warm-up usually helps"
+                    ) from error
+                self.step += 1
+                self.seconds += time.perf_counter() - start
+                for key, value in losses.items():
+                    sums[key] = sums.get(key, 0) + value
+                count += 1
+                last = self.step == self.steps
+                row: dict[str, float] = {}
+                for every, hook in (hooks or {}).items():
+                    if self.step % every == 0 or last:
+                        row |= hook(self.step)
+                if row or self.step % self.log_every == 0 or last:
+                    means = {key: value.item() / count for key, value in sums.items()}
+                    norms = {f"gradient_{key}": update.gradient_norm.item() for key, update in self.updates.items()}
+                    self.log(means | norms | row)
+                    sums, count = {}, 0
+                    advance(self.step, means)
+                if interrupted.is_set() and not last:
+                    self.save()
+                    return False
+                if self.step % self.save_every == 0 or last:
+                    self.save()
+        return True
+
+    def log(self, row: Mapping[str, float]) -> None:
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
+
+    def save(self) -> None:
+        """Write checkpoints/step-N.pt whole, then drop all but the last few."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "rng": self.rng.get_state(),
+            "updates": {name: update.state_dict() for name, update in self.updates.items()},
+        }
+        with written_whole(self.folder / "checkpoints" / f"step-{self.step:08d}.pt") as temporary:
+            torch.save(state, temporary)
+        for old in self.checkpoints()[: -self.keep]:
+            old.unlink()
+
+    def load(self, file: Path) -> None:
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+        if set(state["updates"]) != set(self.updates):
+            raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.rng.set_state(state["rng"])
+        for name, update in self.updates.items():
+            update.load_state_dict(state["updates"][name])
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+
+    def newest_checkpoint(self) -> Path:
+        found = self.checkpoints()
+        if not found:
+            raise ValueError(f"no checkpoint in {self.folder / 'checkpoints'}: nothing to resume")
+        return found[-1]
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.jsonl."""
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def truncate_metrics(file: Path, step: int) -> None:
+    """Drop the rows after `step`: a resumed run writes them again."""
+    rows = [row for row in read_metrics(file.parent) if row["step"] <= step]
+    with written_whole(file) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the step in hand can end. A second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

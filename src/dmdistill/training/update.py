@@ -1,0 +1,108 @@
+"""Moving a network: what happens to a loss once the algorithm has it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Average", "Update"]
+
+
+class Average:
+    """Exponential moving average of a network's parameters.
+
+    Args:
+        halflife: in updates, after which a state counts half; before, it is at most a tenth of the updates so far, so
+            that the average forgets its start (Karras et al. 2022's ramp-up).
+    """
+
+    def __init__(self, network: nn.Module, *, halflife: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.halflife = halflife
+        self.mine: list[Tensor] = list(self.network.parameters())
+        self.theirs: list[Tensor] = [p.detach() for p in network.parameters()]
+
+    def update(self, count: int) -> None:
+        """Take in the network's state after its `count`-th update."""
+        halflife = min(self.halflife, count / 10)
+        weight = 1 - 0.5 ** (1 / max(halflife, 1e-6))
+        torch._foreach_lerp_(self.mine, self.theirs, weight)  # pyright: ignore[reportPrivateImportUsage]
+
+
+class Update:
+    """Takes a loss and moves one network: backward, clip, AdamW, schedule, averages.
+
+    Args:
+        lr: reached after `warmup` updates; with decay it then falls by a cosine to zero at the last of `steps`.
+        clip: largest L2 norm of the gradient.
+        halflives: of the averages kept, in updates.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        lr: float,
+        steps: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        warmup: int = 500,
+        decay: bool = False,
+        clip: float = 10.0,
+        halflives: Sequence[float] = (),
+    ) -> None:
+        self.network = network
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.clip = clip
+        self.count = 0
+        self.gradient_norm = torch.zeros(())
+        self.optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            fused=self.parameters[0].device.type != "mps",
+        )
+
+        def factor(count: int) -> float:
+            rise = min(1.0, (count + 1) / max(warmup, 1))
+            return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / steps)) if decay else 1.0)
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
+        self.averages = [Average(network, halflife=halflife) for halflife in halflives]
+
+    def __call__(self, loss: Tensor) -> None:
+        """Raises FloatingPointError, and leaves the network as it was, where the gradient is not finite."""
+        loss.backward()
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        if not torch.isfinite(self.gradient_norm):
+            self.optimiser.zero_grad()
+            raise FloatingPointError(f"the gradient's norm is {self.gradient_norm.item()}, the loss {loss.item()}")
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.schedule.step()
+        self.count += 1
+        for average in self.averages:
+            average.update(self.count)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "averages": [average.network.state_dict() for average in self.averages],
+            "count": self.count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        for average, weights in zip(self.averages, state["averages"], strict=True):
+            average.network.load_state_dict(weights)
+        self.count = state["count"]

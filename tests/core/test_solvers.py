@@ -1,0 +1,215 @@
+"""Solvers against closed forms, their papers' algorithms written plainly, and their orders of convergence."""
+
+import math
+from functools import cache
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.generator import Generator
+from dmdistill.core.paths import EDM, VP, Flow
+from dmdistill.core.solvers import SOLVERS, ddim, evaluations, heun, pndm
+from dmdistill.teachers.mixture import GaussianMixture
+
+BINS = 2**14  # enough for the steps below to divide, so that rounding to bins does not hide an order
+
+
+def smooth_vp():
+    """sigma starts linearly in t."""
+    t = (torch.arange(BINS, dtype=torch.float64) + 1) / BINS
+    return VP(torch.cos(0.98 * math.pi / 2 * t) ** 2)
+
+
+def linear_vp():
+    """DDPM's schedule in finer steps."""
+    return VP.linear_betas(BINS, 0.1 / BINS, 20 / BINS)
+
+
+FINE = {"edm": EDM(), "flow": Flow(), "smooth": smooth_vp(), "linear": linear_vp()}
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def limit():
+    """The image that solvers tend to on a path, of the noise they all start from."""
+    return cache(lambda exact, path: heun(exact(FINE[path]), noise(3, 2, 3, 5), steps=2048))
+
+
+def order(solver, exact, target):
+    """Slope of log error against log steps, 32 to 256 steps."""
+    steps = [32, 64, 128, 256]
+    errors = [(solver(exact, noise(3, 2, 3, 5), steps=n) - target).square().mean().sqrt() for n in steps]
+    x = torch.tensor(steps, dtype=torch.float64).log()
+    y = torch.stack(errors).log()
+    x, y = x - x.mean(), y - y.mean()
+    return -(x @ y / (x @ x)).item()
+
+
+@pytest.mark.parametrize(
+    ("solver", "path", "low", "high"),
+    [
+        ("heun", "edm", 1.8, 2.3),
+        ("heun", "flow", 1.8, 2.3),
+        ("heun", "smooth", 1.8, 2.3),
+        ("ddim", "edm", 0.9, 1.1),
+        ("ddim", "flow", 0.9, 1.1),
+        ("ddim", "smooth", 0.9, 1.1),
+        ("ddim", "linear", 0.9, 1.1),
+        ("pndm", "edm", 2.0, 2.5),
+        ("pndm", "smooth", 2.0, 2.5),
+        ("heun", "linear", 1.3, 1.7),  # sigma starts as sqrt(t) there, which costs every solver the second order
+    ],
+)
+def test_order_of_convergence(mixture, limit, solver, path, low, high):
+    assert low < order(SOLVERS[solver], mixture(FINE[path]), limit(mixture, path)) < high
+
+
+@pytest.mark.parametrize("path", FINE)
+def test_all_solvers_make_the_same_image_of_the_same_noise(mixture, limit, path):
+    exact, z, target = mixture(FINE[path]), noise(3, 2, 3, 5), limit(mixture, path)
+    assert target.std() > 0.3  # images, not noise and not a mean
+    second = 2e-3 if path == "linear" else 1e-4
+    for name, steps, bound in (("heun", 512, second), ("pndm", 512, second), ("ddim", 2048, 3e-3)):
+        if (name, path) != ("pndm", "flow"):
+            assert (SOLVERS[name](exact, z, steps=steps) - target).abs().max() < bound
+
+
+@pytest.mark.parametrize(("solver", "path"), [(s, p) for s in SOLVERS for p in FINE if (s, p) != ("pndm", "flow")])
+def test_one_gaussian_in_closed_form(solver, path):
+    """(x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2) is constant along the flow, so the image is m + s scaled noise."""
+    line, (m, s), z = FINE[path], (0.3, 0.4), noise(7, 2, 3, 5)
+    exact = GaussianMixture(torch.full((1, 2, 3, 5), m), line, stds=s)
+    m = exact.means[0]
+    t = torch.tensor([line.last], dtype=torch.float64)
+    alpha, sigma = line.alpha(t), line.sigma(t)
+    target = m + s * (line.prior_std * z - alpha * m) / ((alpha * s) ** 2 + sigma**2).sqrt()
+    image = SOLVERS[solver](exact, z, steps=1024)
+    bound = 1e-2 if solver == "ddim" else 1e-3 if path == "linear" else 2e-5
+    assert (image - target).abs().max() < bound
+
+
+def test_heun_is_algorithm_1_of_edm(mixture):
+    """Karras et al. (2022), step by step."""
+    exact, z = mixture(EDM()), noise(3, 2, 3, 5)
+    denoise = lambda x, sigma: exact(x, torch.full((3,), sigma, dtype=torch.float64))  # noqa: E731
+    low, high, n = 0.002 ** (1 / 7), 80 ** (1 / 7), 18
+    t = [(high + i / (n - 1) * (low - high)) ** 7 for i in range(n)] + [0.0]
+    x = t[0] * z
+    for i in range(n):
+        d = (x - denoise(x, t[i])) / t[i]
+        x_next = x + (t[i + 1] - t[i]) * d
+        if t[i + 1] != 0:
+            d_next = (x_next - denoise(x_next, t[i + 1])) / t[i + 1]
+            x_next = x + (t[i + 1] - t[i]) * (d + d_next) / 2
+        x = x_next
+    torch.testing.assert_close(heun(exact, z, steps=18), x, rtol=0, atol=1e-10)
+
+
+def test_ddim_is_eq_12_of_ddim(paths, mixture):
+    """Song et al. (2021), sigma_t = 0, from the noise prediction."""
+    path, z = paths["vp"], noise(3, 2, 3, 5)
+    exact, abar = mixture(path), [1.0, *(paths["vp"].alpha(torch.arange(1000).double()) ** 2).tolist()]
+    x, times = z, list(range(999, -2, -100))
+    for now, after in pairwise(times):
+        a, b = abar[now + 1], abar[after + 1]
+        eps = (x - math.sqrt(a) * exact(x, torch.full((3,), now).double())) / math.sqrt(1 - a)
+        x = math.sqrt(b) * (x - math.sqrt(1 - a) * eps) / math.sqrt(a) + math.sqrt(1 - b) * eps
+    torch.testing.assert_close(ddim(exact, z, steps=10), x, rtol=0, atol=1e-10)
+
+
+def test_pndm_is_its_paper(paths, mixture):
+    """Liu et al. (2022): the transfer of Eq. 11, the linear multi-step of Eq. 12, and a trapezium first."""
+    path, z = paths["vp"], noise(3, 2, 3, 5)
+    exact, abar = mixture(path), [1.0, *(paths["vp"].alpha(torch.arange(1000).double()) ** 2).tolist()]
+
+    def noise_of(x, now):
+        a = abar[now + 1]
+        return (x - math.sqrt(a) * exact(x, torch.full((3,), now).double())) / math.sqrt(1 - a)
+
+    def transfer(x, eps, now, after):
+        a, b = abar[now + 1], abar[after + 1]
+        down = math.sqrt(a) * (math.sqrt((1 - b) * a) + math.sqrt((1 - a) * b))
+        return math.sqrt(b) / math.sqrt(a) * x - (b - a) / down * eps
+
+    x, times, e = z, list(range(999, -2, -100)), []
+    for i, (now, after) in enumerate(pairwise(times)):
+        e.insert(0, noise_of(x, now))
+        if i == 0:
+            eps = (e[0] + noise_of(transfer(x, e[0], now, after), after)) / 2
+        elif i == 1:
+            eps = (3 * e[0] - e[1]) / 2
+        elif i == 2:
+            eps = (23 * e[0] - 16 * e[1] + 5 * e[2]) / 12
+        else:
+            eps = (55 * e[0] - 59 * e[1] + 37 * e[2] - 9 * e[3]) / 24
+        x = transfer(x, eps, now, after)
+    torch.testing.assert_close(pndm(exact, z, steps=10), x, rtol=0, atol=1e-10)
+
+
+class Counted(Denoiser):
+    """Counts the calls and keeps the times and the condition it was given."""
+
+    def __init__(self, exact):
+        super().__init__(nn.Identity(), exact.path)
+        self.exact, self.times, self.conds = exact, [], set()
+
+    def forward(self, x_t, t, cond=None):
+        assert t.shape == x_t.shape[:1]
+        self.times.append(t[0].item())
+        self.conds.add(cond)
+        return self.exact(x_t, t, cond)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 18])
+def test_evaluations_are_the_calls(paths, mixture, labels, solver, steps):
+    counted, cond = Counted(mixture(paths["vp"])), labels([0, 1, 2], 3)
+    SOLVERS[solver](counted, noise(3, 2, 3, 5), cond, steps=steps)
+    assert len(counted.times) == evaluations(solver, steps)
+    assert counted.times[0] == paths["vp"].last
+    assert min(counted.times) >= 0  # never asked at the clean image
+    assert {id(c) for c in counted.conds} == {id(cond)}
+
+
+def test_one_step_is_the_generator_at_its_start(path, mixture):
+    """With one step every solver answers mu(prior_std z, last), which is what G is before training."""
+    exact, z = mixture(path), noise(3, 2, 3, 5)
+    for name, solver in SOLVERS.items():
+        if not (name == "pndm" and isinstance(path, Flow)):
+            torch.testing.assert_close(solver(exact, z, steps=1), Generator(exact)(z), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_follow_the_condition_and_build_no_graph(paths, solver, labels):
+    path = paths["edm"]
+    exact = GaussianMixture(torch.tensor([[-0.5, 0.0], [0.5, 0.0]]), path, stds=0.1, classes=torch.tensor([0, 1]))
+    images = SOLVERS[solver](exact, noise(64, 2).requires_grad_(), labels([1] * 64, 2), steps=18)
+    assert not images.requires_grad
+    assert images.mean(0).tolist() == pytest.approx([0.5, 0.0], abs=0.05)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_fp32_images_are_the_fp64_ones(paths, mixture, solver):
+    for name in ("edm", "vp"):
+        exact, z = mixture(paths[name]), noise(3, 2, 3, 5).float()
+        single = SOLVERS[solver](exact, z, steps=18)
+        double = SOLVERS[solver](exact, z.double(), steps=18)
+        assert single.dtype == torch.float32
+        assert (single - double).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_steps_raise(paths, mixture, solver):
+    with pytest.raises(ValueError, match="expected at least 1"):
+        SOLVERS[solver](mixture(paths["edm"]), noise(3, 2, 3, 5), steps=0)
+
+
+def test_pndm_refuses_a_path_without_a_signal(paths, mixture):
+    with pytest.raises(ValueError, match="use heun"):
+        pndm(mixture(paths["flow"]), noise(3, 2, 3, 5), steps=10)

@@ -1,0 +1,159 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from dmdistill.metrics.frechet import Statistics, frechet_distance, gather, load_statistics, save_statistics
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gaussian(d, seed, *, rank=None):
+    factor = draw(d, rank or d, seed=seed)
+    return Statistics(draw(d, seed=seed + 100), factor @ factor.T, 1000)
+
+
+def flat(x):
+    return x.flatten(1)
+
+
+def root(matrix):
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
+
+
+def test_diagonal_covariances_in_closed_form():
+    """|m_a - m_b|^2 + sum (s_a - s_b)^2."""
+    m_a, m_b, s_a, s_b = draw(5, seed=1), draw(5, seed=2), draw(5, seed=3).abs(), draw(5, seed=4).abs()
+    a, b = Statistics(m_a, (s_a**2).diag(), 9), Statistics(m_b, (s_b**2).diag(), 9)
+    expected = float((m_a - m_b).square().sum() + (s_a - s_b).square().sum())
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_two_dimensions_in_closed_form():
+    """Of a 2x2 product P, tr P^(1/2) = (tr P + 2 det(P)^(1/2))^(1/2)."""
+    a, b = gaussian(2, 1), gaussian(2, 2)
+    product = a.covariance @ b.covariance
+    overlap = math.sqrt(product.trace() + 2 * math.sqrt(torch.linalg.det(product)))
+    expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_the_symmetric_form_of_the_root():
+    """tr (C_a C_b)^(1/2) = tr (C_a^(1/2) C_b C_a^(1/2))^(1/2)."""
+    a, b = gaussian(16, 1), gaussian(16, 2)
+    overlap = root(root(a.covariance) @ b.covariance @ root(a.covariance)).trace()
+    expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
+
+
+def test_agrees_with_torchmetrics():
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    features = torch.nn.Flatten()
+    features.num_features = 24
+    metric = fid.FrechetInceptionDistance(features)
+    x, y = draw(300, 2, 3, 4, seed=1).exp(), draw(200, 2, 3, 4, seed=2)
+    metric.update(x, real=True)
+    metric.update(y, real=False)
+    assert frechet_distance(gather(flat, [x]), gather(flat, [y])) == pytest.approx(float(metric.compute()), rel=1e-10)
+
+
+def test_rotation_leaves_the_distance():
+    a, b = gaussian(12, 1), gaussian(12, 2, rank=5)
+    q = torch.linalg.qr(draw(12, 12, seed=3)).Q
+    turned = [Statistics(q @ s.mean, q @ s.covariance @ q.T, s.count) for s in (a, b)]
+    assert frechet_distance(*turned) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 10, 100, 1000])
+def test_zero_for_the_same_whatever_the_rank(count):
+    statistics = gather(flat, [draw(count, 128).relu()])
+    assert 0 <= frechet_distance(statistics, statistics) < 1e-8
+
+
+def test_covariances_that_lack_rank():
+    """A deterministic feature against the same, spread: the distance is the spread; nothing at all: |difference|^2."""
+    spread, none = torch.eye(64, dtype=torch.float64), torch.zeros(64, 64, dtype=torch.float64)
+    zero, one = torch.zeros(64, dtype=torch.float64), torch.ones(64, dtype=torch.float64)
+    assert frechet_distance(Statistics(zero, none, 2), Statistics(zero, spread, 2)) == pytest.approx(64)
+    assert frechet_distance(Statistics(zero, none, 2), Statistics(one, none, 2)) == pytest.approx(64)
+    factor = torch.linalg.qr(draw(64, 9)).Q  # an orthonormal projection P: (P I)^(1/2) = P, whose trace is 9
+    flattened = Statistics(zero, factor @ factor.T, 2)
+    assert frechet_distance(flattened, Statistics(zero, spread, 2)) == pytest.approx(64 + 9 - 2 * 9, abs=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 7, 256])
+def test_streamed_equals_all_at_once(size):
+    x = draw(600, 3, 2, 4).float() + 3
+    whole, streamed = gather(flat, [x]), gather(flat, iter(x.split(size)))
+    torch.testing.assert_close(streamed.mean, whole.mean, rtol=1e-10, atol=0)
+    torch.testing.assert_close(streamed.covariance, whole.covariance, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(whole.covariance, torch.cov(flat(x).double().T), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(whole.mean, flat(x).double().mean(0), rtol=1e-10, atol=0)
+    assert streamed.count == whole.count == 600
+    assert whole.mean.dtype == whole.covariance.dtype == torch.float64
+
+
+def test_grows_with_noise_and_with_blur():
+    torch.manual_seed(0)
+    features = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 24, 5, stride=3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()
+    )
+    x = draw(500, 1, 24, 20).float()
+    reference = gather(features, x[:250].split(64))
+
+    def distance(images):
+        return frechet_distance(reference, gather(features, images.split(64)))
+
+    noise = draw(250, 1, 24, 20, seed=1).float()
+    noisy = [distance(x[250:] + level * noise) for level in (0, 1, 2, 4)]
+    blurred = [distance(F.avg_pool2d(x[250:], size, 1, size // 2)) for size in (1, 3, 5)]
+    assert noisy == sorted(noisy)
+    assert blurred == sorted(blurred)
+    assert 2 * noisy[0] < noisy[1]
+    assert 2 * blurred[0] < blurred[1]
+
+
+def test_round_trip(tmp_path):
+    statistics = gather(flat, [draw(50, 3, 2)])
+    save_statistics(tmp_path / "new" / "reference.safetensors", statistics)
+    loaded = load_statistics(tmp_path / "new" / "reference.safetensors")
+    assert torch.equal(loaded.mean, statistics.mean)
+    assert torch.equal(loaded.covariance, statistics.covariance)
+    assert loaded.count == 50
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["reference.safetensors"]
+
+
+def test_wrong_files_are_named(tmp_path):
+    path = tmp_path / "reference.safetensors"
+    with pytest.raises(ValueError, match=r"reference\.safetensors"):
+        load_statistics(path)
+    save_statistics(path, gather(flat, [draw(50, 3, 2)]))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"reference\.safetensors") as error:
+        load_statistics(path)
+    assert "\n" not in str(error.value)
+    save_file({"mean": torch.zeros(3), "weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"holds mean \(3,\), weight \(3,\)"):
+        load_statistics(path)
+    save_file({"mean": torch.zeros(3), "covariance": torch.zeros(3, 4), "count": torch.tensor(2)}, path)
+    with pytest.raises(ValueError, match="expected"):
+        load_statistics(path)
+
+
+def test_what_cannot_be_gathered_is_refused():
+    with pytest.raises(ValueError, match="1 images"):
+        gather(flat, [draw(1, 3, 2)])
+    with pytest.raises(ValueError, match="0 images"):
+        gather(flat, [])
+    with pytest.raises(ValueError, match="NaN"):
+        gather(flat, [draw(4, 3, 2).log()])
+    with pytest.raises(ValueError, match=r"\(4, 3, 2\)"):
+        gather(lambda x: x, [draw(4, 3, 2)])
+    with pytest.raises(ValueError, match="of 6 and of 8 features"):
+        frechet_distance(gaussian(6, 0), gaussian(8, 0))
