@@ -45,11 +45,11 @@ def read_json(path: Path) -> Any:
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Tensors of any device and layout."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_whole(path) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt"})
+    with written_whole(path) as temporary:  # save_file would make it unreadable for others
+        temporary.write_bytes(save(plain, metadata={"format": "pt"}))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

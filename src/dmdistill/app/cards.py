@@ -73,7 +73,7 @@ A small residual classifier. Its {judge.classifier.num_features} pooled features
 `dmdistill evaluate` reports as `frechet_{judge.name}`. It is not FID, and comparable with nothing else.
 
 Accuracy {figures["accuracy"]:.2%} on the {figures["test_images"]} test images. reference.safetensors describes the
-{judge.reference.count} training images; the test images' own distance to them is {figures["frechet_test_images"]:.3f},
+{judge.reference.count} training images; the test images' own distance to them is {figures["frechet_test_images"]:.4g},
 which is as good as generated images could be expected to be.
 
 ## Settings

@@ -46,7 +46,7 @@ def train_classifier(config: Settings) -> Judge:
         temporary.write_text(judge_card(judge, figures, asdict(config)), encoding="utf-8")
     Console(highlight=False).print(
         f"accuracy {accuracy:.2%} on {len(held_out)} test images, whose Frechet distance to the {len(data)} training "
-        f"images is {real:.3f}; judge in {config.out}",
+        f"images is {real:.4g}; judge in {config.out}",
         markup=False,
     )
     return judge

@@ -63,17 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str]) -> Any:
     """The configuration asked for: the settings of a preset or of a resumed run, with the flags over them."""
     kinds = tuple(
-        Annotated[command.config, subcommand(name, default=settings(name, command, arguments))]
+        Annotated[
+            command.config,
+            subcommand(name, default=settings(name, command, arguments)) if command.section else subcommand(name),
+        ]
         for name, command in COMMANDS.items()
     )
     return tyro.cli(Union[kinds], prog="dmdistill", description=DESCRIPTION, args=arguments)  # type: ignore[arg-type] # noqa: UP007
 
 
 def settings(name: str, command: Command, arguments: Sequence[str]) -> Any:
-    """What a command's flags start from."""
-    if command.section is None:
-        return tyro.MISSING
-    if name not in arguments[:1]:
+    """What the flags of a command with presets start from; only the command that is asked for reads its preset."""
+    if name not in arguments[:1] or command.section is None:
         return command.config()
     if folder := flag("--resume", arguments):
         return with_run(command.config(), Path(folder))

@@ -155,7 +155,7 @@ class Distill:
     """Settings to start from; the other flags change them."""
     pairs: Path | None = None
     """Folder of pairs made before; without it they are made in the run folder."""
-    pair_count: int = 10000
+    pair_count: int = 7000
     """Pairs to make where none are given."""
     steps: int = 1000
     """Updates of the generator."""
@@ -277,7 +277,7 @@ class Classifier:
     """Folder to write."""
     preset: str = "fashion"
     """Settings to start from; the other flags change them."""
-    epochs: int = 12
+    epochs: int = 8
     """Passes over the training images."""
     batch: int = 256
     """Images per step."""

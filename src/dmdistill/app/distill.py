@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from dmdistill.app.cards import student_card
 from dmdistill.app.config import Distill
-from dmdistill.app.evaluate import measure, metrics, print_table, seconds_per_image
+from dmdistill.app.evaluate import draw, measure, metrics, print_table, seconds_per_image
 from dmdistill.app.pairs import pairs_of, with_solver
 from dmdistill.app.report import draw_comparison, draw_curves
 from dmdistill.app.run import Run
@@ -158,8 +159,8 @@ class Job:
         return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake)
 
     @property
-    def hooks(self) -> dict[int, Any]:
-        return {self.config.sample_every: self.look, self.config.evaluate_every: self.evaluate}
+    def hooks(self) -> list[tuple[int, Callable[[int], dict[str, float]]]]:
+        return [(self.config.sample_every, self.look), (self.config.evaluate_every, self.evaluate)]
 
     def look(self, step: int) -> dict[str, float]:
         """A grid of the newest average's images of the probe's noise."""
@@ -234,20 +235,18 @@ def report(config: Distill, job: Job, run: Run) -> Student:
 
 
 def teacher_report(config: Distill, job: Job) -> dict[str, Any]:
-    """The teacher's figures; where there are pairs enough, its images are theirs."""
-    teacher, pairs = job.teacher, job.pairs
-    if pairs is None or len(pairs) < config.report_images or config.pairs is not None:
-        return measure(teacher, images=config.report_images, batch=500, seed=config.seed + 3)
-    batches = (
-        pairs[range(start, min(start + 500, config.report_images))][1].to(teacher.device)
-        for start in range(0, config.report_images, 500)
-    )
+    """The teacher's figures. Its images are those of the run's own pairs, and fresh ones where these are too few."""
+    teacher, count = job.teacher, config.report_images
+    own = job.pairs if job.pairs is not None and config.pairs is None else None
+    kept = min(len(own), count) if own is not None else 0
+    made = (own[range(i, min(i + 500, kept))][1].to(teacher.device) for i in range(0, kept, 500)) if own else iter(())
+    fresh = draw(teacher, count - kept, batch=500, seed=config.seed + 3, name="drawing the teacher's images")
     return {
         "model": teacher.name,
         "evaluations_per_image": teacher.evaluations,
-        "images": config.report_images,
+        "images": count,
         "seconds_per_image": seconds_per_image(teacher),
-        "metrics": metrics(job.judge, batches) if job.judge else {},
+        "metrics": metrics(job.judge, itertools.chain(made, fresh)) if job.judge else {},
     }
 
 

@@ -77,7 +77,7 @@ def print_table(reports: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for report in reports for name in report["metrics"]))
     table = Table("model", "evaluations/image", *(name.replace("_", " ", 1) for name in names), "ms/image")
     for report in reports:
-        figures = [f"{report['metrics'][name]:.3f}" if name in report["metrics"] else "-" for name in names]
+        figures = [f"{report['metrics'][name]:.4g}" if name in report["metrics"] else "-" for name in names]
         table.add_row(
             report["model"],
             str(report["evaluations_per_image"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,12 @@ def read_idx(path: Path) -> Tensor:
     """A gzipped IDX file (the MNIST family's format) of unsigned bytes."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as gzip: {error}") from None
     dims = content[3] if len(content) > 3 else 0
     shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
     data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * dims, len(content)))
-    if content[:3] != b"\0\0\x08" or data.size != math.prod(shape):
+    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * dims or data.size != math.prod(shape):
         raise ValueError(f"{path} is not an IDX file of unsigned bytes, or is cut short")
     return torch.from_numpy(data.reshape(shape).copy())
 
@@ -68,6 +69,10 @@ def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
                 f"no {file.name} in {folder}: --data takes the folder of Fashion-MNIST's official .gz files"
             )
     images, labels = (read_idx(file) for file in files)
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{folder} holds {part} images {tuple(images.shape)} and labels {tuple(labels.shape)}, expected N H W and N"
+        )
     return ImageSet(images[:, None], labels.long(), FASHION_CLASSES)
 
 

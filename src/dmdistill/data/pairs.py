@@ -75,10 +75,12 @@ def make_pairs(
 
     ValueError where the folder holds pairs made otherwise.
     """
+    if min(settings.count, settings.shard_size, batch) < 1:
+        raise ValueError(f"{settings.count} pairs, {settings.shard_size} a shard, {batch} a batch: expected 1 or more")
     described = folder / "pairs.json"
     if described.exists():
-        if (found := read_json(described)) != {**asdict(settings), "seconds_per_image": found.get("seconds_per_image")}:
-            odd = [key for key, value in asdict(settings).items() if found.get(key) != value]
+        found, _ = read_settings(described)
+        if odd := [key for key, value in asdict(settings).items() if getattr(found, key) != value]:
             raise ValueError(f"{folder} holds pairs of other settings: {', '.join(odd)} differ; choose another folder")
     else:
         write_json(described, {**asdict(settings), "seconds_per_image": None})
@@ -108,14 +110,35 @@ def save_shard(file: Path, z: Tensor, y: Tensor, labels: Labels | None) -> None:
     write_safetensors(file, tensors)
 
 
+def read_settings(file: Path) -> tuple[PairSettings, float | None]:
+    """What pairs.json says, and the seconds an image took, where known. ValueError where it is something else."""
+    found = read_json(file)
+    try:
+        seconds = found.pop("seconds_per_image")
+        return PairSettings(**found), seconds
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} does not describe pairs: {error!r}") from None
+
+
+def read_shard(file: Path, rows: int) -> dict[str, Tensor]:
+    """A shard's tensors. ValueError, naming the file, where it is damaged or another set's."""
+    shard = read_safetensors(file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
+    if not {"z", "y"} <= shapes.keys() <= {"z", "y", "one_hot"} or shapes["z"] != shapes["y"]:
+        raise ValueError(f"{file} holds {shapes}, expected z and y of one shape")
+    if {len(tensor) for tensor in shard.values()} != {rows}:
+        raise ValueError(f"{file} holds {shapes}, expected {rows} pairs")
+    return shard
+
+
 class Pairs:
     """A finished set of pairs. Shards stay on disk, memory-mapped, until their rows are asked for."""
 
     def __init__(self, folder: Path) -> None:
-        described = read_json(folder / "pairs.json")
-        self.seconds_per_image: float | None = described.pop("seconds_per_image")
-        self.settings = PairSettings(**described)
-        self.shards = [read_safetensors(shard_file(folder, shard)) for shard in range(self.settings.shards)]
+        self.settings, self.seconds_per_image = read_settings(folder / "pairs.json")
+        self.shards = [
+            read_shard(shard_file(folder, shard), self.settings.rows(shard)) for shard in range(self.settings.shards)
+        ]
 
     def __len__(self) -> int:
         return self.settings.count

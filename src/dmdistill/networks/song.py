@@ -107,10 +107,10 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(self.resampled(F.silu(self.norm0(x))))
-        h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
+        h = F.silu(self.norm1(h.add_(self.affine(emb)[:, :, None, None])))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = (h + (self.skip(self.resampled(x)) if self.skip is not None else x)) * SKIP_SCALE
-        return (self.attend(x) + x) * SKIP_SCALE if self.attention else x
+        x = (h + (self.skip(self.resampled(x)) if self.skip is not None else x)).mul_(SKIP_SCALE)
+        return (self.attend(x) + x).mul_(SKIP_SCALE) if self.attention else x
 
     def attend(self, x: Tensor) -> Tensor:
         """Single-head self-attention over all places. The checkpoints interleave q, k and v channel by channel."""

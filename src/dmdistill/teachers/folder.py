@@ -12,6 +12,7 @@ from torch import nn
 
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.paths import EDM
+from dmdistill.core.solvers import evaluations
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.files import read_json, read_safetensors, write_json, write_safetensors, written_whole
 from dmdistill.networks.song import SongUNet
@@ -25,7 +26,7 @@ CLASSES = {cls.__name__: cls for cls in (SongUNet, EDM, EDMDenoiser)}
 def bundled() -> dict[str, Path]:
     """The models inside the package, by name."""
     root = Path(str(resources.files("dmdistill"))) / "bundled"
-    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "config.json").exists()}
+    return {file.parent.name: file.parent for file in sorted(root.glob("*/config.json"))}
 
 
 def load_model(name: str) -> Model:
@@ -51,7 +52,8 @@ def load_model(name: str) -> Model:
         }
         if config["kind"] == "teacher":
             fields |= {key: config[key] for key in ("solver", "steps", "guidance")}
-    except (KeyError, TypeError) as error:
+            evaluations(config["solver"], config["steps"])  # a KeyError where no such solver is
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} cannot be used: {error!r}") from None
     load_weights(folder / "model.safetensors", denoiser.net)
     denoiser.eval().requires_grad_(False)
@@ -104,8 +106,8 @@ def find(name: str) -> Path:
     if Path(name).exists():
         raise ValueError(f"{name} holds no config.json, student/ or teacher/: not a model's folder or run")
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join(known)}, or the folder of a model or run")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*known, 'the folder of a model or run'])}")
 
 
 def build(spec: dict[str, Any], **parts: Any) -> Any:

@@ -6,9 +6,10 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Trainer:
         updates: the networks in training, by name, with their optimisers, schedules and averages.
         rng: the generator of every random draw of the run.
         log_every, save_every: in steps. keep: how many checkpoints stay.
-        resume: go on from the newest checkpoint in `folder`; ValueError where there is none.
+        resume: go on from the newest checkpoint in `folder`, from the start where the run ended before its first.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class Trainer:
         self.log_every, self.save_every, self.keep = log_every, save_every, keep
         self.step = 0
         self.seconds = 0.0
-        if resume:
-            self.load(self.newest_checkpoint())
+        self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
+        self.count = 0
+        if resume and (found := self.checkpoints()):
+            self.load(found[-1])
         truncate_metrics(self.log_file, self.step)
 
     @property
@@ -61,18 +64,16 @@ class Trainer:
         return self.folder / "metrics.jsonl"
 
     def fit(
-        self, iterate: Callable[[int], Mapping[str, Tensor]], *, hooks: Mapping[int, Hook] | None = None, name: str
+        self, iterate: Callable[[int], Mapping[str, Tensor]], *, hooks: Sequence[tuple[int, Hook]] = (), name: str
     ) -> bool:
         """Call iterate(step) until `steps` are done; False where Ctrl-C or SIGTERM ended it early, after a save.
 
         iterate: returns the step's losses, which are averaged over each log interval.
-        hooks: every so many steps and after the last, a call whose figures join the log.
+        hooks: (every so many steps, and after the last; a call whose figures join the log).
         """
-        sums: dict[str, Tensor] = {}
-        count = 0
         with interruption() as interrupted, progress_bar(name, self.steps, start=self.step) as advance:
+            start = time.perf_counter() - self.seconds
             while self.step < self.steps:
-                start = time.perf_counter()
                 try:
                     losses = iterate(self.step)
                 except (NonFiniteError, FloatingPointError) as error:
@@ -82,20 +83,20 @@ class Trainer:
                         f"learning rate or a longer warm-up usually helps"
                     ) from error
                 self.step += 1
-                self.seconds += time.perf_counter() - start
                 for key, value in losses.items():
-                    sums[key] = sums.get(key, 0) + value
-                count += 1
+                    self.sums[key] = self.sums.get(key, 0) + value
+                self.count += 1
                 last = self.step == self.steps
                 row: dict[str, float] = {}
-                for every, hook in (hooks or {}).items():
+                for every, hook in hooks:
                     if self.step % every == 0 or last:
                         row |= hook(self.step)
+                self.seconds = time.perf_counter() - start
                 if row or self.step % self.log_every == 0 or last:
-                    means = {key: value.item() / count for key, value in sums.items()}
+                    means = {key: value.item() / self.count for key, value in self.sums.items()}
                     norms = {f"gradient_{key}": update.gradient_norm.item() for key, update in self.updates.items()}
                     self.log(means | norms | row)
-                    sums, count = {}, 0
+                    self.sums, self.count = {}, 0
                     advance(self.step, means)
                 if interrupted.is_set() and not last:
                     self.save()
@@ -113,19 +114,29 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "sums": self.sums,
+            "count": self.count,
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
         }
         with written_whole(self.folder / "checkpoints" / f"step-{self.step:08d}.pt") as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # how torch says that the disk is full
+                raise OSError(f"{temporary.parent} cannot be written: {str(error).splitlines()[0]}") from None
         for old in self.checkpoints()[: -self.keep]:
             old.unlink()
 
     def load(self, file: Path) -> None:
-        state: dict[str, Any] = torch.load(file, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, UnpicklingError) as error:
+            raise ValueError(
+                f"{file} cannot be read: {(str(error) or 'it is empty').splitlines()[0]}; remove it to go on without"
+            ) from None
         if set(state["updates"]) != set(self.updates):
             raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.sums, self.count = (state[key] for key in ("step", "seconds", "sums", "count"))
         self.rng.set_state(state["rng"])
         for name, update in self.updates.items():
             update.load_state_dict(state["updates"][name])
@@ -133,17 +144,12 @@ class Trainer:
     def checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
 
-    def newest_checkpoint(self) -> Path:
-        found = self.checkpoints()
-        if not found:
-            raise ValueError(f"no checkpoint in {self.folder / 'checkpoints'}: nothing to resume")
-        return found[-1]
-
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl."""
+    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none."""
     file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def truncate_metrics(file: Path, step: int) -> None:

@@ -1,0 +1,5 @@
+"""`python -m dmdistill` is the command `dmdistill`."""
+
+from dmdistill.app.cli import main
+
+main()

@@ -1,0 +1,316 @@
+"""The command line: what the user can mend is one line and exit code 2, and nothing is left half-written."""
+
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmdistill.app.cli import main
+
+MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+SMALL = ["--steps", "2", "--batch", "3", "--batch-reg", "2", "--report-images", "4", "--pair-count", "6"]
+QUICK = [*SMALL, "--solver-steps", "2", *MACHINE]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Defaults such as runs/distill are made in an empty folder, and an exception is one line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DMDISTILL_DEBUG", raising=False)
+
+
+@pytest.fixture
+def model(tiny_teacher, tmp_path):
+    return shutil.copytree(tiny_teacher, tmp_path / "model")
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Run a command that must fail: its one line on stderr. Nothing may be written beside what was there."""
+
+    def run(*arguments, match, kept=()):
+        before = files(tmp_path)
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        error = capsys.readouterr().err
+        assert end.value.code == 2
+        assert error.startswith("dmdistill: ")
+        assert error.count("\n") == 1, error
+        assert match in error
+        assert files(tmp_path) - before == set(kept)
+        return error
+
+    return run
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("command", ["teach", "pairs", "distill", "classifier"])
+def test_an_unknown_preset_suggests(command, refused):
+    refused(command, "--preset", "fashoin", match="unknown preset 'fashoin'; did you mean 'fashion'?")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["distill", "--teacher", "tyni"], ["pairs", "--teacher", "tyni"], ["sample", "tyni"], ["info", "tyni"]],
+)
+def test_an_unknown_model_is_named(arguments, refused):
+    refused(*arguments, match="unknown model 'tyni'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["distill", "--lamda-reg", "1"], "--lambda-reg"),
+        (["teach", "--stesp", "1"], "--steps"),
+        (["sample", "x", "--cuont", "1"], "--count"),
+        (["distil"], "distill"),
+        (["distill", "--solver", "huen"], "heun"),
+        (["distill", "--steps", "many"], "many"),
+        (["evaluate"], "model"),
+    ],
+)
+def test_a_typo_in_a_flag_suggests(arguments, hint, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert hint in error
+    assert "Traceback" not in error
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "foreign"])
+@pytest.mark.parametrize("command", ["distill", "sample"])
+def test_spoiled_weights_are_named(command, damage, model, refused):
+    file = model / "model.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut short":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        save_file({"weight": torch.zeros(3)}, file)
+    refused(*([command, "--teacher", model] if command == "distill" else [command, model]), match=str(file))
+
+
+def test_a_student_is_no_teacher(model, refused):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"kind": "student"}))
+    refused("distill", "--teacher", model, match="is a student; a teacher is wanted")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--lambda-reg", "1", "--pair-count", "0"], "needs pairs"),
+        (["--lambda-reg", "0", "--no-match"], "leaves no loss"),
+        (["--lambda-reg", "-1"], "expected at least 0"),
+        (["--lambda-end", "-1"], "expected at least 0"),
+        (["--distance", "lpips"], "needs --lpips-weights"),
+        (["--lpips-weights", "none.safetensors"], "none.safetensors does not exist"),
+        (["--low", "0.9", "--high", "0.1"], "expected 0 <= low < high <= 1"),
+        (["--steps", "0"], "--steps 0, expected at least 1"),
+        (["--batch", "0"], "--batch 0, expected at least 1"),
+        (["--fake-steps", "0"], "--fake-steps 0, expected at least 1"),
+        (["--evaluate-images", "1"], "--evaluate-images 1"),
+        (["--report-images", "0"], "--report-images 0"),
+        (["--lr", "-1"], "--lr -1.0"),
+        (["--clip", "0"], "--clip 0.0"),
+        (["--solver-steps", "0"], "--solver-steps 0, expected at least 1"),
+        (["--device", "gpu"], "device 'gpu' cannot be used"),
+        (["--threads", "-1"], "--threads -1"),
+        (["--pairs", "nowhere"], "nowhere/pairs.json does not exist"),
+    ],
+)
+def test_contradictions_are_found_before_anything_is_written(arguments, match, tiny_teacher, refused):
+    refused("distill", "--teacher", tiny_teacher, *QUICK, *arguments, match=match)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--steps", "0"], "--steps 0"),
+        (["--batch", "0"], "--batch 0"),
+        (["--log-every", "0"], "--log-every 0"),
+        (["--network.patch-size", "5"], "12"),
+        (["--network.channel-mult", "1", "1", "1", "1"], "12"),
+        (["--data", "nowhere"], "no train-images-idx3-ubyte.gz in nowhere"),
+    ],
+)
+def test_teaching_refuses_what_cannot_be(arguments, match, idx_folder, refused):
+    given = ["--steps", "2", "--batch", "3", "--network.model-channels", "16", *MACHINE]
+    refused("teach", "--data", idx_folder, *given, *arguments, match=match)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--labels", "99"], "labels from 99 to 99, expected 0 to 9"),
+        (["--labels", "1", "99", "--count", "1"], "99, expected 0 to 9"),
+        (["--count", "0"], "--count 0"),
+        (["--columns", "0"], "--columns 0"),
+        (["--out", "x.jpg"], "expected a file that ends in .png"),
+    ],
+)
+def test_samples_that_cannot_be_are_refused(arguments, match, tiny_teacher, refused):
+    refused("sample", tiny_teacher, *MACHINE, *arguments, match=match)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--count", "0"], "0 pairs"),
+        (["--shard-size", "0"], "0 a shard"),
+        (["--batch", "0"], "0 a batch"),
+        (["--solver-steps", "0"], "--solver-steps 0"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(arguments, match, tiny_teacher, refused):
+    refused("pairs", "--teacher", tiny_teacher, *MACHINE, *arguments, match=match)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "classes", "none"])
+def test_pairs_of_another_shape_are_refused(wrong, tiny_teacher, tmp_path, refused):
+    pairs = tmp_path / "pairs"
+    main(
+        ["pairs", "--teacher", str(tiny_teacher), "--count", "6", "--out", str(pairs), "--solver-steps", "1", *MACHINE]
+    )
+    file = pairs / "shard-00000.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    if wrong == "shape":
+        tensors |= {name: tensors[name].repeat(1, 3, 1, 1) for name in ("z", "y")}
+    elif wrong == "classes":
+        tensors["one_hot"] = tensors["one_hot"][:, :7].contiguous()
+    else:
+        del tensors["one_hot"]
+    save_file(tensors, file)
+    refused("distill", "--teacher", tiny_teacher, "--pairs", pairs, *QUICK, match=f"{pairs} holds")
+
+
+def test_pairs_of_other_settings_are_refused(tiny_teacher, tmp_path, refused):
+    given = ["pairs", "--teacher", str(tiny_teacher), "--count", "6", "--out", str(tmp_path / "p"), *MACHINE]
+    main([*given, "--solver-steps", "1"])
+    refused(*given, "--solver-steps", "2", match="other settings: steps differ")
+
+
+@pytest.mark.parametrize("command", ["distill", "teach"])
+def test_a_run_folder_that_exists_is_left_alone(command, tiny_teacher, idx_folder, tmp_path, refused):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "mine.txt").write_text("precious")
+    given = ["--teacher", tiny_teacher, *QUICK] if command == "distill" else ["--data", idx_folder, *MACHINE]
+    refused(command, "--out", run, *given, match="already exists: choose another --out, or go on with it by --resume")
+    assert (run / "mine.txt").read_text() == "precious"
+
+
+def test_nothing_to_resume_is_said(tmp_path, refused):
+    refused("distill", "--resume", tmp_path / "nowhere", match="nowhere/config.toml does not exist")
+
+
+def outputs(tiny_teacher, idx_folder, out):
+    """Every command that writes, told to write at `out`."""
+    return {
+        "distill": ["distill", "--teacher", tiny_teacher, "--out", out, *QUICK],
+        "teach": ["teach", "--data", idx_folder, "--out", out, "--steps", "1", *MACHINE],
+        "classifier": ["classifier", "--data", idx_folder, "--out", out, "--epochs", "1", "--batch", "50", *MACHINE],
+        "pairs": ["pairs", "--teacher", tiny_teacher, "--out", out, "--count", "6", "--solver-steps", "1", *MACHINE],
+        "sample": ["sample", tiny_teacher, "--out", out / "x.png", "--count", "2", *MACHINE],
+        "evaluate": ["evaluate", tiny_teacher, "--json", out / "x.json", "--images", "2", *MACHINE],
+    }
+
+
+@pytest.mark.parametrize("command", ["distill", "teach", "classifier", "pairs", "sample", "evaluate"])
+def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_folder, tmp_path, refused):
+    (tmp_path / "file").write_text("precious")
+    refused(*outputs(tiny_teacher, idx_folder, tmp_path / "file" / "below")[command], match="Not a directory")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.fixture
+def small_disk():
+    """Files may have 9000 bytes: as on a disk that is full, writing more fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_picture(tiny_teacher, small_disk, refused):
+    refused("sample", tiny_teacher, "--count", "200", *MACHINE, match="File too large")
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_shard(tiny_teacher, small_disk, refused):
+    given = ["--count", "50", "--solver-steps", "1", *MACHINE]
+    kept = ["pairs", "pairs/fashion", "pairs/fashion/pairs.json"]
+    refused("pairs", "--teacher", tiny_teacher, *given, match="File too large", kept=kept)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(tiny_teacher, small_disk, tmp_path, refused):
+    given = ["--teacher", tiny_teacher, "--lambda-reg", "0", "--out", tmp_path / "run", *QUICK]
+    kept = ["run", "run/config.toml", "run/metrics.jsonl", "run/checkpoints", "run/samples"]
+    refused("distill", *given, match="checkpoints cannot be written", kept=[*kept, "run/samples/step-000002.png"])
+
+
+def spoil(model):
+    """NaN in one bias of a model's weights."""
+    file = model / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    tensors["map_layer0.bias"][3] = math.nan
+    save_file(tensors, file)
+
+
+def test_nan_in_a_teacher_names_network_time_and_step(model, tmp_path, capsys):
+    spoil(model)
+    with pytest.raises(SystemExit) as end:
+        main(["distill", "--teacher", str(model), "--lambda-reg", "0", "--out", str(tmp_path / "run"), *QUICK])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.count("\n") == 1
+    for word in ("step 0", "loss_kl is nan", "the generator answers with NaN", "sample 0 at time 80"):
+        assert word in error
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_nan_in_a_teacher_makes_no_pairs(model, refused):
+    spoil(model)
+    kept = ["pairs", "pairs/fashion", "pairs/fashion/pairs.json"]
+    given = ["--count", "6", "--solver-steps", "1", *MACHINE]
+    refused("pairs", "--teacher", model, *given, match="the teacher's solver gave NaN or infinity", kept=kept)
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("DMDISTILL_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown model 'tyni'"):
+        main(["info", "tyni"])
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmdistill.app.info.load_model", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["info", "anything"])
+    assert (end.value.code, capsys.readouterr().err) == (130, "dmdistill: interrupted\n")
+
+
+def test_the_installed_command_fails_as_main_does(tmp_path):
+    """In a process of its own: exit code, one line, no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from dmdistill.app.cli import main; main()", "distill", "--preset", "fashoin"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,161 @@
+"""Configurations: written and read back they are equal, and what the user says comes last."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dmdistill.app import config
+from dmdistill.app.cli import COMMANDS, parse
+from dmdistill.app.config import Classifier, Distill, MakePairs, Network, Solver, Teach, overlay, presets, to_toml
+
+CHANGED = [
+    Teach(
+        data=Path('odd "name" \\ with\ttab'),
+        network=Network(channel_mult=(1, 2, 3), attn_resolutions=(14, 7)),
+        lr=1e-5,
+        betas=(0.5, 1.0),
+        resume=Path("runs/before"),
+        machine=config.Machine(threads=3),
+    ),
+    MakePairs(ode=Solver(solver="ddim", guidance=2.0), count=7),
+    Distill(match=False, lambda_end=0.0, halflives=(), pairs=Path("p"), lr=1e30, lpips_weights=Path("l")),
+    Distill(halflives=(1.0, 2.5, 1e-7), teacher="", distance="lpips", weight="sigma3"),
+    Classifier(epochs=1),
+]
+
+
+def typed(value):
+    """A value with the types of all that is in it: 1 == 1.0 must not pass."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: typed(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [typed(item) for item in value] if isinstance(value, tuple) else (type(value), value)
+
+
+@pytest.mark.parametrize(
+    "made", [*CHANGED, Teach(), MakePairs(), Distill(), Classifier()], ids=lambda c: type(c).__name__
+)
+def test_toml_and_back_is_equal(made):
+    table = tomllib.loads(to_toml(dataclasses.asdict(made)))
+    assert typed(overlay(type(made)(), table, "test")) == typed(made)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_fits_its_commands(name):
+    for command in COMMANDS.values():
+        if command.section:
+            made = config.with_preset(command.config(), name, command.section)
+            assert made.preset == name
+            assert {type(getattr(made, f.name)) for f in dataclasses.fields(made)}  # every field is there
+
+
+def write(folder, text):
+    file = folder / "mine.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_an_unknown_preset_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown preset 'fashoin'; did you mean 'fashion'\? Known: .*fashion"):
+        config.with_preset(Distill(), "fashoin", "distill")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[distill]\nlamda_reg = 1", "no setting 'lamda_reg'; did you mean 'lambda_reg'"),
+        ("[distill.ode]\nsolvr = 'ddim'", r"ode: no setting 'solvr'; did you mean 'solver'"),
+        ("[distill]\nqqq = 1", "no setting 'qqq'$"),
+        ("[distill\n", "preset .*mine.toml: "),
+    ],
+)
+def test_typos_in_a_preset_are_named(text, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        config.with_preset(Distill(), write(tmp_path, text), "distill")
+
+
+def test_a_preset_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing\.toml does not exist"):
+        config.with_preset(Distill(), str(tmp_path / "nothing.toml"), "distill")
+
+
+def test_a_preset_keeps_the_types(tmp_path):
+    text = """
+    [distill]
+    lr = 1
+    betas = [0, 1]
+    halflives = [20, 50.0]
+    lambda_end = 0
+    pairs = "somewhere"
+    out = "else/where"
+    [distill.ode]
+    guidance = 3
+    """
+    made = config.with_preset(Distill(), write(tmp_path, text), "distill")
+    expected = Distill(
+        preset=str(tmp_path / "mine.toml"),
+        lr=1.0,
+        betas=(0.0, 1.0),
+        halflives=(20.0, 50.0),
+        lambda_end=0.0,
+        pairs=Path("somewhere"),
+        out=Path("else/where"),
+        ode=Solver(guidance=3.0),
+    )
+    assert typed(made) == typed(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["steps = 'many'", "steps = 2.5", "match = 3", "lr = true", "ode = 3", "solver = 1", "betas = 0.9", "out = 4"],
+)
+def test_a_preset_of_wrong_types_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match=text.split()[0]):
+        config.with_preset(Distill(), write(tmp_path, f"[distill]\n{text}"), "distill")
+
+
+def test_a_preset_without_the_section_changes_nothing(tmp_path):
+    file = write(tmp_path, "[teach]\nsteps = 3")
+    assert config.with_preset(Distill(), file, "distill") == Distill(preset=file)
+
+
+def test_flags_beat_the_preset_and_the_preset_the_defaults(tmp_path):
+    file = write(tmp_path, "[distill]\nsteps = 3\nbatch = 5\n[distill.ode]\nsolver_steps = 9\n[teach]\nsteps = 4")
+    for preset in (["--preset", file], [f"--preset={file}"]):
+        asked = parse(["distill", *preset, "--steps", "7", "--halflives", "3", "--guidance", "2"])
+        assert asked == Distill(
+            preset=file, steps=7, batch=5, halflives=(3.0,), ode=Solver(solver_steps=9, guidance=2.0)
+        )
+
+
+def test_every_command_starts_from_the_fashion_preset():
+    for name, command in COMMANDS.items():
+        if command.section:
+            assert parse([name]) == config.with_preset(command.config(), "fashion", command.section)
+
+
+def test_resume_takes_the_runs_settings_and_the_flags_over_them(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    before = Distill(out=Path("elsewhere"), steps=33, lambda_end=0.1, ode=Solver(solver="ddim"), pairs=Path("p"))
+    (run / "config.toml").write_text(to_toml(dataclasses.asdict(before)))
+    expected = dataclasses.replace(before, out=run, resume=run)
+    assert parse(["distill", "--resume", str(run)]) == expected
+    assert parse(["distill", f"--resume={run}", "--steps", "44"]) == dataclasses.replace(expected, steps=44)
+    with pytest.raises(ValueError, match=r"config\.toml"):
+        parse(["teach", "--resume", str(run)])
+    with pytest.raises(ValueError, match=r"nowhere/config\.toml does not exist"):
+        parse(["distill", "--resume", str(tmp_path / "nowhere")])
+
+
+def test_every_setting_says_what_it_is():
+    """A field's help is the string below it; one without has none."""
+    import ast
+
+    for node in ast.parse(Path(config.__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body[1::2], node.body[2::2], strict=True):
+                assert isinstance(field, ast.AnnAssign)
+                assert isinstance(text.value, ast.Constant)
+                assert text.value.value.endswith(".")

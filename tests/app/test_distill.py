@@ -1,0 +1,347 @@
+"""The commands from end to end, on a teacher small enough for seconds."""
+
+import dataclasses
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmdistill.app import distill as distilling
+from dmdistill.app import evaluate as evaluating
+from dmdistill.app import teach as teaching
+from dmdistill.app.classifier import batches, train_classifier
+from dmdistill.app.config import (
+    Classifier,
+    Distill,
+    Evaluate,
+    Info,
+    Machine,
+    MakePairs,
+    Network,
+    Sample,
+    Solver,
+    Teach,
+    overlay,
+    parse_toml,
+)
+from dmdistill.app.evaluate import evaluate
+from dmdistill.app.info import info
+from dmdistill.app.pairs import pairs
+from dmdistill.app.sample import sample
+from dmdistill.core.generator import Generator
+from dmdistill.data.images import load_fashion_mnist, to_bytes
+from dmdistill.data.pairs import Pairs
+from dmdistill.metrics.frechet import gather
+from dmdistill.metrics.judge import load_judge
+from dmdistill.teachers.folder import load_model, load_teacher, save_model
+from dmdistill.training.trainer import read_metrics
+
+MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Drawing and timing take most of a run this small: only the tests that ask for `pictures` do it."""
+    if "pictures" not in request.fixturenames:
+        for name in ("draw_curves", "draw_comparison"):
+            monkeypatch.setattr(distilling, name, lambda *_: None)
+        for module in (distilling, evaluating):
+            monkeypatch.setattr(module, "seconds_per_image", lambda _: 1.0)
+
+
+@pytest.fixture
+def pictures():
+    """Asks for a run's pictures and timings."""
+
+
+@pytest.fixture
+def settings(tiny_teacher, tmp_path):
+    """A distillation of six steps."""
+
+    def build(name="run", **changes):
+        base = Distill(
+            teacher=str(tiny_teacher),
+            out=tmp_path / name,
+            pair_count=12,
+            steps=6,
+            batch=5,
+            batch_reg=4,
+            warmup=2,
+            halflives=(1.0, 3.0),
+            log_every=2,
+            sample_every=3,
+            evaluate_every=3,
+            report_images=8,
+            save_every=4,
+            ode=Solver(solver_steps=3),
+            machine=MACHINE,
+        )
+        return dataclasses.replace(base, **changes)
+
+    return build
+
+
+def student_file(config):
+    return (config.out / "student" / "model.safetensors").read_bytes()
+
+
+def figures(folder):
+    """The log without the clock."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(folder)]
+
+
+def test_the_same_seed_gives_the_same_student(settings):
+    first, again, other = settings("a"), settings("b"), settings("c", seed=1)
+    for config in (first, again, other):
+        distilling.distill(config)
+    assert student_file(first) == student_file(again) != student_file(other)
+    assert figures(first.out) == figures(again.out)
+
+
+@pytest.mark.parametrize("stop", [0, 3])
+def test_interrupted_and_resumed_is_as_never_interrupted(stop, settings, monkeypatch, capsys):
+    whole, stopped = settings("whole"), settings("stopped")
+    distilling.distill(whole)
+    iterate = distilling.Job.iterate
+
+    def interrupting(self, step):
+        losses = iterate(self, step)
+        if step == stop:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+    monkeypatch.setattr(distilling.Job, "iterate", interrupting)
+    assert distilling.distill(stopped) is None
+    monkeypatch.setattr(distilling.Job, "iterate", iterate)
+    assert f"stopped after step {stop + 1}" in capsys.readouterr().out
+    assert not (stopped.out / "student").exists()
+    distilling.distill(dataclasses.replace(stopped, resume=stopped.out))
+    assert student_file(stopped) == student_file(whole)
+    assert figures(stopped.out) == figures(whole.out)
+
+
+def test_interrupted_while_pairs_are_made_it_can_be_resumed(settings, monkeypatch):
+    whole, stopped = settings("whole"), settings("stopped")
+    distilling.distill(whole)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dmdistill.data.pairs.save_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distilling.distill(stopped)
+    distilling.distill(dataclasses.replace(stopped, resume=stopped.out))
+    assert student_file(stopped) == student_file(whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lambda_reg": 0.0},
+        {"match": False},
+        {"fake_steps": 3},
+        {"ode": Solver(solver_steps=2, guidance=2.0)},
+        {"ode": Solver(solver="ddim", solver_steps=2)},
+        {"lambda_end": 0.0, "decay": False},
+        {"lambda_reg": 0.0, "lambda_end": 1.0},
+        {"halflives": ()},
+        {"weight": "sigma3", "low": 0.1, "high": 0.9, "store": "fp16"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_every_variant_runs(changes, settings):
+    config = settings(**({"ode": Solver(solver_steps=2)} | changes))
+    student = distilling.distill(config)
+    rows = read_metrics(config.out)
+    losses = {key for row in rows for key in row if key.startswith("loss_")}
+    regressed = config.lambda_reg > 0 or (config.lambda_end or 0) > 0
+    assert ("loss_kl" in losses, "loss_fake" in losses) == (config.match, config.match)
+    assert ("loss_reg" in losses) == regressed
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert [row["step"] for row in rows] == ([2, 3, 4, 6] if config.match else [2, 4, 6])
+    z, cond = student.noise(3, rng=torch.Generator().manual_seed(0))
+    assert torch.isfinite(student.images(z, cond)).all()
+
+
+def test_a_run_leaves_what_it_promises(settings, tiny_teacher, pictures):
+    before = (tiny_teacher / "model.safetensors").read_bytes()
+    config = settings(ode=Solver(), pair_count=8)
+    student = distilling.distill(config)
+    assert (tiny_teacher / "model.safetensors").read_bytes() == before
+    assert (student.name, student.evaluations, student.config["kind"]) == ("tiny-student", 1, "student")
+    assert {file.name for file in config.out.iterdir()} == {
+        *("checkpoints", "comparison.png", "config.toml", "metrics.jsonl", "pairs"),
+        *("report.json", "report.png", "samples", "student"),
+    }
+    assert sorted(file.name for file in (config.out / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
+    text = (config.out / "config.toml").read_text()
+    assert overlay(Distill(), parse_toml(text, "config.toml"), "") == config
+
+    report = json.loads((config.out / "report.json").read_text())
+    assert [report[who]["evaluations_per_image"] for who in ("teacher", "student")] == [35, 1]
+    assert [report[who]["model"] for who in ("teacher", "student")] == ["tiny", "tiny-student"]
+    assert report["seconds"]["distillation"] == pytest.approx(read_metrics(config.out)[-1]["seconds"], abs=0.01)
+    assert report["seconds"]["pairs"] > 0
+    assert report["teacher"]["seconds_per_image"] > report["student"]["seconds_per_image"] > 0
+    for name in ("report.png", "comparison.png", "samples/step-000006.png"):
+        with Image.open(config.out / name) as picture:
+            picture.verify()
+
+
+def test_the_student_is_the_generator_of_the_longest_average(settings, tmp_path, rng):
+    """What the checkpoint holds, what is stored and what `sample` draws are one."""
+    config = settings()
+    distilling.distill(config)
+    student, teacher = load_model(str(config.out / "student")), load_teacher(config.teacher)
+    state = torch.load(config.out / "checkpoints" / "step-00000006.pt", weights_only=True)
+    average = {name.removeprefix("denoiser."): w for name, w in state["updates"]["generator"]["averages"][-1].items()}
+    for name, tensor in student.denoiser.state_dict().items():
+        assert torch.equal(tensor, average[name])
+
+    drawn = sample(Sample(str(config.out), out=tmp_path / "x.png", count=7, columns=4, machine=MACHINE))
+    z, _ = student.noise(7, rng=rng)
+    teacher.denoiser.load_state_dict(average)
+    expected = Generator(teacher.denoiser)(z, teacher.labels.labels(torch.arange(7)))
+    torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
+    with Image.open(tmp_path / "x.png") as picture:
+        first = np.array(picture)[0:16:2, 0:16:2]
+    assert np.array_equal(first, to_bytes(drawn[0, 0]).numpy())
+
+
+def test_a_step_towards_the_pairs_is_made(settings):
+    """Regression alone, for a while: the student comes closer to the teacher's images than the teacher asked once."""
+    config = settings(match=False, steps=250, pair_count=64, batch_reg=32, lr=3e-3, log_every=50, sample_every=300)
+    config = dataclasses.replace(config, evaluate_every=300, save_every=300, halflives=(5.0,))
+    student = distilling.distill(config)
+    z, y, labels = Pairs(config.out / "pairs")[range(64)]
+    start = Generator(load_teacher(config.teacher).denoiser)(z, labels)
+    after, before = ((x - y).abs().mean() for x in (student.images(z, labels), start))
+    assert after < 0.8 * before
+
+
+def test_pairs_made_before_give_the_student_of_pairs_made_within(settings, tiny_teacher, tmp_path):
+    made = pairs(
+        MakePairs(
+            teacher=str(tiny_teacher), out=tmp_path / "pairs", count=12, ode=Solver(solver_steps=3), machine=MACHINE
+        )
+    )
+    assert len(made) == 12
+    within, given = settings("within"), settings("given", pairs=tmp_path / "pairs")
+    for config in (within, given):
+        distilling.distill(config)
+    assert student_file(within) == student_file(given)
+    assert not (given.out / "pairs").exists()
+
+
+@pytest.fixture
+def lesson(idx_folder, tmp_path):
+    def build(name="teaching", **changes):
+        base = Teach(
+            data=idx_folder,
+            out=tmp_path / name,
+            network=Network(model_channels=16, channel_mult=(1,), num_blocks=1),
+            steps=6,
+            batch=4,
+            warmup=2,
+            halflife=2.0,
+            log_every=2,
+            save_every=4,
+            machine=MACHINE,
+        )
+        return dataclasses.replace(base, **changes)
+
+    return build
+
+
+def test_teaching_writes_a_teacher_and_resumes_bit_for_bit(lesson, monkeypatch, rng):
+    whole, stopped = lesson("whole"), lesson("stopped")
+    taught = teaching.teach(whole)
+    loaded = load_teacher(str(whole.out))
+    assert (loaded.shape, len(loaded.labels), loaded.evaluations) == ((1, 12, 12), 10, 35)
+    z, cond = loaded.noise(2, rng=rng)
+    torch.testing.assert_close(loaded.images(z, cond), taught.images(z, cond), rtol=1e-4, atol=1e-4)
+
+    loss, asked = teaching.denoising_loss, []
+
+    def interrupting(*arguments):
+        asked.append(len(asked))
+        if len(asked) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return loss(*arguments)
+
+    monkeypatch.setattr(teaching, "denoising_loss", interrupting)
+    assert teaching.teach(stopped) is None
+    teaching.teach(dataclasses.replace(stopped, resume=stopped.out))
+    assert len(asked) == 6
+    files = [config.out / "teacher" / "model.safetensors" for config in (whole, stopped)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert figures(whole.out) == figures(stopped.out)
+
+
+@pytest.fixture(scope="module")
+def judge(idx_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    train_classifier(Classifier(data=idx_folder, out=folder, epochs=1, batch=50, machine=MACHINE))
+    return folder
+
+
+def test_a_judge_opens_with_the_statistics_of_its_images(judge, idx_folder):
+    opened, data = load_judge(str(judge), torch.device("cpu")), load_fashion_mnist(idx_folder)
+    again = gather(opened.classifier.features, batches(data, torch.device("cpu")))
+    assert opened.reference.count == again.count == 200
+    torch.testing.assert_close(opened.reference.mean, again.mean)
+    torch.testing.assert_close(opened.reference.covariance, again.covariance)
+    assert opened.distance(batches(data, torch.device("cpu"))) == pytest.approx(0, abs=1e-6)
+    held = json.loads((judge / "config.json").read_text())
+    test_images = batches(load_fashion_mnist(idx_folder, train=False), torch.device("cpu"))
+    assert held["frechet_test_images"] == pytest.approx(opened.distance(test_images), rel=1e-4)
+    assert 0 <= held["accuracy"] <= 1
+
+
+def test_a_judge_measures_a_run_and_picks_the_best_average(judge, tiny_teacher, settings, tmp_path):
+    teacher = load_teacher(str(tiny_teacher))
+    judged = dataclasses.replace(teacher, config=teacher.config | {"judge": str(judge)})
+    save_model(tmp_path / "judged", judged, card="")
+    config = settings(teacher=str(tmp_path / "judged"), evaluate_images=40)
+    student = distilling.distill(config)
+    row = read_metrics(config.out)[-1]
+    best = min(("ema1", "ema3"), key=lambda name: row[f"frechet_{name}"])
+    assert student.config["distilled"]["average"] == best
+    report = json.loads((config.out / "report.json").read_text())
+    name = f"frechet_{load_judge(str(judge), torch.device('cpu')).name}"
+    assert all(math.isfinite(report[who]["metrics"][name]) for who in ("teacher", "student"))
+
+    again = evaluate(Evaluate(str(config.out), images=8, batch=500, seed=config.seed + 3, machine=MACHINE))
+    assert again["metrics"][name] == pytest.approx(report["student"]["metrics"][name], rel=1e-6)
+
+
+def test_evaluate_writes_what_it_returns(tiny_teacher, tmp_path):
+    report = evaluate(Evaluate(str(tiny_teacher), images=4, json=tmp_path / "x.json", machine=MACHINE))
+    assert json.loads((tmp_path / "x.json").read_text()) == report
+    assert (report["model"], report["evaluations_per_image"], report["images"]) == ("tiny", 35, 4)
+    assert report["metrics"] == {}
+
+
+def test_info_says_what_and_where(settings, tiny_teacher, capsys):
+    info(Info(str(tiny_teacher)))
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("tiny, a teacher", "SongUNet", "1 x 8 x 8", "35", "MIT"))
+    config = settings(lambda_reg=0.0)
+    distilling.distill(config)
+    capsys.readouterr()
+    info(Info(str(config.out)))
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("tiny-student, a student", "loss_kl", "step", "6"))
+
+
+def test_samples_have_the_labels_asked_for(tiny_teacher, tmp_path):
+    drawn = sample(Sample(str(tiny_teacher), out=tmp_path / "x.png", count=5, labels=(7, 2), machine=MACHINE))
+    teacher = load_teacher(str(tiny_teacher))
+    z, _ = teacher.noise(5, rng=torch.Generator().manual_seed(0))
+    expected = teacher.images(z, teacher.labels.labels(torch.tensor([7, 2, 7, 2, 7])))
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)

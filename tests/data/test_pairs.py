@@ -1,0 +1,216 @@
+"""Pairs on disk: the same whatever the batch, gone on with after a stop, refused when foreign."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmdistill.data.conditions import Labels, LabelSpace
+from dmdistill.data.pairs import Pairs, PairSettings, make_pairs, seed_of
+from dmdistill.teachers.folder import load_teacher
+
+SETTINGS = PairSettings(
+    teacher="tiny 0", solver="heun", steps=3, guidance=1.0, seed=5, count=20, shard_size=8, precision="float32"
+)
+SPACE = LabelSpace(("ant", "bee", "cat"))
+SHAPE = (2, 3, 5)
+
+
+def noise(n, rng):
+    return torch.randn(n, *SHAPE, generator=rng), SPACE.draw(n, rng=rng)
+
+
+def images(z, labels):
+    """A stand-in for a teacher: a function of noise and label."""
+    return (z.cumsum(3) / 4).tanh() + labels.one_hot.argmax(1)[:, None, None, None]
+
+
+def make(folder, settings=SETTINGS, *, batch=8, images=images, noise=noise):
+    return make_pairs(folder, settings, noise=noise, images=images, batch=batch, device=torch.device("cpu"))
+
+
+def shards(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_teacher):
+    teacher = load_teacher(str(tiny_teacher))
+    return replace(teacher, steps=3)
+
+
+def of(teacher):
+    """What a real teacher hands to make_pairs."""
+    return {"noise": lambda n, rng: teacher.noise(n, rng=rng), "images": teacher.images}
+
+
+def test_the_batch_changes_nothing(tiny, tmp_path):
+    sets = [make(tmp_path / str(batch), batch=batch, **of(tiny))[range(20)] for batch in (3, 7, 100)]
+    for z, y, labels in sets[1:]:
+        assert torch.equal(z, sets[0][0])
+        assert torch.equal(labels.one_hot, sets[0][2].one_hot)
+        torch.testing.assert_close(y, sets[0][1], rtol=2e-3, atol=2e-3)  # fp16 on disk
+
+
+def test_y_is_the_teachers_image_of_z(tiny, tmp_path):
+    z, y, labels = make(tmp_path, **of(tiny))[range(20)]
+    assert z.shape == (20, 1, 8, 8)
+    torch.testing.assert_close(y, tiny.images(z, labels), rtol=2e-3, atol=2e-3)
+
+
+def test_shards_are_their_seeds(tmp_path):
+    """Another count leaves the shards before its end as they are; another seed changes all."""
+    make(tmp_path / "a")
+    make(tmp_path / "b", replace(SETTINGS, count=17))
+    make(tmp_path / "c", replace(SETTINGS, seed=6))
+    a, b, c = (shards(tmp_path / name) for name in "abc")
+    assert list(a) == ["shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors"]
+    assert [a[name] == b[name] for name in a] == [True, True, False]
+    assert [a[name] == c[name] for name in a] == [False, False, False]
+    assert len(Pairs(tmp_path / "b")) == 17
+
+
+def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
+    make(tmp_path / "whole", batch=3)
+    asked = []
+
+    def stopping(z, labels):
+        asked.append(len(z))
+        if len(asked) == 5:  # in the second shard, of three batches each
+            raise KeyboardInterrupt
+        return images(z, labels)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "stopped", batch=3, images=stopping)
+    assert sorted(file.name for file in (tmp_path / "stopped").iterdir()) == ["pairs.json", "shard-00000.safetensors"]
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not exist"):
+        Pairs(tmp_path / "stopped")
+
+    asked.clear()
+    stamp = (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns
+
+    def counting(z, labels):
+        asked.append(len(z))
+        return images(z, labels)
+
+    made = make(tmp_path / "stopped", batch=3, images=counting)
+    assert asked == [3, 3, 2, 3, 1]  # the second shard and the third, the first left alone
+    assert (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns == stamp
+    assert shards(tmp_path / "stopped") == shards(tmp_path / "whole")
+    assert made.seconds_per_image > 0
+    assert len(list((tmp_path / "stopped").iterdir())) == 4  # nothing temporary
+
+
+def test_a_finished_set_is_only_opened(tmp_path):
+    make(tmp_path)
+    before = (tmp_path / "pairs.json").read_bytes()
+    make(tmp_path, images=None)
+    assert (tmp_path / "pairs.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"solver": "ddim"}, {"steps": 4}, {"guidance": 2.0}, {"seed": 6}, {"teacher": "x", "count": 21}]
+)
+def test_other_settings_are_refused_by_name(change, tmp_path):
+    make(tmp_path)
+    before = shards(tmp_path)
+    with pytest.raises(ValueError, match=f"other settings: {', '.join(change)} differ"):
+        make(tmp_path, replace(SETTINGS, **change))
+    assert shards(tmp_path) == before
+
+
+@pytest.mark.parametrize(("change", "batch"), [({"count": 0}, 8), ({"shard_size": 0}, 8), ({}, 0)])
+def test_numbers_below_one_are_refused_before_anything_is_written(change, batch, tmp_path):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        make(tmp_path, replace(SETTINGS, **change), batch=batch)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut short", "foreign", "missing", "other tensors", "other shapes", "fewer rows"])
+def test_a_spoiled_shard_is_one_clear_line(damage, tmp_path):
+    make(tmp_path)
+    file = tmp_path / "shard-00001.safetensors"
+    good, tensors = file.read_bytes(), {name: tensor.clone() for name, tensor in load_file(file).items()}
+    if damage == "cut short":
+        file.write_bytes(good[:-7])
+    elif damage == "foreign":
+        file.write_bytes(b"PK\3\4 not safetensors at all")
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "other tensors":
+        save_file({"weight": torch.zeros(3)}, file)
+    elif damage == "other shapes":
+        save_file(tensors | {"y": tensors["y"][:, :1].contiguous()}, file)
+    else:
+        save_file({name: tensor[:5].contiguous() for name, tensor in tensors.items()}, file)
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors") as caught:
+        Pairs(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"seconds_per_image": 1, "odd": 2}'])
+def test_a_foreign_description_is_one_clear_line(text, tmp_path):
+    (tmp_path / "pairs.json").write_text(text)
+    for attempt in (lambda: Pairs(tmp_path), lambda: make(tmp_path)):
+        with pytest.raises(ValueError, match=r"pairs\.json") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["pairs.json"]
+
+
+def test_nan_from_the_solver_is_never_stored(tmp_path):
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        make(tmp_path, images=lambda z, labels: z / 0)
+    assert shards(tmp_path) == {}
+
+
+def test_every_row_once_an_epoch_in_another_order_each(tmp_path):
+    pairs = make(tmp_path)
+    rows = {tuple(z.flatten().tolist()): i for i, z in enumerate(pairs[range(20)][0])}
+
+    def visited(steps):
+        return [rows[tuple(z.flatten().tolist())] for step in steps for z in pairs.batch(step, 5)[0]]
+
+    first, second = visited(range(4)), visited(range(4, 8))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert first != list(range(20))
+
+
+def test_a_batch_is_a_function_of_its_step(tmp_path):
+    pairs, again = make(tmp_path), Pairs(tmp_path)
+    expected = [pairs.batch(step, 6) for step in range(9)]
+    for step in (8, 0, 5, 3):
+        for mine, theirs in zip(again.batch(step, 6)[:2], expected[step][:2], strict=True):
+            assert torch.equal(mine, theirs)
+        assert torch.equal(again.batch(step, 6)[2].one_hot, expected[step][2].one_hot)
+
+
+def test_rows_stay_together(tmp_path):
+    """Whatever the walk, y and label are those of z."""
+    pairs = make(tmp_path)
+    z, y, labels = pairs.batch(7, 6)
+    torch.testing.assert_close(y, images(z, labels), rtol=2e-3, atol=2e-3)
+    assert (z.dtype, y.dtype, isinstance(labels, Labels)) == (torch.float32, torch.float32, True)
+
+
+def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
+    z, _, _ = make(tmp_path).batch(3, 1000)
+    assert z.shape == (20, *SHAPE)
+
+
+def test_unconditional_pairs_have_no_labels(tmp_path):
+    pairs = make(tmp_path, noise=lambda n, rng: (noise(n, rng)[0], None), images=lambda z, labels: z / 2)
+    z, y, labels = pairs.batch(0, 4)
+    assert labels is None
+    torch.testing.assert_close(y, z / 2, rtol=1e-3, atol=1e-3)
+    assert json.loads((tmp_path / "pairs.json").read_text())["solver"] == "heun"
+
+
+def test_seeds_of_neighbours_differ_and_repeat():
+    seeds = [seed_of(a, b) for a in range(20) for b in range(20)]
+    assert len(set(seeds)) == 400
+    assert seeds == [seed_of(a, b) for a in range(20) for b in range(20)]
+    assert all(0 <= seed < 2**63 for seed in seeds)

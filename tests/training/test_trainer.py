@@ -1,0 +1,275 @@
+"""The loop: stopped and gone on with, nothing can be told from a run that never stopped."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.core.dmd import NonFiniteError
+from dmdistill.training.trainer import Trainer, read_metrics
+from dmdistill.training.update import Update
+
+STEPS = 11
+
+
+class Toy:
+    """A run small enough to look through: two networks, random data, a log and checkpoints."""
+
+    def __init__(self, folder, *, resume=False, steps=STEPS, **settings):
+        torch.manual_seed(0)
+        self.rng = torch.Generator().manual_seed(3)
+        self.updates = {
+            name: Update(nn.Linear(3, 2), lr=0.05, steps=steps, warmup=3, decay=True, halflives=[2.0])
+            for name in ("generator", "fake")
+        }
+        settings = {"log_every": 2, "save_every": 4} | settings
+        self.trainer = Trainer(folder, steps=steps, updates=self.updates, rng=self.rng, resume=resume, **settings)
+        self.asked = []
+        self.before = lambda step: None
+
+    def iterate(self, step):
+        self.asked.append(step)
+        self.before(step)
+        found = {}
+        for name, update in self.updates.items():
+            loss = (update.network(torch.randn(5, 3, generator=self.rng)) - 1).square().mean()
+            update(loss)
+            found[f"loss_{name}"] = loss.detach()
+        return found
+
+    def fit(self, **hooks):
+        return self.trainer.fit(self.iterate, name="toy", **hooks)
+
+    def state(self):
+        return [plain(update.state_dict()) for update in self.updates.values()], self.rng.get_state().tolist()
+
+
+def plain(state):
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [plain(value) for value in state]
+    return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+def log(folder):
+    """The log without the clock."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(folder)]
+
+
+def checkpoints(folder):
+    return sorted(file.name for file in (folder / "checkpoints").iterdir())
+
+
+def stop_at(step, number=signal.SIGINT):
+    return lambda now: signal.raise_signal(number) if now == step else None
+
+
+@pytest.fixture
+def whole(tmp_path):
+    toy = Toy(tmp_path / "whole")
+    assert toy.fit()
+    return toy
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [0, 4, 5, 9])
+def test_stopped_and_resumed_is_as_never_stopped(stop, number, whole, tmp_path):
+    """Weights, optimisers, averages, random draws and the log, bit for bit."""
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    folder = tmp_path / "stopped"
+    first = Toy(folder)
+    first.before = stop_at(stop, number)
+    assert not first.fit()
+    assert first.asked == list(range(stop + 1))  # the step in hand is ended
+    assert checkpoints(folder)[-1] == f"step-{stop + 1:08d}.pt"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+    second = Toy(folder, resume=True)
+    assert second.fit()
+    assert second.asked == list(range(stop + 1, STEPS))
+    assert second.state() == whole.state()
+    assert log(folder) == log(tmp_path / "whole")
+    assert [row["step"] for row in log(folder)] == [2, 4, 6, 8, 10, 11]
+
+
+def test_stopped_many_times_over(whole, tmp_path):
+    folder = tmp_path / "stopped"
+    for stop in (1, 2, 3, 7):
+        toy = Toy(folder, resume=stop > 1)
+        toy.before = stop_at(stop)
+        assert not toy.fit()
+    last = Toy(folder, resume=True)
+    assert last.fit()
+    assert last.state() == whole.state()
+    assert log(folder) == log(tmp_path / "whole")
+
+
+class KilledError(Exception):
+    """Stands in for a power cut: nothing is saved."""
+
+
+@pytest.mark.parametrize("stop", [2, 6, 10])
+def test_killed_and_resumed_is_as_never_killed(stop, whole, tmp_path):
+    """From the last checkpoint, or from the start where there is none; the log has every step once."""
+    folder = tmp_path / "killed"
+
+    def kill(step):
+        if step == stop:
+            raise KilledError
+
+    first = Toy(folder)
+    first.before = kill
+    with pytest.raises(KilledError):
+        first.fit()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "sec')  # the line in hand
+    second = Toy(folder, resume=True)
+    assert second.fit()
+    assert second.asked[0] == stop // 4 * 4
+    assert second.state() == whole.state()
+    assert log(folder) == log(tmp_path / "whole")
+
+
+def test_a_second_interrupt_ends_the_step_at_once(tmp_path):
+    toy = Toy(tmp_path)
+    toy.before = lambda step: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        toy.fit()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_resumed_does_nothing(whole, tmp_path):
+    again = Toy(tmp_path / "whole", resume=True)
+    assert again.fit()
+    assert again.asked == []
+    assert again.state() == whole.state()
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(whole, tmp_path):
+    longer = Toy(tmp_path / "whole", resume=True, steps=STEPS + 2)
+    assert longer.fit()
+    assert longer.asked == [STEPS, STEPS + 1]
+    assert [row["step"] for row in log(tmp_path / "whole")] == [2, 4, 6, 8, 10, 11, 12, 13]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [11]), (2, [8, 11]), (9, [4, 8, 11])])
+def test_only_the_last_checkpoints_stay(keep, kept, tmp_path):
+    Toy(tmp_path, keep=keep).fit()
+    assert checkpoints(tmp_path) == [f"step-{step:08d}.pt" for step in kept]
+
+
+def test_a_fresh_run_starts_a_fresh_log(whole, tmp_path):
+    Toy(tmp_path / "whole").fit()
+    assert [row["step"] for row in log(tmp_path / "whole")] == [2, 4, 6, 8, 10, 11]
+
+
+def test_the_log_has_means_over_its_interval(tmp_path):
+    toy = Toy(tmp_path, log_every=4)
+    found = []
+    iterate = toy.iterate
+    toy.iterate = lambda step: found.append(iterate(step)) or found[-1]
+    toy.fit()
+    groups = [found[0:4], found[4:8], found[8:11]]
+    for row, group in zip(log(tmp_path), groups, strict=True):
+        mean = sum(losses["loss_fake"].item() for losses in group) / len(group)
+        assert row["loss_fake"] == pytest.approx(mean, rel=1e-5)
+        assert row["gradient_fake"] > 0
+
+
+def test_hooks_are_called_at_their_steps_and_after_the_last(tmp_path):
+    """Two of the same interval both."""
+    called = []
+
+    def hook(name):
+        return lambda step: called.append((name, step)) or {name: step / 2}
+
+    Toy(tmp_path, log_every=100).fit(hooks=[(5, hook("a")), (5, hook("b")), (8, hook("c"))])
+    assert called == [("a", 5), ("b", 5), ("c", 8), ("a", 10), ("b", 10), ("a", 11), ("b", 11), ("c", 11)]
+    figures = [{key: row[key] for key in ("step", "a", "b", "c") if key in row} for row in log(tmp_path)]
+    assert figures == [
+        {"step": 5, "a": 2.5, "b": 2.5},
+        {"step": 8, "c": 4.0},
+        {"step": 10, "a": 5.0, "b": 5.0},
+        {"step": 11, "a": 5.5, "b": 5.5, "c": 5.5},
+    ]
+
+
+@pytest.mark.parametrize("when", [0, 6])
+def test_nan_stops_the_run_and_leaves_a_finite_state(when, tmp_path):
+    toy = Toy(tmp_path)
+
+    def iterate(step):
+        losses = Toy.iterate(toy, step)
+        if step == when:
+            toy.updates["fake"](toy.updates["fake"].network(torch.full((1, 3), math.nan)).sum())
+        return losses
+
+    toy.iterate = iterate
+    with pytest.raises(NonFiniteError, match=rf"^step {when}: the gradient's norm is nan.* lower learning rate"):
+        toy.fit()
+    state = torch.load(tmp_path / "checkpoints" / checkpoints(tmp_path)[-1], weights_only=True)
+    assert state["step"] == when
+    weights = [w for update in state["updates"].values() for w in [*update["network"].values(), *held(update)]]
+    assert all(torch.isfinite(w).all() for w in weights)
+    assert Toy(tmp_path, resume=True).fit()
+
+
+def held(update):
+    """Every tensor of the optimiser and the averages."""
+    for moments in update["optimiser"]["state"].values():
+        yield from moments.values()
+    for average in update["averages"]:
+        yield from average.values()
+
+
+def test_checkpoints_load_as_plain_weights(whole, tmp_path):
+    state = torch.load(tmp_path / "whole" / "checkpoints" / f"step-{STEPS:08d}.pt", weights_only=True)
+    assert plain(state["updates"]["fake"]) == plain(whole.updates["fake"].state_dict())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut short", b"not a checkpoint"])
+def test_a_spoiled_checkpoint_is_one_clear_line(content, whole, tmp_path):
+    (tmp_path / "whole" / "checkpoints" / f"step-{STEPS:08d}.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"step-00000011\.pt cannot be read") as caught:
+        Toy(tmp_path / "whole", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_other_networks_is_refused(whole, tmp_path):
+    with pytest.raises(ValueError, match=r"holds \['fake', 'generator'\], this run trains \['teacher'\]"):
+        Trainer(
+            tmp_path / "whole",
+            steps=3,
+            updates={"teacher": Update(nn.Linear(3, 2), lr=1.0, steps=3)},
+            rng=torch.Generator(),
+            resume=True,
+        )
+
+
+def test_a_failed_save_leaves_the_checkpoints_before(tmp_path, monkeypatch):
+    toy = Toy(tmp_path)
+
+    def full(state, file):
+        file.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed\nmore")
+
+    def fill(step):
+        if step == 6:
+            monkeypatch.setattr(torch, "save", full)
+
+    toy.before = fill
+    with pytest.raises(OSError, match="failed writing file"):
+        toy.fit()
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000004.pt"]
+
+
+def test_metrics_are_json_a_line(whole, tmp_path):
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8, 10, 11]
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    assert seconds == sorted(seconds)

@@ -1,0 +1,194 @@
+"""Moving a network, against the same thing written plainly."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.training.update import Average, Update
+
+STEPS, WARMUP, CLIP, LR = 12, 4, 0.5, 0.1
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2))
+
+
+def losses(net, *, start=0, end=STEPS):
+    """A loss per step, each of its own batch, some steep enough to be clipped."""
+    rng = torch.Generator().manual_seed(1)
+    for step in range(end):
+        x = torch.randn(7, 3, generator=rng) * (5 if step % 3 == 0 else 0.1)
+        if step >= start:
+            yield (net(x) ** 2).mean()
+
+
+def build(net, **changes):
+    settings = {"lr": LR, "steps": STEPS, "warmup": WARMUP, "decay": True, "clip": CLIP, "halflives": [3.0, 8.0]}
+    return Update(net, **(settings | changes))
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_update_is_a_plain_adamw_loop(decay):
+    """Warm-up, cosine and clipping written out: bit for bit."""
+    net, plain = network(), network()
+    update = build(net, decay=decay, betas=(0.8, 0.95), weight_decay=0.1)
+    for loss in losses(net):
+        update(loss)
+
+    optimiser = torch.optim.AdamW(plain.parameters(), betas=(0.8, 0.95), weight_decay=0.1, fused=True)
+    clipped = []
+    for step, loss in enumerate(losses(plain)):
+        cosine = (1 + math.cos(math.pi * step / STEPS)) / 2 if decay else 1
+        optimiser.param_groups[0]["lr"] = LR * (min(1, (step + 1) / WARMUP) * cosine)
+        optimiser.zero_grad()
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()
+        clipped.append(bool(norm > CLIP))
+        nn.utils.clip_grad_norm_(plain.parameters(), CLIP)
+        optimiser.step()
+        torch.testing.assert_close(update.gradient_norm, norm) if step == STEPS - 1 else None
+    assert same(net, plain)
+    assert 0 < sum(clipped) < STEPS  # both kinds of step were met
+
+
+def test_a_clipped_gradient_has_the_length_asked_for():
+    """AdamW forgets a gradient's scale, so SGD's view: what reaches the optimiser has norm `clip` at most."""
+    net = network()
+    update = build(net, clip=0.01)
+    seen = []
+    update.optimiser.register_step_pre_hook(
+        lambda *_: seen.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item())
+    )
+    for loss in losses(net, end=3):
+        update(loss)
+    assert seen == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_the_learning_rate_ends_at_zero():
+    net = network()
+    update = build(net)
+    for loss in losses(net):
+        update(loss)
+    assert update.schedule.get_last_lr() == [0.0]
+
+
+def test_frozen_parameters_stay():
+    net = network()
+    net[0].requires_grad_(False)
+    before = copy.deepcopy(net)
+    update = build(net)
+    for loss in losses(net, end=3):
+        update(loss)
+    assert same(net[0], before[0])
+    assert not same(net[2], before[2])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_moves_nothing(bad):
+    net = network()
+    update = build(net)
+    for loss in losses(net, end=2):
+        update(loss)
+    before = copy.deepcopy(update.state_dict())
+    with pytest.raises(FloatingPointError, match="gradient's norm is nan"):
+        update(net(torch.full((1, 3), bad)).sum())
+    assert flat(update.state_dict()) == flat(before)
+    for loss in losses(net, start=2):  # and it can go on as if nothing had been
+        update(loss)
+    straight = network()
+    other = build(straight)
+    for loss in losses(straight):
+        other(loss)
+    assert same(net, straight)
+
+
+def flat(state):
+    """A nested state as plain numbers."""
+    if isinstance(state, dict):
+        return {key: flat(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [flat(value) for value in state]
+    return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+def test_a_state_goes_on_bit_for_bit():
+    straight = network()
+    whole = build(straight)
+    for loss in losses(straight):
+        whole(loss)
+
+    first = network()
+    half = build(first)
+    for loss in losses(first, end=5):
+        half(loss)
+    saved = copy.deepcopy(half.state_dict())
+    torch.manual_seed(7)
+    second = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2))
+    rest = build(second)
+    rest.load_state_dict(saved)
+    for loss in losses(second, start=5):
+        rest(loss)
+    assert flat(rest.state_dict()) == flat(whole.state_dict())
+
+
+def constant(net, value):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(value)
+
+
+@pytest.mark.parametrize("halflife", [1, 7, 50.0])
+def test_half_of_the_old_is_left_after_a_halflife(halflife):
+    net = network()
+    constant(net, 4.0)
+    average = Average(net, halflife=halflife)
+    constant(net, 2.0)
+    for count in range(int(halflife)):
+        average.update(count + 10_000)  # long past the ramp-up
+    for p in average.network.parameters():
+        torch.testing.assert_close(p, torch.full_like(p, 3.0))
+
+
+def test_the_start_is_forgotten_during_the_ramp_up():
+    """After n updates the half-life is n/10 at most, so the first network weighs next to nothing."""
+    net = network()
+    constant(net, 1e3)
+    average = Average(net, halflife=1e6)
+    constant(net, 0.0)
+    weight = 1.0
+    for count in range(1, 31):
+        average.update(count)
+        weight *= 0.5 ** (10 / count)
+    for p in average.network.parameters():
+        torch.testing.assert_close(p, torch.full_like(p, 1e3 * weight), rtol=1e-3, atol=1e-6)
+    assert weight < 1e-11
+
+
+def test_an_average_is_a_copy_that_asks_for_no_gradient():
+    net = network()
+    average = Average(net, halflife=3)
+    assert not any(p.requires_grad for p in average.network.parameters())
+    constant(net, 0.0)
+    assert not same(average.network, net)
+
+
+def test_averages_follow_each_its_own_halflife():
+    net = network()
+    update = build(net, lr=0.5, warmup=1, decay=False, weight_decay=0.0, halflives=[0.1, 1e6])
+    start = copy.deepcopy(net)
+    for loss in losses(net):
+        update(loss)
+
+    def gap(a, b):
+        return sum((p - q).abs().sum().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+    quick, slow = (average.network for average in update.averages)
+    assert gap(quick, net) < gap(slow, net) < gap(start, net)
