@@ -221,7 +221,7 @@ def test_a_step_towards_the_pairs_is_made(settings):
     z, y, labels = Pairs(config.out / "pairs")[range(64)]
     start = Generator(load_teacher(config.teacher).denoiser)(z, labels)
     after, before = ((x - y).abs().mean() for x in (student.images(z, labels), start))
-    assert after < 0.8 * before
+    assert after < 0.5 * before
 
 
 def test_pairs_made_before_give_the_student_of_pairs_made_within(settings, tiny_teacher, tmp_path):

@@ -28,6 +28,8 @@ def train_classifier(config: Settings) -> Judge:
     if config.epochs < 1 or config.batch < 1:
         raise ValueError(f"--epochs {config.epochs} --batch {config.batch}, expected at least 1")
     data, held_out = load_fashion_mnist(config.data), load_fashion_mnist(config.data, train=False)
+    if config.batch > len(data):
+        raise ValueError(f"--batch {config.batch}, expected at most {len(data)}: there are no more images")
     device, precision = start_machine(config.machine)
     torch.manual_seed(config.seed)
     network = {"in_channels": data.images.shape[1], "classes": len(data.names)}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -22,6 +24,8 @@ __all__ = [
     "Network",
     "Sample",
     "Teach",
+    "check_at_least",
+    "check_positive",
     "presets",
     "to_toml",
     "with_preset",
@@ -183,6 +187,8 @@ class Distill:
     """Weight of the regression loss at the last step, reached along a line; unset keeps lambda_reg."""
     match: bool = True
     """Distribution matching (Eq. 7); off leaves regression alone."""
+    match_after: int = 0
+    """Steps of regression alone before distribution matching begins: cheap ones, while the images are still far off."""
     fake_steps: int = 1
     """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
     low: float = 0.02
@@ -291,6 +297,8 @@ class Classifier:
 
 Config = TypeVar("Config")
 
+SECTIONS = ("teach", "pairs", "distill", "classifier")  # of a preset: the commands that have settings to share
+
 
 def presets() -> list[str]:
     """Names of the presets inside the package."""
@@ -309,6 +317,9 @@ def with_preset(config: Config, name: str, section: str) -> Config:
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown preset {name!r}{hint} Known: {', '.join(presets())}, or a .toml file")
     table = parse_toml(text, f"preset {name}")
+    for odd in sorted(table.keys() - set(SECTIONS)):
+        near = difflib.get_close_matches(odd, SECTIONS, n=1)
+        raise ValueError(f"preset {name}: no command [{odd}]{f'; did you mean [{near[0]}]?' if near else ''}")
     return overlay(config, {"preset": name, **table.get(section, {})}, f"preset {name}, [{section}]")
 
 
@@ -333,22 +344,52 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
     """A frozen configuration with some values replaced, those of nested ones from nested tables."""
-    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    kinds = get_type_hints(type(config))
     changes = {}
     for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
             raise ValueError(f"{where}: no setting {key!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        current = getattr(config, key)
-        if dataclasses.is_dataclass(current):
-            changes[key] = overlay(current, value, f"{where}.{key}")
-        elif isinstance(current, Path) or (isinstance(value, str) and "Path" in str(fields[key].type)):
-            changes[key] = Path(value)
-        elif isinstance(current, float) and isinstance(value, int):
-            changes[key] = float(value)
+        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, dict):
+            changes[key] = overlay(getattr(config, key), value, f"{where} {key}")
         else:
-            changes[key] = tuple(value) if isinstance(value, list) else value
+            changes[key] = convert(value, kinds[key], f"{where}: {key}")
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """A value of a TOML file as a field of this type wants it. ValueError, naming both, where it cannot be."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return convert(value, next(one for one in inner if one is not NoneType), where)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        if len(inner) == len(value):
+            return tuple(convert(item, one, where) for item, one in zip(value, inner, strict=True))
+    if origin is Literal and value in inner:
+        return value
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    expected = " or ".join(map(repr, inner)) if origin is Literal else getattr(kind, "__name__", kind)
+    raise ValueError(f"{where} = {value!r}, expected {expected}")
+
+
+def check_at_least(config: Any, least: int, *names: str) -> None:
+    """ValueError, naming the flag, where one of these numbers is less."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}, expected at least {least}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """ValueError, naming the flag, where one of these numbers is 0 or less."""
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}, expected above 0")
 
 
 def to_toml(table: dict[str, Any], prefix: str = "") -> str:
@@ -363,10 +404,8 @@ def to_toml(table: dict[str, Any], prefix: str = "") -> str:
 
 
 def literal(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(literal(item) for item in value)}]"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, bool | int | float | str):
+        return json.dumps(value)  # JSON's literals are TOML's too, but for NaN and infinity, which no setting is
+    return json.dumps(str(value))

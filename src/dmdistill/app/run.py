@@ -18,6 +18,8 @@ __all__ = ["Run", "start_machine"]
 
 def start_machine(machine: Machine) -> tuple[torch.device, torch.dtype | None]:
     """Set threads and the fast, still exact, ways of computing; answer with device and precision."""
+    if machine.threads < 0:
+        raise ValueError(f"--threads {machine.threads}, expected at least 1, or 0 for all")
     if machine.threads:
         torch.set_num_threads(machine.threads)
     torch.set_float32_matmul_precision("high")
@@ -29,7 +31,8 @@ def start_machine(machine: Machine) -> tuple[torch.device, torch.dtype | None]:
 class Run:
     """What teach and distill share.
 
-    The folder must be new, unless the run is resumed; config.toml in it says what was asked for.
+    The folder must be new, unless the run is resumed. It is made by `begin`, once all that was given is known to be
+    good; config.toml in it says what was asked for.
     """
 
     def __init__(self, folder: Path, config: Any, *, resume: bool = False) -> None:
@@ -37,15 +40,18 @@ class Run:
             raise ValueError(f"{folder} does not exist: nothing to resume")
         if not resume and folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} already exists: choose another --out, or go on with it by --resume {folder}")
-        self.folder = folder
+        self.folder, self.config = folder, config
         self.console = Console(highlight=False)
         self.device, self.precision = start_machine(config.machine)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
-        folder.mkdir(parents=True, exist_ok=True)
         self.storage = {"fp32": torch.float32, "fp16": torch.float16}[config.store]
-        if not resume:
-            with written_whole(folder / "config.toml") as temporary:
-                temporary.write_text(to_toml(dataclasses.asdict(config)), encoding="utf-8")
+
+    def begin(self) -> None:
+        """Make the folder, or find it again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "config.toml").exists():
+            with written_whole(self.folder / "config.toml") as temporary:
+                temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

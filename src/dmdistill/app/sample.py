@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmdistill.app.config import Sample
 from dmdistill.app.run import start_machine
+from dmdistill.data.conditions import Labels
 from dmdistill.data.images import save_grid
 from dmdistill.teachers.folder import load_model
 
@@ -27,8 +28,8 @@ def sample(config: Sample) -> Tensor:
     model.to(device, precision)
     z, cond = model.noise(config.count, rng=torch.Generator(device).manual_seed(config.seed))
     if model.labels is not None:
-        wanted = torch.tensor(config.labels or range(len(model.labels)), device=device)
-        cond = model.labels.labels(wanted[torch.arange(config.count, device=device) % len(wanted)])
+        wanted = model.labels.labels(torch.tensor(config.labels or range(len(model.labels)), device=device))
+        cond = Labels(wanted.one_hot[torch.arange(config.count, device=device) % len(wanted)])
     images = model.images(z, cond)
     save_grid(config.out, images, columns=config.columns)
     Console(highlight=False).print(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 
 from dmdistill.app.cards import teacher_card
-from dmdistill.app.config import Teach
+from dmdistill.app.config import Teach, check_at_least, check_positive
 from dmdistill.app.run import Run
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.losses import denoising_loss
@@ -25,10 +25,14 @@ __all__ = ["teach"]
 
 def teach(config: Teach) -> Teacher | None:
     """Train, write the teacher to out/teacher, return it; None where it was interrupted."""
+    check_at_least(config, 1, "steps", "batch", "log_every", "save_every")
+    check_at_least(config, 0, "warmup", "weight_decay")
+    check_positive(config, "lr", "clip", "halflife", "p_std")
     data = load_fashion_mnist(config.data)
     run = Run(config.out, config, resume=config.resume is not None)
     torch.manual_seed(config.seed)
     teacher = new_teacher(config, data)
+    run.begin()
     teacher.to(run.device, run.precision)
     denoiser = teacher.denoiser.train()
     images, labels = data.images.to(run.device), data.labels.to(run.device)

@@ -147,6 +147,11 @@ class Pairs:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.shards[0]["z"].shape[1:])
 
+    @property
+    def classes(self) -> int:
+        """Of the labels; 0 where the pairs have none."""
+        return self.shards[0]["one_hot"].shape[1] if "one_hot" in self.shards[0] else 0
+
     def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Labels | None]:
         """(z, y, labels) of these rows, fp32."""
         places = [divmod(row, self.settings.shard_size) for row in rows]

@@ -42,8 +42,12 @@ def load_judge(name: str, device: torch.device) -> Judge:
     """A bundled judge by name, or one's folder."""
     folder = bundled().get(name, Path(name))
     config = read_json(folder / "config.json")
-    classifier = Classifier(**config["network"])
+    try:
+        classifier = Classifier(**config["network"])
+        name = config["name"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} describes no judge of dmdistill: {error!r}") from None
     load_weights(folder / "model.safetensors", classifier)
     classifier.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     classifier.eval().requires_grad_(False)
-    return Judge(config["name"], classifier, load_statistics(folder / "reference.safetensors"))
+    return Judge(name, classifier, load_statistics(folder / "reference.safetensors"))

@@ -150,6 +150,11 @@ class SongUNet(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
+        if img_resolution % (patch_size << len(channel_mult) - 1):
+            raise ValueError(
+                f"images of {img_resolution} x {img_resolution} in patches of {patch_size}: cannot be halved "
+                f"{len(channel_mult) - 1} times, which is what {len(channel_mult)} levels of channel_mult do"
+            )
         self.patch_size = patch_size
         img_resolution //= patch_size
         in_channels, out_channels = in_channels * patch_size**2, out_channels * patch_size**2
