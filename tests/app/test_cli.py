@@ -118,6 +118,8 @@ def test_a_student_is_no_teacher(model, refused):
         (["--distance", "lpips"], "needs --lpips-weights"),
         (["--lpips-weights", "none.safetensors"], "none.safetensors does not exist"),
         (["--low", "0.9", "--high", "0.1"], "expected 0 <= low < high <= 1"),
+        (["--match-from", "1"], "expected a fraction in"),
+        (["--lambda-reg", "0", "--match-from", "0.5"], "leaves the first steps no loss"),
         (["--steps", "0"], "--steps 0, expected at least 1"),
         (["--batch", "0"], "--batch 0, expected at least 1"),
         (["--fake-steps", "0"], "--fake-steps 0, expected at least 1"),

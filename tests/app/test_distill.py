@@ -168,6 +168,15 @@ def test_every_variant_runs(changes, settings):
     assert torch.isfinite(student.images(z, cond)).all()
 
 
+def test_before_match_from_regression_is_alone(settings):
+    both, alone = settings("both", match_from=0.67, log_every=1), settings("alone", match=False, log_every=1)
+    for config in (both, alone):
+        distilling.distill(config)
+    rows = list(zip(read_metrics(both.out), read_metrics(alone.out), strict=True))
+    assert [("loss_kl" in row, "loss_fake" in row) for row, _ in rows] == [(False, False)] * 4 + [(True, True)] * 2
+    assert all(row["loss_reg"] == other["loss_reg"] for row, other in rows[:4])
+
+
 def test_a_run_leaves_what_it_promises(settings, tiny_teacher, pictures):
     before = (tiny_teacher / "model.safetensors").read_bytes()
     config = settings(ode=Solver(), pair_count=8)

@@ -187,8 +187,8 @@ class Distill:
     """Weight of the regression loss at the last step, reached along a line; unset keeps lambda_reg."""
     match: bool = True
     """Distribution matching (Eq. 7); off leaves regression alone."""
-    match_after: int = 0
-    """Steps of regression alone before distribution matching begins: cheap ones, while the images are still far off."""
+    match_from: float = 0.0
+    """Fraction of the run from which distributions are matched; before it regression is alone, which is cheap."""
     fake_steps: int = 1
     """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
     low: float = 0.02

@@ -42,7 +42,7 @@ def check(config: Distill) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
     check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps", "report_images")
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
-    check_at_least(config, 0, "warmup", "match_after", "lambda_reg", "weight_decay")
+    check_at_least(config, 0, "warmup", "lambda_reg", "weight_decay")
     check_at_least(config, 2, "evaluate_images")
     check_positive(config, "lr", "lr_fake", "clip")
     if config.lambda_end is not None:
@@ -56,8 +56,10 @@ def check(config: Distill) -> None:
         )
     if not regresses(config) and not config.match:
         raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
-    if not regresses(config) and config.match_after > 0:
-        raise ValueError(f"--lambda-reg 0 with --match-after {config.match_after} leaves those steps no loss")
+    if not 0 <= config.match_from < 1:
+        raise ValueError(f"--match-from {config.match_from}, expected a fraction in [0, 1)")
+    if not regresses(config) and config.match_from > 0:
+        raise ValueError(f"--lambda-reg 0 with --match-from {config.match_from} leaves the first steps no loss")
     if config.distance == "lpips" and config.lpips_weights is None:
         raise ValueError("--distance lpips needs --lpips-weights FILE, a safetensors file of VGG16 and LPIPS")
 

@@ -69,7 +69,8 @@ class Job:
         self.update_generator = Update(
             self.generator, lr=config.lr, steps=config.steps, halflives=config.halflives, **shared
         )
-        fake_updates = (config.steps - config.match_after) * config.fake_steps
+        self.match_step = int(config.match_from * config.steps)
+        fake_updates = (config.steps - self.match_step) * config.fake_steps
         self.update_fake = Update(self.fake, lr=config.lr_fake, steps=fake_updates, **shared)
         updates = {"generator": self.update_generator} | ({"fake": self.update_fake} if config.match else {})
         self.trainer = Trainer(
@@ -117,7 +118,7 @@ class Job:
     def iterate(self, step: int) -> dict[str, Tensor]:
         """One iteration of Algorithm 1, with this step's weight of the regression."""
         start, end = self.config.lambda_reg, self.config.lambda_end
-        self.dmd.match = self.config.match and step >= self.config.match_after
+        self.dmd.match = self.config.match and step >= self.match_step
         self.dmd.lambda_reg = start if end is None else start + (end - start) * step / self.config.steps
         return self.dmd.step(self.batch(step), self.update_generator, self.update_fake)
 
@@ -144,7 +145,7 @@ class Job:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Health, and the Frechet distance of each average of the generator."""
-        row = self.probe.measure(self.generator, self.teacher.guided, self.fake) if self.config.match else {}
+        row = self.probe.measure(self.generator, self.teacher.guided, self.fake) if self.dmd.match else {}
         if self.judge is not None:
             for name, generator in self.candidates():
                 row[f"frechet_{name}"] = self.frechet(self.judge, generator)

@@ -94,7 +94,8 @@ class Trainer:
                 self.seconds = time.perf_counter() - start
                 if row or self.step % self.log_every == 0 or last:
                     means = {key: value.item() / self.count for key, value in self.sums.items()}
-                    norms = {f"gradient_{key}": update.gradient_norm.item() for key, update in self.updates.items()}
+                    moved = {name: update for name, update in self.updates.items() if update.count}
+                    norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
                     self.log(means | norms | row)
                     self.sums, self.count = {}, 0
                     advance(self.step, means)
