@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/dmdistill distill --out $(RUN)
+	$(BIN)/dmdistill distill $(if $(wildcard $(RUN)/config.toml),--resume,--out) $(RUN)
 
 lint: setup
 	$(BIN)/ruff format --check .

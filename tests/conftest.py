@@ -29,7 +29,9 @@ def tiny_teacher(tmp_path_factory) -> Path:
     """The folder of a teacher of 1 x 8 x 8 images, random in every weight, with no judge."""
     torch.manual_seed(0)
     config = Teach(network=Network(model_channels=16, channel_mult=(1,), num_blocks=1))
-    teacher = new_teacher(config, ImageSet(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), CLASSES))
+    teacher = new_teacher(
+        config, ImageSet(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), CLASSES, licence="MIT")
+    )
     for parameter in teacher.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     teacher.config.update(name="tiny", judge=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from dmdistill.app.cli import main
 
@@ -26,7 +27,20 @@ SMALL_PYTHON = (
     "steps=500",
     "steps=2, pair_count=8, report_images=8, evaluate_images=8, batch=4, batch_reg=4",
 )
-NAMES = {"my_network": lambda x, t, cond: x, "shape": (1, 8, 8)}  # what the pages leave to the reader
+
+
+class Tiny(nn.Module):
+    """A network that the reader would bring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t, cond):
+        return self.layer(x)
+
+
+NAMES = {"my_network": Tiny(), "shape": (1, 8, 8)}  # what the pages leave to the reader
 
 
 def blocks(page: Path, language: str) -> list[str]:

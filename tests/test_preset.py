@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dmdistill.app.config import Distill, with_preset
+from dmdistill.app.config import Distill
 from dmdistill.app.distill import distill
+from dmdistill.app.settings import from_preset
 from dmdistill.files import read_json
 
 
@@ -15,7 +16,7 @@ def test_the_preset_keeps_its_promise(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        distill(with_preset(Distill(), "fashion", "distill"))
+        distill(from_preset(Distill, "fashion"))
     finally:
         torch.set_num_threads(threads)
     report = read_json(tmp_path / "runs" / "distill" / "report.json")

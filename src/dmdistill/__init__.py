@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dmdistill.app.distill import distill as distill
     from dmdistill.app.evaluate import evaluate as evaluate
     from dmdistill.app.pairs import pairs as pairs
+    from dmdistill.app.settings import from_preset as from_preset
     from dmdistill.app.teach import teach as teach
     from dmdistill.core.dmd import DMD as DMD
     from dmdistill.data.images import save_grid as save_grid
@@ -32,6 +33,7 @@ MODULES = {
     "Teach": "app.config",
     "distill": "app.distill",
     "evaluate": "app.evaluate",
+    "from_preset": "app.settings",
     "load_model": "teachers.folder",
     "load_teacher": "teachers.folder",
     "pairs": "app.pairs",
@@ -47,6 +49,7 @@ __all__ = [
     "Teach",
     "distill",
     "evaluate",
+    "from_preset",
     "load_model",
     "load_teacher",
     "pairs",

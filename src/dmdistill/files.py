@@ -28,9 +28,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented, with a final newline."""
+    """Indented, with a final newline; what JSON does not know, a path say, as its text."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

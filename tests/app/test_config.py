@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dmdistill.app import config
+from dmdistill.app import config, settings
 from dmdistill.app.cli import COMMANDS, parse
-from dmdistill.app.config import Classifier, Distill, MakePairs, Network, Solver, Teach, overlay, presets, to_toml
+from dmdistill.app.config import Classifier, Distill, MakePairs, Network, Solver, Teach
+from dmdistill.app.settings import overlay, presets, to_toml
 
 CHANGED = [
     Teach(
@@ -45,7 +46,7 @@ def test_toml_and_back_is_equal(made):
 def test_every_preset_fits_its_commands(name):
     for command in COMMANDS.values():
         if command.section:
-            made = config.with_preset(command.config(), name, command.section)
+            made = settings.with_preset(command.config(), name, command.section)
             assert made.preset == name
             assert {type(getattr(made, f.name)) for f in dataclasses.fields(made)}  # every field is there
 
@@ -58,7 +59,7 @@ def write(folder, text):
 
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"unknown preset 'fashoin'; did you mean 'fashion'\? Known: .*fashion"):
-        config.with_preset(Distill(), "fashoin", "distill")
+        settings.with_preset(Distill(), "fashoin", "distill")
 
 
 @pytest.mark.parametrize(
@@ -72,12 +73,12 @@ def test_an_unknown_preset_suggests_the_nearest():
 )
 def test_typos_in_a_preset_are_named(text, match, tmp_path):
     with pytest.raises(ValueError, match=match):
-        config.with_preset(Distill(), write(tmp_path, text), "distill")
+        settings.with_preset(Distill(), write(tmp_path, text), "distill")
 
 
 def test_a_preset_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.toml does not exist"):
-        config.with_preset(Distill(), str(tmp_path / "nothing.toml"), "distill")
+        settings.with_preset(Distill(), str(tmp_path / "nothing.toml"), "distill")
 
 
 def test_a_preset_keeps_the_types(tmp_path):
@@ -92,7 +93,7 @@ def test_a_preset_keeps_the_types(tmp_path):
     [distill.ode]
     guidance = 3
     """
-    made = config.with_preset(Distill(), write(tmp_path, text), "distill")
+    made = settings.with_preset(Distill(), write(tmp_path, text), "distill")
     expected = Distill(
         preset=str(tmp_path / "mine.toml"),
         lr=1.0,
@@ -112,12 +113,12 @@ def test_a_preset_keeps_the_types(tmp_path):
 )
 def test_a_preset_of_wrong_types_is_refused(text, tmp_path):
     with pytest.raises(ValueError, match=text.split()[0]):
-        config.with_preset(Distill(), write(tmp_path, f"[distill]\n{text}"), "distill")
+        settings.with_preset(Distill(), write(tmp_path, f"[distill]\n{text}"), "distill")
 
 
 def test_a_preset_without_the_section_changes_nothing(tmp_path):
     file = write(tmp_path, "[teach]\nsteps = 3")
-    assert config.with_preset(Distill(), file, "distill") == Distill(preset=file)
+    assert settings.with_preset(Distill(), file, "distill") == Distill(preset=file)
 
 
 def test_flags_beat_the_preset_and_the_preset_the_defaults(tmp_path):
@@ -132,7 +133,7 @@ def test_flags_beat_the_preset_and_the_preset_the_defaults(tmp_path):
 def test_every_command_starts_from_the_fashion_preset():
     for name, command in COMMANDS.items():
         if command.section:
-            assert parse([name]) == config.with_preset(command.config(), "fashion", command.section)
+            assert parse([name]) == settings.with_preset(command.config(), "fashion", command.section)
 
 
 def test_resume_takes_the_runs_settings_and_the_flags_over_them(tmp_path):

@@ -38,7 +38,7 @@ def train_classifier(config: Settings) -> Judge:
     classifier.eval().requires_grad_(False)
 
     accuracy = measure_accuracy(classifier, held_out, device)
-    judge = Judge(f"{config.preset}-classifier", classifier, gather(classifier.features, batches(data, device)))
+    judge = Judge(f"{data.name}-classifier", classifier, gather(classifier.features, batches(data, device)))
     real = judge.distance(batches(held_out, device))
     figures = {"accuracy": accuracy, "test_images": len(held_out), "frechet_test_images": real}
     save_weights(config.out / "model.safetensors", classifier)

@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import subcommand
 
 from dmdistill.app import config
-from dmdistill.app.config import with_preset, with_run
+from dmdistill.app.settings import with_preset, with_run
 
 __all__ = ["main"]
 
@@ -54,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("DMDISTILL_DEBUG"):
             raise
         print(f"dmdistill: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("DMDISTILL_DEBUG"):
+            raise
+        print("dmdistill: out of memory: try smaller batches (--batch, --batch-reg)", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("dmdistill: interrupted", file=sys.stderr)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import tomllib
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -24,12 +18,6 @@ __all__ = [
     "Network",
     "Sample",
     "Teach",
-    "check_at_least",
-    "check_positive",
-    "presets",
-    "to_toml",
-    "with_preset",
-    "with_run",
 ]
 
 
@@ -71,7 +59,7 @@ class Teach:
     """Folder of Fashion-MNIST's official .gz files."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
-    preset: str = "fashion"
+    preset: str = ""
     """Settings to start from; the other flags change them."""
     network: Network = field(default_factory=Network)
     """The network's size."""
@@ -131,7 +119,7 @@ class MakePairs:
     """A bundled teacher, or a folder."""
     out: Path = Path("pairs/fashion")
     """Folder to write, or to go on with."""
-    preset: str = "fashion"
+    preset: str = ""
     """Settings to start from; the other flags change them."""
     count: int = 10000
     """Pairs to make."""
@@ -155,7 +143,7 @@ class Distill:
     """A bundled teacher, or a folder."""
     out: Path = Path("runs/distill")
     """Run folder to make; the student is written to its student/."""
-    preset: str = "fashion"
+    preset: str = ""
     """Settings to start from; the other flags change them."""
     pairs: Path | None = None
     """Folder of pairs made before; without it they are made in the run folder."""
@@ -183,12 +171,12 @@ class Distill:
     """AdamW's weight decay."""
     lambda_reg: float = 1.0
     """Weight of the regression loss (Eq. 9); 0 needs no pairs."""
-    lambda_end: float | None = None
-    """Weight of the regression loss at the last step, reached along a line; unset keeps lambda_reg."""
+    lambda_end: float = 1.0
+    """Share of lambda_reg that is left at the last step, reached along a line; 1 keeps it all."""
     match: bool = True
     """Distribution matching (Eq. 7); off leaves regression alone."""
     match_from: float = 0.0
-    """Fraction of the run from which distributions are matched; before it regression is alone, which is cheap."""
+    """Fraction of the run from which distributions are matched; before it regression, where there is any, is alone."""
     fake_steps: int = 1
     """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
     low: float = 0.02
@@ -281,7 +269,7 @@ class Classifier:
     """Folder of Fashion-MNIST's official .gz files."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
-    preset: str = "fashion"
+    preset: str = ""
     """Settings to start from; the other flags change them."""
     epochs: int = 8
     """Passes over the training images."""
@@ -293,119 +281,3 @@ class Classifier:
     """Seed of every random draw."""
     machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
     """Where and how to compute."""
-
-
-Config = TypeVar("Config")
-
-SECTIONS = ("teach", "pairs", "distill", "classifier")  # of a preset: the commands that have settings to share
-
-
-def presets() -> list[str]:
-    """Names of the presets inside the package."""
-    folder = resources.files("dmdistill.app") / "presets"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
-
-
-def with_preset(config: Config, name: str, section: str) -> Config:
-    """The configuration with one section of a preset laid over it. `name` may be a .toml file of the user's own."""
-    if name.endswith(".toml"):
-        text = read(Path(name))
-    elif name in presets():
-        text = (resources.files("dmdistill.app") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        near = difflib.get_close_matches(name, presets(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown preset {name!r}{hint} Known: {', '.join(presets())}, or a .toml file")
-    table = parse_toml(text, f"preset {name}")
-    for odd in sorted(table.keys() - set(SECTIONS)):
-        near = difflib.get_close_matches(odd, SECTIONS, n=1)
-        raise ValueError(f"preset {name}: no command [{odd}]{f'; did you mean [{near[0]}]?' if near else ''}")
-    return overlay(config, {"preset": name, **table.get(section, {})}, f"preset {name}, [{section}]")
-
-
-def with_run(config: Config, folder: Path) -> Config:
-    """The configuration of an earlier run, to go on with it."""
-    file = folder / "config.toml"
-    return overlay(config, parse_toml(read(file), str(file)) | {"out": folder, "resume": folder}, str(file))
-
-
-def read(file: Path) -> str:
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist")
-    return file.read_text(encoding="utf-8")
-
-
-def parse_toml(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
-    """A frozen configuration with some values replaced, those of nested ones from nested tables."""
-    kinds = get_type_hints(type(config))
-    changes = {}
-    for key, value in values.items():
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            raise ValueError(f"{where}: no setting {key!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, dict):
-            changes[key] = overlay(getattr(config, key), value, f"{where} {key}")
-        else:
-            changes[key] = convert(value, kinds[key], f"{where}: {key}")
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-
-
-def convert(value: Any, kind: Any, where: str) -> Any:
-    """A value of a TOML file as a field of this type wants it. ValueError, naming both, where it cannot be."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return convert(value, next(one for one in inner if one is not NoneType), where)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = inner[:1] * len(value) if inner[1:] == (...,) else inner
-        if len(inner) == len(value):
-            return tuple(convert(item, one, where) for item, one in zip(value, inner, strict=True))
-    if origin is Literal and value in inner:
-        return value
-    if kind is Path and isinstance(value, str | Path):
-        return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    expected = " or ".join(map(repr, inner)) if origin is Literal else getattr(kind, "__name__", kind)
-    raise ValueError(f"{where} = {value!r}, expected {expected}")
-
-
-def check_at_least(config: Any, least: int, *names: str) -> None:
-    """ValueError, naming the flag, where one of these numbers is less."""
-    for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}, expected at least {least}")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """ValueError, naming the flag, where one of these numbers is 0 or less."""
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}, expected above 0")
-
-
-def to_toml(table: dict[str, Any], prefix: str = "") -> str:
-    """Plain values first, then the tables: all that our configurations hold."""
-    lines, tables = [], []
-    for key, value in table.items():
-        if isinstance(value, dict):
-            tables.append(f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}."))
-        elif value is not None:
-            lines.append(f"{key} = {literal(value)}\n")
-    return "".join(lines + tables)
-
-
-def literal(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(literal(item) for item in value)}]"
-    if isinstance(value, bool | int | float | str):
-        return json.dumps(value)  # JSON's literals are TOML's too, but for NaN and infinity, which no setting is
-    return json.dumps(str(value))

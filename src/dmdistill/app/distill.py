@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from dmdistill.app.cards import student_card
-from dmdistill.app.config import Distill, check_at_least, check_positive
-from dmdistill.app.evaluate import draw, measure, metrics, print_table, seconds_per_image
-from dmdistill.app.job import Job, regresses
+from dmdistill.app.config import Distill
+from dmdistill.app.evaluate import draw, measure, print_table
+from dmdistill.app.job import Job
 from dmdistill.app.pairs import with_solver
 from dmdistill.app.report import draw_comparison, draw_curves
 from dmdistill.app.run import Run
+from dmdistill.app.settings import check_at_least, check_draws, check_positive
 from dmdistill.files import write_json
 from dmdistill.teachers.folder import load_model, load_teacher, save_model
-from dmdistill.teachers.model import Student
+from dmdistill.teachers.model import Student, Teacher
 
 __all__ = ["distill"]
 
@@ -29,6 +30,15 @@ def distill(config: Distill) -> Student | None:
     run = Run(config.out, config, resume=config.resume is not None)
     torch.manual_seed(config.seed)
     teacher.to(run.device, run.precision)
+    try:
+        return make_student(config, teacher, run)
+    except KeyboardInterrupt:  # while pairs or figures were made: what is finished is kept
+        run.say(f"interrupted; go on with: dmdistill distill --resume {run.folder}")
+        raise
+
+
+def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
+    """Everything after the checks."""
     job = Job(config, teacher, run)
     if not job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling"):
         run.say_how_to_resume("distill", job.trainer.step)
@@ -42,24 +52,21 @@ def check(config: Distill) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
     check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps", "report_images")
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
-    check_at_least(config, 0, "warmup", "lambda_reg", "weight_decay")
+    check_at_least(config, 0, "warmup", "lambda_reg", "lambda_end", "weight_decay")
+    check_draws(config)
     check_at_least(config, 2, "evaluate_images")
     check_positive(config, "lr", "lr_fake", "clip")
-    if config.lambda_end is not None:
-        check_at_least(config, 0, "lambda_end")
     if not 0 <= config.low < config.high <= 1:
         raise ValueError(f"--low {config.low} --high {config.high}, expected 0 <= low < high <= 1")
-    if regresses(config) and config.pairs is None and config.pair_count < 1:
+    if config.lambda_reg > 0 and config.pairs is None and config.pair_count < 1:
         raise ValueError(
             f"--lambda-reg {config.lambda_reg} needs pairs: give --pairs FOLDER or a --pair-count above 0, or set "
             "--lambda-reg 0 to distill without"
         )
-    if not regresses(config) and not config.match:
+    if config.lambda_reg == 0 and not config.match:
         raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
     if not 0 <= config.match_from < 1:
         raise ValueError(f"--match-from {config.match_from}, expected a fraction in [0, 1)")
-    if not regresses(config) and config.match_from > 0:
-        raise ValueError(f"--lambda-reg 0 with --match-from {config.match_from} leaves the first steps no loss")
     if config.distance == "lpips" and config.lpips_weights is None:
         raise ValueError("--distance lpips needs --lpips-weights FILE, a safetensors file of VGG16 and LPIPS")
 
@@ -69,9 +76,10 @@ def report(config: Distill, job: Job, run: Run) -> Student:
     student = load_model(str(config.out / "student"))
     assert isinstance(student, Student)
     student.to(run.device, run.precision)
+    count = config.report_images
     reports = [
-        teacher_report(config, job),
-        measure(student, images=config.report_images, batch=500, seed=config.seed + 3),
+        measure(job.teacher, teacher_images(config, job), images=count),
+        measure(student, draw(student, count, batch=500, seed=config.seed + 3), images=count),
     ]
     seconds = {"distillation": job.trainer.seconds}
     if job.pairs is not None and job.pairs.seconds_per_image is not None:
@@ -85,17 +93,11 @@ def report(config: Distill, job: Job, run: Run) -> Student:
     return student
 
 
-def teacher_report(config: Distill, job: Job) -> dict[str, Any]:
-    """The teacher's figures. Its images are those of the run's own pairs, and fresh ones where these are too few."""
+def teacher_images(config: Distill, job: Job) -> Iterator[Tensor]:
+    """Those of the run's own pairs, and fresh ones where these are too few."""
     teacher, count = job.teacher, config.report_images
-    own = job.pairs if job.pairs is not None and config.pairs is None else None
+    own = job.pairs if config.pairs is None else None
     kept = min(len(own), count) if own is not None else 0
-    made = (own[range(i, min(i + 500, kept))][1].to(teacher.device) for i in range(0, kept, 500)) if own else iter(())
-    fresh = draw(teacher, count - kept, batch=500, seed=config.seed + 3, name="drawing the teacher's images")
-    return {
-        "model": teacher.name,
-        "evaluations_per_image": teacher.evaluations,
-        "images": count,
-        "seconds_per_image": seconds_per_image(teacher),
-        "metrics": metrics(job.judge, itertools.chain(made, fresh)) if job.judge else {},
-    }
+    for start in range(0, kept, 500):
+        yield own[range(start, min(start + 500, kept))][1].to(teacher.device)  # type: ignore[index]
+    yield from draw(teacher, count - kept, batch=500, seed=config.seed + 3, name="drawing the teacher's images")

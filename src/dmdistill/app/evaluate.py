@@ -15,12 +15,12 @@ from dmdistill.app.config import Evaluate
 from dmdistill.app.run import start_machine
 from dmdistill.data.pairs import seed_of
 from dmdistill.files import write_json
-from dmdistill.metrics.judge import Judge, load_judge
+from dmdistill.metrics.judge import load_judge
 from dmdistill.teachers.folder import load_model
 from dmdistill.teachers.model import Model
 from dmdistill.training.progress import track
 
-__all__ = ["draw", "evaluate", "measure", "metrics", "print_table", "seconds_per_image"]
+__all__ = ["draw", "evaluate", "measure", "print_table", "seconds_per_image"]
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
@@ -30,28 +30,24 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     device, precision = start_machine(config.machine)
     model = load_model(config.model)
     model.to(device, precision)
-    report = measure(model, images=config.images, batch=config.batch, seed=config.seed)
+    drawn = draw(model, config.images, batch=config.batch, seed=config.seed)
+    report = measure(model, drawn, images=config.images)
     print_table([report])
     if config.json is not None:
         write_json(config.json, report)
     return report
 
 
-def measure(model: Model, *, images: int, batch: int, seed: int) -> dict[str, Any]:
-    """{"model", "evaluations_per_image", "images", "seconds_per_image", "metrics": {...}}."""
+def measure(model: Model, batches: Iterator[Tensor], *, images: int) -> dict[str, Any]:
+    """{"model", "evaluations_per_image", "images", "seconds_per_image", "metrics": {...}} of its images in batches."""
     judge = load_judge(model.judge, model.device) if model.judge else None
     return {
         "model": model.name,
         "evaluations_per_image": model.evaluations,
         "images": images,
         "seconds_per_image": seconds_per_image(model),
-        "metrics": metrics(judge, draw(model, images, batch=batch, seed=seed)) if judge else {},
+        "metrics": {f"frechet_{judge.name}": judge.distance(batches)} if judge else {},
     }
-
-
-def metrics(judge: Judge, batches: Iterator[Tensor]) -> dict[str, float]:
-    """The judge's figures, under the name of what they are."""
-    return {f"frechet_{judge.name}": judge.distance(batches)}
 
 
 def draw(model: Model, count: int, *, batch: int, seed: int, name: str = "drawing images") -> Iterator[Tensor]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dmdistill.app.config import Distill
-from dmdistill.app.pairs import pairs_of
+from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
 from dmdistill.core.dmd import DMD, Batch
 from dmdistill.core.generator import Generator
@@ -25,14 +24,9 @@ from dmdistill.training.health import Probe
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
 
-__all__ = ["Job", "regresses"]
+__all__ = ["Job"]
 
 KEPT = ("network", "path", "denoiser", "shape", "classes", "licence", "judge")  # of the teacher's config.json
-
-
-def regresses(config: Distill) -> bool:
-    """Whether any step has a regression loss, and so needs pairs."""
-    return max(config.lambda_reg, config.lambda_end or 0) > 0
 
 
 class Job:
@@ -44,7 +38,7 @@ class Job:
         distance = self.distance()
         given = self.given_pairs()
         run.begin()
-        self.pairs = (given or self.own_pairs()) if regresses(config) else None
+        self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
         self.generator = Generator(copy.deepcopy(teacher.denoiser)).requires_grad_(True)
         self.fake = copy.deepcopy(teacher.denoiser).requires_grad_(True)
         self.dmd = DMD(
@@ -67,11 +61,11 @@ class Job:
             "clip": config.clip,
         }
         self.update_generator = Update(
-            self.generator, lr=config.lr, steps=config.steps, halflives=config.halflives, **shared
+            self.generator, name="generator", lr=config.lr, steps=config.steps, halflives=config.halflives, **shared
         )
-        self.match_step = int(config.match_from * config.steps)
+        self.match_step = int(config.match_from * config.steps) if config.lambda_reg > 0 else 0
         fake_updates = (config.steps - self.match_step) * config.fake_steps
-        self.update_fake = Update(self.fake, lr=config.lr_fake, steps=fake_updates, **shared)
+        self.update_fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=fake_updates, **shared)
         updates = {"generator": self.update_generator} | ({"fake": self.update_fake} if config.match else {})
         self.trainer = Trainer(
             config.out,
@@ -91,11 +85,17 @@ class Job:
         if self.config.pairs is None:
             return None
         pairs, teacher = Pairs(self.config.pairs), self.teacher
+        made, wanted = pairs.settings, teacher_id(teacher)
         classes = len(teacher.labels) if teacher.labels else 0
         if (pairs.shape, pairs.classes) != (teacher.shape, classes):
             raise ValueError(
                 f"{self.config.pairs} holds images {pairs.shape} of {pairs.classes} classes, {teacher.name}'s are "
                 f"{teacher.shape} of {classes}"
+            )
+        if (made.teacher, made.guidance) != (wanted, teacher.guidance):
+            raise ValueError(
+                f"{self.config.pairs} holds pairs of {made.teacher} with guidance {made.guidance}, this run's teacher "
+                f"is {wanted} with guidance {teacher.guidance}"
             )
         return pairs
 
@@ -117,9 +117,9 @@ class Job:
 
     def iterate(self, step: int) -> dict[str, Tensor]:
         """One iteration of Algorithm 1, with this step's weight of the regression."""
-        start, end = self.config.lambda_reg, self.config.lambda_end
         self.dmd.match = self.config.match and step >= self.match_step
-        self.dmd.lambda_reg = start if end is None else start + (end - start) * step / self.config.steps
+        left = 1 + (self.config.lambda_end - 1) * step / self.config.steps
+        self.dmd.lambda_reg = self.config.lambda_reg * left
         return self.dmd.step(self.batch(step), self.update_generator, self.update_fake)
 
     def batch(self, step: int) -> Batch:
@@ -184,11 +184,5 @@ class Job:
             labels=teacher.labels,
             licence=teacher.licence,
             judge=teacher.judge,
-            config={"kind": "student", "name": f"{teacher.name}-student", **kept, "distilled": jsonable(settings)},
+            config={"kind": "student", "name": f"{teacher.name}-student", **kept, "distilled": settings},
         )
-
-
-def jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
-    return value if isinstance(value, int | float | str | list | tuple | None) else str(value)

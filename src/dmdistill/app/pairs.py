@@ -16,7 +16,7 @@ from dmdistill.teachers.folder import load_teacher
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.progress import track
 
-__all__ = ["pairs", "pairs_of", "with_solver"]
+__all__ = ["pairs", "pairs_of", "teacher_id", "with_solver"]
 
 
 def pairs(config: MakePairs) -> Pairs:
@@ -43,7 +43,7 @@ def pairs_of(
     if count < 1:
         raise ValueError(f"{count} pairs, expected at least 1; to do without pairs set --lambda-reg 0")
     settings = PairSettings(
-        teacher=f"{teacher.name} {digest(teacher)}",
+        teacher=teacher_id(teacher),
         solver=teacher.solver,
         steps=teacher.steps,
         guidance=teacher.guidance,
@@ -72,9 +72,9 @@ def with_solver(teacher: Teacher, ode: Solver) -> Teacher:
     return replace(teacher, solver=ode.solver, steps=ode.solver_steps, guidance=ode.guidance)
 
 
-def digest(teacher: Teacher) -> str:
-    """Eight hexadecimal digits of the weights."""
+def teacher_id(teacher: Teacher) -> str:
+    """Its name and eight hexadecimal digits of its weights' hash."""
     sha = hashlib.sha256()
     for tensor in teacher.network.state_dict().values():
         sha.update(tensor.contiguous().cpu().numpy().tobytes())
-    return sha.hexdigest()[:8]
+    return f"{teacher.name} {sha.hexdigest()[:8]}"

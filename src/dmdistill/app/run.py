@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dmdistill.app.config import Machine, to_toml
+from dmdistill.app.config import Machine
+from dmdistill.app.settings import to_toml
 from dmdistill.files import written_whole
 from dmdistill.training.device import choose_device, choose_precision
 
@@ -17,15 +18,17 @@ __all__ = ["Run", "start_machine"]
 
 
 def start_machine(machine: Machine) -> tuple[torch.device, torch.dtype | None]:
-    """Set threads and the fast, still exact, ways of computing; answer with device and precision."""
+    """Set threads and, with bf16, the fast ways of computing; answer with device and precision."""
     if machine.threads < 0:
         raise ValueError(f"--threads {machine.threads}, expected at least 1, or 0 for all")
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
     device = choose_device(machine.device)
-    return device, choose_precision(machine.precision, device)
+    precision = choose_precision(machine.precision, device)
+    if precision is not None:  # then fp32 is for sums; asked for fp32, nothing is rounded to TF32
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    return device, precision
 
 
 class Run:
@@ -49,9 +52,8 @@ class Run:
     def begin(self) -> None:
         """Make the folder, or find it again."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "config.toml").exists():
-            with written_whole(self.folder / "config.toml") as temporary:
-                temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
+        with written_whole(self.folder / "config.toml") as temporary:
+            temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

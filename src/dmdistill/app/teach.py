@@ -7,8 +7,9 @@ from dataclasses import asdict
 import torch
 
 from dmdistill.app.cards import teacher_card
-from dmdistill.app.config import Teach, check_at_least, check_positive
+from dmdistill.app.config import Teach
 from dmdistill.app.run import Run
+from dmdistill.app.settings import check_at_least, check_draws, check_positive
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.losses import denoising_loss
 from dmdistill.core.paths import EDM
@@ -28,6 +29,7 @@ def teach(config: Teach) -> Teacher | None:
     check_at_least(config, 1, "steps", "batch", "log_every", "save_every")
     check_at_least(config, 0, "warmup", "weight_decay")
     check_positive(config, "lr", "clip", "halflife", "p_std")
+    check_draws(config)
     data = load_fashion_mnist(config.data)
     run = Run(config.out, config, resume=config.resume is not None)
     torch.manual_seed(config.seed)
@@ -38,6 +40,7 @@ def teach(config: Teach) -> Teacher | None:
     images, labels = data.images.to(run.device), data.labels.to(run.device)
     update = Update(
         denoiser,
+        name="teacher",
         lr=config.lr,
         steps=config.steps,
         betas=config.betas,
@@ -89,15 +92,15 @@ def new_teacher(config: Teach, data: ImageSet) -> Teacher:
         **asdict(config.network),
     }
     return Teacher(
-        name=config.preset,
+        name=data.name,
         denoiser=EDMDenoiser(SongUNet(**network), EDM()),
         shape=(channels, size, size),
         labels=LabelSpace(data.names),
-        licence="MIT",
-        judge=f"{config.preset}-classifier",
+        licence=data.licence,
+        judge=f"{data.name}-classifier",
         config={
             "kind": "teacher",
-            "name": config.preset,
+            "name": data.name,
             "network": {"class": "SongUNet", **network},
             "path": {"class": "EDM"},
             "denoiser": {"class": "EDMDenoiser"},
@@ -106,7 +109,7 @@ def new_teacher(config: Teach, data: ImageSet) -> Teacher:
             "solver": "heun",
             "steps": 18,
             "guidance": 1.0,
-            "licence": "MIT",
-            "judge": f"{config.preset}-classifier",
+            "licence": data.licence,
+            "judge": f"{data.name}-classifier",
         },
     )

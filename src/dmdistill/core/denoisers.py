@@ -31,6 +31,10 @@ class Condition(Protocol):
         """Some of the samples."""
         ...
 
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        ...
+
 
 class Denoiser(nn.Module):
     """A network F and its path, answering with the posterior mean.

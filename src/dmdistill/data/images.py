@@ -25,11 +25,13 @@ FASHION_CLASSES = (
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: uint8, N C H W. labels: int64, N. names: of the classes."""
+    """images: uint8, N C H W. labels: int64, N. names: of the classes. name, licence: of the data."""
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
+    name: str = "images"
+    licence: str = "unknown"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,7 +43,9 @@ def to_floats(images: Tensor) -> Tensor:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] -> uint8, rounded to the nearest, clipped."""
+    """Floats in [-1, 1] -> uint8, rounded to the nearest, clipped. ValueError where one is NaN or infinite."""
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold NaN or infinity: they are no pictures")
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -73,7 +77,7 @@ def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
         raise ValueError(
             f"{folder} holds {part} images {tuple(images.shape)} and labels {tuple(labels.shape)}, expected N H W and N"
         )
-    return ImageSet(images[:, None], labels.long(), FASHION_CLASSES)
+    return ImageSet(images[:, None], labels.long(), FASHION_CLASSES, name="fashion", licence="MIT")
 
 
 def save_grid(path: Path, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:

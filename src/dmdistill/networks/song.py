@@ -150,6 +150,11 @@ class SongUNet(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
+        if patch_size < 1 or num_blocks < 1 or model_channels < 4 or model_channels % 2:
+            raise ValueError(
+                f"patch_size {patch_size}, num_blocks {num_blocks}, model_channels {model_channels}: expected at least "
+                "1, at least 1, and an even number from 4"
+            )
         if img_resolution % (patch_size << len(channel_mult) - 1):
             raise ValueError(
                 f"images of {img_resolution} x {img_resolution} in patches of {patch_size}: cannot be halved "

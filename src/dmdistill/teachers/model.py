@@ -62,6 +62,10 @@ class Model(ABC):
         self.denoiser.precision = precision
         return self
 
+    def here(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
+        """Noise and conditions on the model's device."""
+        return z.to(self.device), cond.to(self.device) if cond is not None else None
+
     def noise(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Labels | None]:
         """n draws of z and of uniform labels, on rng's device."""
         z = torch.randn(n, *self.shape, generator=rng, device=rng.device)
@@ -91,7 +95,7 @@ class Teacher(Model):
         return Guided(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
 
     def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        return SOLVERS[self.solver](self.guided, z, cond, steps=self.steps)
+        return SOLVERS[self.solver](self.guided, *self.here(z, cond), steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,4 +108,4 @@ class Student(Model):
 
     @torch.no_grad()
     def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        return Generator(self.denoiser)(z, cond)
+        return Generator(self.denoiser)(*self.here(z, cond))

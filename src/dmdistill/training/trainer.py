@@ -54,7 +54,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
-        self.count = 0
+        self.counts: dict[str, int] = {}
         if resume and (found := self.checkpoints()):
             self.load(found[-1])
         truncate_metrics(self.log_file, self.step)
@@ -76,7 +76,7 @@ class Trainer:
             while self.step < self.steps:
                 try:
                     losses = iterate(self.step)
-                except (NonFiniteError, FloatingPointError) as error:
+                except FloatingPointError as error:
                     self.save()
                     raise NonFiniteError(
                         f"step {self.step}: {error}. The last good state is in {self.folder / 'checkpoints'}; a lower "
@@ -85,7 +85,7 @@ class Trainer:
                 self.step += 1
                 for key, value in losses.items():
                     self.sums[key] = self.sums.get(key, 0) + value
-                self.count += 1
+                    self.counts[key] = self.counts.get(key, 0) + 1
                 last = self.step == self.steps
                 row: dict[str, float] = {}
                 for every, hook in hooks:
@@ -93,11 +93,11 @@ class Trainer:
                         row |= hook(self.step)
                 self.seconds = time.perf_counter() - start
                 if row or self.step % self.log_every == 0 or last:
-                    means = {key: value.item() / self.count for key, value in self.sums.items()}
+                    means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
                     moved = {name: update for name, update in self.updates.items() if update.count}
                     norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
                     self.log(means | norms | row)
-                    self.sums, self.count = {}, 0
+                    self.sums, self.counts = {}, {}
                     advance(self.step, means)
                 if interrupted.is_set() and not last:
                     self.save()
@@ -116,7 +116,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "sums": self.sums,
-            "count": self.count,
+            "counts": self.counts,
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
         }
@@ -131,16 +131,18 @@ class Trainer:
     def load(self, file: Path) -> None:
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, UnpicklingError) as error:
+            if set(state["updates"]) != set(self.updates):
+                raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.sums, self.counts = state["sums"], state["counts"]
+            self.rng.set_state(state["rng"])
+            for name, update in self.updates.items():
+                update.load_state_dict(state["updates"][name])
+        except (EOFError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
             raise ValueError(
-                f"{file} cannot be read: {(str(error) or 'it is empty').splitlines()[0]}; remove it to go on without"
+                f"{file} cannot be used ({type(error).__name__}): it is cut short, damaged or of another kind of run; "
+                "remove it to go on without"
             ) from None
-        if set(state["updates"]) != set(self.updates):
-            raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
-        self.step, self.seconds, self.sums, self.count = (state[key] for key in ("step", "seconds", "sums", "count"))
-        self.rng.set_state(state["rng"])
-        for name, update in self.updates.items():
-            update.load_state_dict(state["updates"][name])
 
     def checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))

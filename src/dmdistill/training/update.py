@@ -39,6 +39,7 @@ class Update:
 
     Args:
         lr: reached after `warmup` updates; with decay it then falls by a cosine to zero at the last of `steps`.
+        name: of the network, for messages.
         clip: largest L2 norm of the gradient.
         halflives: of the averages kept, in updates.
     """
@@ -49,6 +50,7 @@ class Update:
         *,
         lr: float,
         steps: int,
+        name: str = "network",
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
         warmup: int = 500,
@@ -58,6 +60,9 @@ class Update:
     ) -> None:
         self.network = network
         self.parameters = [p for p in network.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the network has no parameters to train")
+        self.name = name
         self.clip = clip
         self.count = 0
         self.gradient_norm = torch.zeros(())
@@ -66,7 +71,7 @@ class Update:
             lr=lr,
             betas=betas,
             weight_decay=weight_decay,
-            fused=self.parameters[0].device.type != "mps",
+            fused=True,
         )
 
         def factor(count: int) -> float:
@@ -82,7 +87,8 @@ class Update:
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         if not torch.isfinite(self.gradient_norm):
             self.optimiser.zero_grad()
-            raise FloatingPointError(f"the gradient's norm is {self.gradient_norm.item()}, the loss {loss.item()}")
+            norm = self.gradient_norm.item()
+            raise FloatingPointError(f"the norm of the {self.name}'s gradient is {norm}, the loss {loss.item()}")
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.schedule.step()
@@ -94,15 +100,18 @@ class Update:
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "averages": [average.network.state_dict() for average in self.averages],
             "count": self.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
+        groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
+        self.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
         for average, weights in zip(self.averages, state["averages"], strict=True):
             average.network.load_state_dict(weights)
-        self.count = state["count"]
+        self.count = self.schedule.last_epoch = state["count"]
+        for group, base, factor in zip(
+            self.optimiser.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(self.count)
