@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +38,7 @@ from dmdistill.data.images import load_fashion_mnist, to_bytes
 from dmdistill.data.pairs import Pairs
 from dmdistill.metrics.frechet import gather
 from dmdistill.metrics.judge import load_judge
+from dmdistill.metrics.perceptual import load_lpips
 from dmdistill.teachers.folder import load_model, load_teacher, save_model
 from dmdistill.training.trainer import read_metrics
 
@@ -352,3 +355,18 @@ def test_samples_have_the_labels_asked_for(tiny_teacher, tmp_path):
     z, _ = teacher.noise(5, rng=torch.Generator().manual_seed(0))
     expected = teacher.images(z, teacher.labels.labels(torch.tensor([7, 2, 7, 2, 7])))
     torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_lpips_is_the_distance_where_its_weights_are_given(settings):
+    if not (assets := os.environ.get("DMDISTILL_ASSETS")):
+        pytest.skip("LPIPS's weights: set DMDISTILL_ASSETS to the folder of lpips_vgg16.safetensors")
+    weights = Path(assets) / "lpips_vgg16.safetensors"
+    config = settings(steps=2, batch_reg=1, pair_count=2, match=False, lpips_weights=weights)
+    distilling.distill(config)
+    lpips = load_lpips(weights)
+    teacher, pairs = load_teacher(config.teacher), Pairs(config.out / "pairs")
+    z, y, cond = pairs.batch(0, 1)
+    first = lpips(Generator(teacher.denoiser)(z, cond), y).item()
+    z, y, cond = pairs.batch(1, 1)
+    logged = read_metrics(config.out)[-1]["loss_reg"]  # the mean of both steps, the second after one small update
+    assert logged == pytest.approx((first + lpips(Generator(teacher.denoiser)(z, cond), y).item()) / 2, rel=0.1)
