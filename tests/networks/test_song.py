@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmdistill.data.conditions import Labels, LabelSpace
-from dmdistill.networks.song import PositionalEmbedding, SongUNet, UNetBlock
+from dmdistill.networks.song import PositionalEmbedding, SongUNet, UNetBlock, group_norm
 
 SPACE = LabelSpace(tuple("abcdefg"))
 
@@ -224,3 +224,10 @@ def test_dropout_is_of_training_alone():
     assert torch.equal(block(x, emb), block(x, emb))
     block.train()
     assert not torch.equal(block(x, emb), block(x, emb))
+
+
+@pytest.mark.parametrize(
+    ("channels", "least", "groups"), [(256, 4, 32), (144, 4, 24), (48, 16, 3), (20, 16, 1), (2, 4, 1)]
+)
+def test_groups_divide_the_channels(channels, least, groups):
+    assert group_norm(channels, least).num_groups == groups

@@ -40,8 +40,10 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 def group_norm(channels: int, group_channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of at least `group_channels` channels each."""
-    return nn.GroupNorm(max(1, min(32, channels // group_channels)), channels, eps=1e-6)
+    """As many groups as divide the channels, at most 32, of at least `group_channels` channels each."""
+    most = max(1, min(32, channels // group_channels))
+    groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class HasLabels(Protocol):
