@@ -80,8 +80,9 @@ def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
     return ImageSet(images[:, None], labels.long(), FASHION_CLASSES, name="fashion", licence="MIT")
 
 
-def save_grid(path: Path, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:
+def save_grid(path: Path | str, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:
     """Write images (N C H W in [-1, 1], C 1 or 3) as one PNG, row by row, with a pixel between."""
+    path = Path(path)
     images = images if isinstance(images, Tensor) else torch.cat(list(images))
     n, c, height, width = images.shape
     rows = math.ceil(n / columns)
