@@ -36,7 +36,7 @@ def draw_curves(folder: Path) -> None:
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
                 color = {"color": f"C{i}"} if len(keys) < BINS else {"color": (i / BINS, 0.2, 1 - i / BINS)}
-                axes.plot(*zip(*points, strict=True), label=key, **color)
+                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=key, **color)
         if title != "samples' mean and std":
             axes.set_yscale("log")
         axes.set_title(title)
