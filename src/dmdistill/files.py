@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +15,55 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_json", "read_safetensors", "write_json", "write_safetensors", "written_whole"]
+__all__ = [
+    "cache_folder",
+    "first_line",
+    "folder_written_whole",
+    "read_json",
+    "read_safetensors",
+    "write_json",
+    "write_safetensors",
+    "written_whole",
+]
+
+
+def cache_folder() -> Path:
+    """For what can be made again: $DMDISTILL_CACHE, else $XDG_CACHE_HOME/dmdistill, else ~/.cache/dmdistill."""
+    if own := os.environ.get("DMDISTILL_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dmdistill"
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it becomes `path` when the block ends, and is gone when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # one of each writer's own
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """An empty folder to fill; it takes the place of `path` when the block ends, and is gone when the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message, or its kind where it has none: other libraries' messages run over many lines."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,13 +1,12 @@
 """The U-Net: its names are EDM's, its shapes and its attention what they should be."""
 
 import copy
-import math
 
 import pytest
 import torch
 
 from dmdistill.data.conditions import Labels, LabelSpace
-from dmdistill.networks.song import PositionalEmbedding, SongUNet, UNetBlock, group_norm
+from dmdistill.networks.song import SongUNet
 
 SPACE = LabelSpace(tuple("abcdefg"))
 
@@ -23,6 +22,7 @@ def build(**changes):
         "channel_mult": (1, 2, 3),
         "num_blocks": 1,
         "attn_resolutions": (6,),
+        "dropout": 0.0,
     }
     return SongUNet(**(settings | changes))
 
@@ -38,7 +38,7 @@ def asked(net, count=2, *, channels=3, size=12, labels=True):
     rng = torch.Generator().manual_seed(4)
     x = torch.randn(count, channels, size, size, generator=rng)
     noise = torch.randn(count, generator=rng)
-    return net(x, noise, SPACE.draw(count, rng=rng) if labels else None)
+    return net(x, noise, SPACE.select(torch.randint(len(SPACE), (count,), generator=rng)) if labels else None)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_output_has_the_images_shape(changes, channels, size):
 def test_images_need_not_be_square():
     net = stirred(build())
     x, noise = torch.randn(2, 3, 8, 20), torch.randn(2)
-    assert net(x, noise, SPACE.labels(torch.tensor([1, 2]))).shape == (2, 5, 8, 20)
+    assert net(x, noise, SPACE.select(torch.tensor([1, 2]))).shape == (2, 5, 8, 20)
 
 
 def test_a_fresh_network_answers_with_next_to_nothing():
@@ -77,7 +77,7 @@ def test_memory_format_changes_nothing():
 
 def test_samples_do_not_see_one_another():
     net = stirred(build())
-    x, noise, cond = torch.randn(4, 3, 12, 12), torch.randn(4), SPACE.labels(torch.tensor([0, 3, 6, 1]))
+    x, noise, cond = torch.randn(4, 3, 12, 12), torch.randn(4), SPACE.select(torch.tensor([0, 3, 6, 1]))
     alone = [net(x[i : i + 1], noise[i : i + 1], cond[slice(i, i + 1)]) for i in range(4)]
     torch.testing.assert_close(torch.cat(alone), net(x, noise, cond), rtol=1e-4, atol=1e-4)
 
@@ -87,7 +87,7 @@ def test_label_and_noise_level_change_the_answer():
     x = torch.randn(1, 3, 12, 12)
 
     def answer(noise, index):
-        cond = SPACE.labels(torch.tensor([index])) if index is not None else Labels(torch.zeros(1, 7))
+        cond = SPACE.select(torch.tensor([index])) if index is not None else Labels(torch.zeros(1, 7))
         return net(x, torch.tensor([noise]), cond)
 
     answers = [answer(0.1, 2), answer(0.1, 3), answer(0.1, None), answer(0.9, 2)]
@@ -169,65 +169,44 @@ def test_every_parameter_is_used():
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_the_embedding_is_a_clock_of_many_speeds():
-    """sin and cos of noise * 10000^(-i/(half - 1)), sines first."""
-    noise = torch.tensor([-1.3, 0.0, 2.5])
-    found = PositionalEmbedding(10)(noise)
-    for row, value in zip(found, noise.tolist(), strict=True):
-        angles = [value * 10000 ** (-i / 4) for i in range(5)]
-        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        assert row.tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_attention_is_the_plain_formula():
-    """softmax(q k / sqrt c) v, where channel i's q, k and v are outputs 3 i, 3 i + 1 and 3 i + 2 of qkv."""
-    torch.manual_seed(0)
-    block = stirred(UNetBlock(6, 6, 4, attention=True, group_channels=2))
-    x = torch.randn(2, 6, 3, 5)
-    qkv = block.qkv(block.norm2(x)).flatten(2)
-    q, k, v = qkv[:, 0::3], qkv[:, 1::3], qkv[:, 2::3]
-    share = (torch.einsum("bcq,bck->bqk", q, k) / math.sqrt(6)).softmax(2)
-    plain = block.proj(torch.einsum("bqk,bck->bcq", share, v).reshape(x.shape))
-    torch.testing.assert_close(block.attend(x), plain)
-
-
-def test_resampling_is_a_box():
-    x = torch.randn(2, 3, 4, 6)
-    down, up = UNetBlock(3, 3, 4, resample="down"), UNetBlock(3, 3, 4, resample="up")
-    box = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
-    torch.testing.assert_close(down.resampled(x), box)
-    torch.testing.assert_close(up.resampled(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    torch.testing.assert_close(down.resampled(up.resampled(x)), x)
-
-
-def test_a_fresh_block_is_its_skip():
-    """The second convolution and the attention's projection start at zero, so only the scale of the sums is left."""
-    block, x = UNetBlock(6, 6, 4, attention=True), torch.randn(2, 6, 3, 5)
-    torch.testing.assert_close(block(x, torch.randn(2, 4)), x / 2, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("resample", ["none", "down", "up"])
-def test_gradients_are_those_of_finite_differences(resample):
-    torch.manual_seed(0)
-    block = UNetBlock(4, 6, 5, attention=True, resample=resample, group_channels=2).double()
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(1, 4, 2, 4, dtype=torch.float64, requires_grad=True)
-    emb = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(block, (x, emb))
-
-
-def test_dropout_is_of_training_alone():
-    block = stirred(UNetBlock(6, 4, 5, dropout=0.5, group_channels=2))
-    x, emb = torch.randn(2, 6, 3, 5), torch.randn(2, 5)
-    block.eval()
-    assert torch.equal(block(x, emb), block(x, emb))
-    block.train()
-    assert not torch.equal(block(x, emb), block(x, emb))
-
-
 @pytest.mark.parametrize(
-    ("channels", "least", "groups"), [(256, 4, 32), (144, 4, 24), (48, 16, 3), (20, 16, 1), (2, 4, 1)]
+    ("changes", "message"),
+    [
+        ({"embedding_type": "sine"}, "embedding_type 'sine': expected one of positional, fourier"),
+        ({"encoder_type": "residuals"}, "encoder_type 'residuals': expected one of standard, skip, residual"),
+        ({"decoder_type": "residual"}, "decoder_type 'residual': expected one of standard, skip"),
+        ({"resample_filter": (1, 2, 1)}, r"resample_filter \[1, 2, 1\]"),
+        ({"img_resolution": 14}, "14 x 14 in patches of 1: cannot be halved 2 times"),
+        ({"patch_size": 5}, "12 x 12 in patches of 5"),
+        ({"patch_size": 0}, "patch_size 0"),
+        ({"num_blocks": 0}, "num_blocks 0"),
+    ],
 )
-def test_groups_divide_the_channels(channels, least, groups):
-    assert group_norm(channels, least).num_groups == groups
+def test_settings_that_make_no_network_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_labels_are_forgotten_in_training_alone():
+    net = build(label_dropout=0.5)
+    cond = Labels(torch.eye(7).repeat(300, 1))
+    kept = net.labels(cond).sum(1)
+    assert set(kept.tolist()) == {0.0, 1.0}
+    assert kept.mean() == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(net.eval().labels(cond), cond.one_hot)
+
+
+def test_weights_of_augmentation_are_kept_and_unheard():
+    net = stirred(build(augment_dim=9))
+    assert net.state_dict()["map_augment.weight"].shape == (16, 9)
+    before = asked(net)
+    net.map_augment.weight.add_(1)
+    assert torch.equal(asked(net), before)
+
+
+@pytest.mark.parametrize("encoder", ["standard", "residual", "skip"])
+@pytest.mark.parametrize("decoder", ["standard", "skip"])
+def test_every_part_of_every_architecture_learns(encoder, decoder):
+    net = stirred(build(encoder_type=encoder, decoder_type=decoder, embedding_type="fourier")).requires_grad_(True)
+    asked(net).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []

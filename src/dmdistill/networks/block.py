@@ -1,0 +1,87 @@
+"""The residual block that DDPM++, NCSN++ and ADM have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmdistill.networks.layers import Direction, Resample, convolution, group_norm
+
+__all__ = ["UNetBlock"]
+
+
+class UNetBlock(nn.Module):
+    """Two convolutions, told the noise level between them, beside a skip; then optional self-attention.
+
+    Args:
+        resample: "down" or "up" halves or doubles height and width, in front of the first convolution and in the skip.
+        attends: whether there is attention, of `heads` heads; where that is None, one per 64 channels.
+        adaptive_scale: the noise embedding scales and shifts the second norm (ADM), or is added in front (DDPM++).
+        project_resampled: the skip of a resampling block has a convolution even where channels stay (DDPM++).
+        skip_scale: of both sums; sqrt(1/2) lets a sum of two branches of unit variance keep unit variance (DDPM++).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        emb_channels: int,
+        resample: Direction | None = None,
+        attends: bool = False,
+        heads: int | None = None,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        norm: Callable[[int], nn.GroupNorm] = group_norm,
+        resample_filter: Sequence[float] = (1, 1),
+        project_resampled: bool = False,
+        adaptive_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.dropout, self.skip_scale, self.adaptive_scale = dropout, skip_scale, adaptive_scale
+        self.heads = (out_channels // 64 if heads is None else heads) if attends else 0
+        if self.heads and out_channels % self.heads:
+            raise ValueError(f"attention with {self.heads} heads over {out_channels} channels: they do not divide")
+        self.resample = Resample(resample, resample_filter) if resample else nn.Identity()
+        self.norm0 = norm(in_channels)
+        self.conv0 = convolution(in_channels, out_channels)
+        self.affine = nn.Linear(emb_channels, 2 * out_channels if adaptive_scale else out_channels)
+        self.norm1 = norm(out_channels)
+        self.conv1 = convolution(out_channels, out_channels)
+        projects = in_channels != out_channels or (resample is not None and project_resampled)
+        self.skip = convolution(in_channels, out_channels, kernel=1) if projects else nn.Identity()
+        if self.heads:
+            self.norm2 = norm(out_channels)
+            self.qkv = convolution(out_channels, 3 * out_channels, kernel=1)
+            self.proj = convolution(out_channels, out_channels, kernel=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: B in_channels H W; emb: B emb_channels. Returns B out_channels and H W, halved or doubled."""
+        h = self.conv0(self.resample(F.silu(self.norm0(x))))
+        h = F.silu(self.told(h, self.affine(emb)[:, :, None, None]))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = self.joined(h, self.skip(self.resample(x)))
+        return self.joined(self.attend(x), x) if self.heads else x
+
+    def told(self, h: Tensor, emb: Tensor) -> Tensor:
+        """The second norm, knowing the noise level."""
+        if not self.adaptive_scale:
+            return self.norm1(h.add_(emb))
+        scale, shift = emb.chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm1(h), scale + 1)
+
+    def joined(self, branch: Tensor, x: Tensor) -> Tensor:
+        total = branch + x
+        return total.mul_(self.skip_scale) if self.skip_scale != 1 else total
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over all places. The checkpoints keep heads apart, and in them interleave q, k and v."""
+        b, c, height, width = x.shape
+        qkv = self.qkv(self.norm2(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous()  # 3 B heads places C, contiguous: what the fused kernels take
+        a = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(a.transpose(2, 3).reshape(b, c, height, width))

@@ -1,0 +1,88 @@
+"""Gradient checkpointing: the same gradients, computed twice."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.networks.checkpointing import checkpoint_blocks
+from dmdistill.networks.song import SongUNet
+from models import unet2d_network
+
+
+def song():
+    net = SongUNet(
+        img_resolution=8, in_channels=3, out_channels=3, model_channels=16, channel_mult=(1, 2), num_blocks=1
+    )
+    return net, lambda net, x, t: net(x, t), lambda net: net.dec["4x4_in0"].conv1
+
+
+def unet():
+    pytest.importorskip("diffusers")
+    net = unet2d_network()
+    return net, lambda net, x, t: net(x, t).sample, lambda net: net.mid_block.resnets[1].conv1
+
+
+@pytest.fixture(params=[song, unet])
+def case(request):
+    """A network random in every weight, how to ask it, and a layer inside one of its blocks."""
+    torch.manual_seed(0)
+    net, ask, layer = request.param()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return net.eval(), ask, layer
+
+
+def gradients(net, ask, precision):
+    rng = torch.Generator().manual_seed(1)
+    x, t = torch.randn(2, 3, 8, 8, generator=rng).requires_grad_(), torch.rand(2, generator=rng)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
+        loss = ask(net, x, t).float().square().mean()
+    return [loss, *torch.autograd.grad(loss, [x, *(p for p in net.parameters() if p.requires_grad)])]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_gradients_are_the_same(precision, frozen, case):
+    net, ask, layer = case
+    if frozen:  # all but one layer, as with adapters
+        net.requires_grad_(False)
+        layer(net).requires_grad_(True)
+    plain = gradients(net, ask, precision)
+    checkpoint_blocks(net)
+    for mine, theirs in zip(gradients(net, ask, precision), plain, strict=True):
+        assert torch.equal(mine, theirs)
+    assert plain[1].abs().max() > 0
+
+
+def test_blocks_are_computed_again_only_where_there_is_a_gradient(case):
+    net, ask, layer = case
+    x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
+    with torch.no_grad():
+        plain = ask(net, x, t)
+    checkpoint_blocks(net)
+    asked = []
+    layer(net).register_forward_hook(lambda *_: asked.append(1))
+    with torch.no_grad():
+        assert torch.equal(ask(net, x, t), plain)
+    assert len(asked) == 1
+    ask(net, x, t).sum().backward()
+    assert len(asked) == 3
+
+
+def test_a_copy_asks_its_own_blocks(case):
+    net, ask, _ = case
+    checkpoint_blocks(net)
+    copied = copy.deepcopy(net)
+    before = gradients(net, ask, None)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    for mine, theirs in zip(gradients(copied, ask, None), before, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_network_without_blocks_is_refused():
+    with pytest.raises(ValueError, match="--checkpointing: Linear has neither"):
+        checkpoint_blocks(nn.Linear(2, 3))
