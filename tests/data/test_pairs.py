@@ -7,28 +7,34 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdistill.data.conditions import Labels, LabelSpace
 from dmdistill.data.pairs import Pairs, PairSettings, make_pairs, seed_of
-from dmdistill.teachers.folder import load_teacher
+from dmdistill.teachers.load import load_teacher
 
 SETTINGS = PairSettings(
-    teacher="tiny 0", solver="heun", steps=3, guidance=1.0, seed=5, count=20, shard_size=8, precision="float32"
+    teacher="tiny 0",
+    conditions="3 classes",
+    solver="heun",
+    steps=3,
+    guidance=1.0,
+    seed=5,
+    count=20,
+    shard_size=8,
+    precision="float32",
 )
-SPACE = LabelSpace(("ant", "bee", "cat"))
 SHAPE = (2, 3, 5)
 
 
-def noise(n, rng):
-    return torch.randn(n, *SHAPE, generator=rng), SPACE.draw(n, rng=rng)
+def draw(n, rng):
+    return torch.randn(n, *SHAPE, generator=rng), torch.randint(3, (n,), generator=rng)
 
 
-def images(z, labels):
-    """A stand-in for a teacher: a function of noise and label."""
-    return (z.cumsum(3) / 4).tanh() + labels.one_hot.argmax(1)[:, None, None, None]
+def generate(z, index):
+    """A stand-in for a teacher: a function of noise and class."""
+    return (z.cumsum(3) / 4).tanh() + index[:, None, None, None]
 
 
-def make(folder, settings=SETTINGS, *, batch=8, images=images, noise=noise):
-    return make_pairs(folder, settings, noise=noise, images=images, batch=batch, device=torch.device("cpu"))
+def make(folder, settings=SETTINGS, *, batch=8, generate=generate, draw=draw):
+    return make_pairs(folder, settings, draw=draw, generate=generate, batch=batch, device=torch.device("cpu"))
 
 
 def shards(folder):
@@ -43,21 +49,24 @@ def tiny(tiny_teacher):
 
 def of(teacher):
     """What a real teacher hands to make_pairs."""
-    return {"noise": lambda n, rng: teacher.noise(n, rng=rng), "images": teacher.images}
+    return {
+        "draw": lambda n, rng: teacher.draw(n, rng=rng),
+        "generate": lambda z, index: teacher.generate(z, teacher.condition(index)),
+    }
 
 
 def test_the_batch_changes_nothing(tiny, tmp_path):
     sets = [make(tmp_path / str(batch), batch=batch, **of(tiny))[range(20)] for batch in (3, 7, 100)]
-    for z, y, labels in sets[1:]:
+    for z, y, index in sets[1:]:
         assert torch.equal(z, sets[0][0])
-        assert torch.equal(labels.one_hot, sets[0][2].one_hot)
+        assert torch.equal(index, sets[0][2])
         torch.testing.assert_close(y, sets[0][1], rtol=2e-3, atol=2e-3)  # fp16 on disk
 
 
 def test_y_is_the_teachers_image_of_z(tiny, tmp_path):
-    z, y, labels = make(tmp_path, **of(tiny))[range(20)]
+    z, y, index = make(tmp_path, **of(tiny))[range(20)]
     assert z.shape == (20, 1, 8, 8)
-    torch.testing.assert_close(y, tiny.images(z, labels), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(y, tiny.generate(z, tiny.condition(index)), rtol=2e-3, atol=2e-3)
 
 
 def test_shards_are_their_seeds(tmp_path):
@@ -76,14 +85,14 @@ def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
     make(tmp_path / "whole", batch=3)
     asked = []
 
-    def stopping(z, labels):
+    def stopping(z, index):
         asked.append(len(z))
         if len(asked) == 5:  # in the second shard, of three batches each
             raise KeyboardInterrupt
-        return images(z, labels)
+        return generate(z, index)
 
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "stopped", batch=3, images=stopping)
+        make(tmp_path / "stopped", batch=3, generate=stopping)
     assert sorted(file.name for file in (tmp_path / "stopped").iterdir()) == ["pairs.json", "shard-00000.safetensors"]
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not exist"):
         Pairs(tmp_path / "stopped")
@@ -91,11 +100,11 @@ def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
     asked.clear()
     stamp = (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns
 
-    def counting(z, labels):
+    def counting(z, index):
         asked.append(len(z))
-        return images(z, labels)
+        return generate(z, index)
 
-    made = make(tmp_path / "stopped", batch=3, images=counting)
+    made = make(tmp_path / "stopped", batch=3, generate=counting)
     assert asked == [3, 3, 2, 3, 1]  # the second shard and the third, the first left alone
     assert (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns == stamp
     assert shards(tmp_path / "stopped") == shards(tmp_path / "whole")
@@ -106,12 +115,20 @@ def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
 def test_a_finished_set_is_only_opened(tmp_path):
     make(tmp_path)
     before = (tmp_path / "pairs.json").read_bytes()
-    make(tmp_path, images=None)
+    make(tmp_path, generate=None)
     assert (tmp_path / "pairs.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    "change", [{"solver": "ddim"}, {"steps": 4}, {"guidance": 2.0}, {"seed": 6}, {"teacher": "x", "count": 21}]
+    "change",
+    [
+        {"conditions": "none"},
+        {"solver": "ddim"},
+        {"steps": 4},
+        {"guidance": 2.0},
+        {"seed": 6},
+        {"teacher": "x", "count": 21},
+    ],
 )
 def test_other_settings_are_refused_by_name(change, tmp_path):
     make(tmp_path)
@@ -162,7 +179,7 @@ def test_a_foreign_description_is_one_clear_line(text, tmp_path):
 
 def test_nan_from_the_solver_is_never_stored(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinity"):
-        make(tmp_path, images=lambda z, labels: z / 0)
+        make(tmp_path, generate=lambda z, index: z / 0)
     assert shards(tmp_path) == {}
 
 
@@ -185,15 +202,15 @@ def test_a_batch_is_a_function_of_its_step(tmp_path):
     for step in (8, 0, 5, 3):
         for mine, theirs in zip(again.batch(step, 6)[:2], expected[step][:2], strict=True):
             assert torch.equal(mine, theirs)
-        assert torch.equal(again.batch(step, 6)[2].one_hot, expected[step][2].one_hot)
+        assert torch.equal(again.batch(step, 6)[2], expected[step][2])
 
 
 def test_rows_stay_together(tmp_path):
-    """Whatever the walk, y and label are those of z."""
+    """Whatever the walk, y and class are those of z."""
     pairs = make(tmp_path)
-    z, y, labels = pairs.batch(7, 6)
-    torch.testing.assert_close(y, images(z, labels), rtol=2e-3, atol=2e-3)
-    assert (z.dtype, y.dtype, isinstance(labels, Labels)) == (torch.float32, torch.float32, True)
+    z, y, index = pairs.batch(7, 6)
+    torch.testing.assert_close(y, generate(z, index), rtol=2e-3, atol=2e-3)
+    assert (z.dtype, y.dtype, index.dtype) == (torch.float32, torch.float32, torch.int64)
 
 
 def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
@@ -202,9 +219,9 @@ def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
 
 
 def test_unconditional_pairs_have_no_labels(tmp_path):
-    pairs = make(tmp_path, noise=lambda n, rng: (noise(n, rng)[0], None), images=lambda z, labels: z / 2)
-    z, y, labels = pairs.batch(0, 4)
-    assert labels is None
+    pairs = make(tmp_path, draw=lambda n, rng: (draw(n, rng)[0], None), generate=lambda z, index: z / 2)
+    z, y, index = pairs.batch(0, 4)
+    assert index is None
     torch.testing.assert_close(y, z / 2, rtol=1e-3, atol=1e-3)
     assert json.loads((tmp_path / "pairs.json").read_text())["solver"] == "heun"
 

@@ -1,15 +1,57 @@
-"""Class labels as conditions."""
+"""What a model can be told: class labels here, prompts in `prompts`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LabelSpace", "Labels"]
+from dmdistill.core.denoisers import Condition
+
+__all__ = ["Conditions", "LabelSpace", "Labels", "TextEncoder"]
+
+
+class Conditions(Protocol):
+    """All that a model can be told, numbered from 0: its classes, or a list of prompts."""
+
+    def __len__(self) -> int: ...
+
+    def __str__(self) -> str:
+        """In a few words that tell one from another: pairs made under one do not serve another."""
+        ...
+
+    def select(self, index: Tensor) -> Condition:
+        """Those of these numbers, integers (B,), on index's device. ValueError where there is no such number."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Turns prompts into what a network is told."""
+
+    @property
+    def id(self) -> str:
+        """Tells one encoder from another: two of one id encode alike."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors by the names that the network's adapter asks for, each B ..., on the CPU."""
+        ...
+
+    def empty(self) -> dict[str, Tensor]:
+        """The same of the null prompt, which guidance leads away from, each 1 ..."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """Where to encode from now on."""
+        ...
+
+    def release(self) -> None:
+        """Free the memory that encoding took; what is encoded later is loaded anew."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,13 +90,12 @@ class LabelSpace:
     def __len__(self) -> int:
         return len(self.names)
 
-    def labels(self, index: Tensor) -> Labels:
-        """index: integers (B,) in [0, classes). ValueError outside."""
+    def __str__(self) -> str:
+        """The names; of very many only the first and the last."""
+        few = self.names if len(self) <= 20 else (*self.names[:3], "...", self.names[-1])
+        return f"{len(self)} classes: {', '.join(few)}"
+
+    def select(self, index: Tensor) -> Labels:
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise ValueError(f"labels from {int(index.min())} to {int(index.max())}, expected 0 to {len(self) - 1}")
         return Labels(F.one_hot(index.long(), len(self)).float())
-
-    def draw(self, n: int, *, rng: torch.Generator) -> Labels:
-        """n labels, uniform over the classes, on rng's device."""
-        index = torch.randint(len(self), (n,), generator=rng, device=rng.device)
-        return Labels(F.one_hot(index, len(self)).float())

@@ -1,7 +1,8 @@
 """Noise-image pairs on disk: safetensors shards, memory-mapped, each reproducible from (seed, shard) alone.
 
     FOLDER/pairs.json                what made them: `PairSettings`
-    FOLDER/shard-00000.safetensors   z: fp32, N C H W.  y: fp16, the same shape.  one_hot: N classes, where conditional.
+    FOLDER/shard-00000.safetensors   z: fp32, N C H W.  y: fp16, the same shape.  index: int64, N, of the conditions,
+                                     where there are any.
 
 A shard is written whole or not at all, so a half-made set is gone on with by making the shards that are missing.
 """
@@ -19,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.data.conditions import Labels
 from dmdistill.files import read_json, read_safetensors, write_json, write_safetensors
 
 __all__ = ["PairSettings", "Pairs", "make_pairs", "seed_of"]
 
-ImageMaker = Callable[[Tensor, Labels | None], Tensor]
-NoiseMaker = Callable[[int, torch.Generator], tuple[Tensor, Labels | None]]
+Maker = Callable[[Tensor, Tensor | None], Tensor]
+Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,14 @@ class PairSettings:
 
     Attributes:
         teacher: name and digest of the weights.
+        conditions: what it can be told, in words.
         solver, steps, guidance: of the ODE.
         seed, count, shard_size: which noise, how many, how many per file.
         precision: dtype the teacher computes in.
     """
 
     teacher: str
+    conditions: str
     solver: str
     steps: int
     guidance: float
@@ -61,8 +63,8 @@ def make_pairs(
     folder: Path,
     settings: PairSettings,
     *,
-    noise: NoiseMaker,
-    images: ImageMaker,
+    draw: Draw,
+    generate: Maker,
     batch: int,
     device: torch.device,
     track: Callable[[Sequence[Any], str], Iterable[Any]] = lambda items, name: items,
@@ -70,8 +72,8 @@ def make_pairs(
     """Make the shards that are missing and open the set.
 
     Args:
-        noise: (n, rng) -> (z, labels). images: (z, labels) -> y, the teacher's ODE.
-        batch: images per call. track: wraps the list of batches to show progress.
+        draw: (n, rng) -> (z, index), the conditions by their numbers. generate: (z, index) -> y, the teacher's ODE.
+        batch: pairs per call. track: wraps the list of batches to show progress.
 
     ValueError where the folder holds pairs made otherwise.
     """
@@ -88,25 +90,25 @@ def make_pairs(
     jobs = [(shard, start) for shard in missing for start in range(0, settings.rows(shard), batch)]
     rng = torch.Generator(device)
     started = time.perf_counter()
-    z, labels, y = torch.empty(0), None, []
+    z, index, y = torch.empty(0), None, []
     for shard, start in track(jobs, "making pairs"):
         if start == 0:  # a whole shard's noise in one draw, so that it does not depend on the batch
-            z, labels = noise(settings.rows(shard), rng.manual_seed(seed_of(settings.seed, shard)))
+            z, index = draw(settings.rows(shard), rng.manual_seed(seed_of(settings.seed, shard)))
             y = []
         rows = slice(start, start + batch)
-        y.append(images(z[rows], labels[rows] if labels is not None else None))
+        y.append(generate(z[rows], index[rows] if index is not None else None))
         if start + batch >= len(z):
-            save_shard(shard_file(folder, shard), z, torch.cat(y), labels)
+            save_shard(shard_file(folder, shard), z, torch.cat(y), index)
     if missing:
         made = sum(settings.rows(shard) for shard in missing)
         write_json(described, {**asdict(settings), "seconds_per_image": (time.perf_counter() - started) / made})
     return Pairs(folder)
 
 
-def save_shard(file: Path, z: Tensor, y: Tensor, labels: Labels | None) -> None:
+def save_shard(file: Path, z: Tensor, y: Tensor, index: Tensor | None) -> None:
     if not torch.isfinite(y).all():
         raise ValueError("the teacher's solver gave NaN or infinity: try --precision fp32")
-    tensors = {"z": z, "y": y.half()} | ({"one_hot": labels.one_hot} if labels is not None else {})
+    tensors = {"z": z, "y": y.half()} | ({"index": index} if index is not None else {})
     write_safetensors(file, tensors)
 
 
@@ -124,7 +126,7 @@ def read_shard(file: Path, rows: int) -> dict[str, Tensor]:
     """A shard's tensors. ValueError, naming the file, where it is damaged or another set's."""
     shard = read_safetensors(file)
     shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
-    if not {"z", "y"} <= shapes.keys() <= {"z", "y", "one_hot"} or shapes["z"] != shapes["y"]:
+    if not {"z", "y"} <= shapes.keys() <= {"z", "y", "index"} or shapes["z"] != shapes["y"]:
         raise ValueError(f"{file} holds {shapes}, expected z and y of one shape")
     if {len(tensor) for tensor in shard.values()} != {rows}:
         raise ValueError(f"{file} holds {shapes}, expected {rows} pairs")
@@ -147,21 +149,16 @@ class Pairs:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.shards[0]["z"].shape[1:])
 
-    @property
-    def classes(self) -> int:
-        """Of the labels; 0 where the pairs have none."""
-        return self.shards[0]["one_hot"].shape[1] if "one_hot" in self.shards[0] else 0
-
-    def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Labels | None]:
-        """(z, y, labels) of these rows, fp32."""
+    def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(z, y, index) of these rows, fp32, and the numbers of their conditions."""
         places = [divmod(row, self.settings.shard_size) for row in rows]
 
         def pick(key: str) -> Tensor:
             return torch.stack([self.shards[shard][key][row] for shard, row in places])
 
-        return pick("z"), pick("y").float(), Labels(pick("one_hot")) if "one_hot" in self.shards[0] else None
+        return pick("z"), pick("y").float(), pick("index") if "index" in self.shards[0] else None
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Labels | None]:
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The step-th batch of an endless walk that shuffles each epoch: a function of the step alone."""
         size = min(size, len(self))
         epoch, index = divmod(step, len(self) // size)
