@@ -212,6 +212,22 @@ def test_z_and_z_ref_go_through_the_generator_in_one_call(trio, batch, rng):
     assert asked(fake) == [6, 6]  # for Eq. 7, then for Eq. 6
 
 
+def test_the_pairs_images_may_be_judged_and_learnt_too(trio, rng, labels):
+    """x = concat(x, x_ref), each under its own class: the losses are those of one batch of all the noise."""
+    generator, real, fake = trio(classes=3)
+    z, y = torch.randn(7, 2, generator=rng), torch.randn(3, 2, generator=rng)
+    told, seed = labels([0, 1, 2, 0, 2, 2, 1], 3), rng.get_state()
+    split = Batch(z[:4], told[slice(0, 4)], z_ref=z[4:], y_ref=y, cond_ref=told[slice(4, 7)])
+    losses = DMD(generator, real, fake, rng=rng, match_pairs=True).step(split, ignore, ignore)
+    rng.set_state(seed)
+    whole = DMD(generator, real, fake, rng=rng, lambda_reg=0).step(Batch(z, told), ignore, ignore)
+    assert (losses["loss_kl"], losses["loss_fake"]) == (whole["loss_kl"], whole["loss_fake"])
+    rng.set_state(seed)
+    apart = DMD(generator, real, fake, rng=rng).step(split, ignore, ignore)
+    assert losses["loss_reg"] == apart["loss_reg"]
+    assert losses["loss_kl"] != apart["loss_kl"]
+
+
 def test_conditions_travel_with_their_noise(trio, rng, labels):
     """Each image is made, judged and learnt under its own class, and the pairs' classes do not mix with them."""
     generator, real, fake = trio(classes=3)
@@ -254,6 +270,18 @@ def test_without_matching_only_the_pairs_are_asked_for(trio, batch, rng):
     expected = regression_loss(generator(data.z_ref), data.y_ref, pseudo_huber)
     assert losses == {"loss_reg": expected}
     assert updates == [0.5 * expected]
+
+
+def test_the_fake_score_can_follow_before_anything_is_matched(trio, rng, labels):
+    """It learns the images of the pairs' noise, each under its own class, at no further call of the generator."""
+    generator, real, fake = trio(classes=3)
+    cond, z, y = labels([2, 0, 1], 3), torch.randn(3, 2, generator=rng), torch.randn(3, 2, generator=rng)
+    data, seed = Batch(z[:2], cond[slice(0, 2)], z_ref=z, y_ref=y, cond_ref=cond), rng.get_state()
+    losses = DMD(generator, real, fake, rng=rng, match=False, follow=True).step(data, ignore, ignore)
+    assert (asked(generator), asked(real), asked(fake)) == ([3], [], [3])
+    rng.set_state(seed)
+    t, eps = real.path.sample_t(3, rng=rng), torch.randn(3, 2, generator=rng)
+    assert losses["loss_fake"] == denoising_loss(fake, generator(z, cond).detach(), t, eps, cond)
 
 
 @pytest.mark.parametrize("more", [1, 4])

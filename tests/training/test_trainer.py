@@ -136,11 +136,11 @@ def test_killed_and_resumed_is_as_never_killed(stop, whole, tmp_path):
 
 
 def test_a_second_interrupt_ends_the_step_at_once(tmp_path):
-    toy = Toy(tmp_path)
+    toy, before = Toy(tmp_path), signal.getsignal(signal.SIGINT)
     toy.before = lambda step: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
         toy.fit()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_finished_run_resumed_does_nothing(whole, tmp_path):

@@ -180,6 +180,70 @@ def test_an_average_is_a_copy_that_asks_for_no_gradient():
     assert not same(average.network, net)
 
 
+@pytest.fixture
+def adapted():
+    """A frozen network with a small trained one in its middle, and statistics of what went through."""
+    net = nn.Sequential(*network()[:2], nn.Linear(5, 5), nn.BatchNorm1d(5), network()[2])
+    net[0].requires_grad_(False)
+    net[4].requires_grad_(False)
+    return net
+
+
+def test_an_average_shares_what_is_frozen(adapted):
+    before = copy.deepcopy(adapted)
+    update = build(adapted, halflives=[1.0])
+    for loss in losses(adapted, end=4):
+        update(loss)
+    average = update.averages[0].network
+    mine, theirs = dict(average.named_parameters()), dict(adapted.named_parameters())
+    shared = {name for name, parameter in mine.items() if parameter is theirs[name]}
+    assert shared == {"0.weight", "0.bias", "4.weight", "4.bias"}
+    assert same(adapted[0], before[0])
+    assert same(average[4], before[4])
+    gaps = [(average[2].weight - net[2].weight).abs().max() for net in (adapted, before)]
+    assert min(gaps) > 0  # on the way from one to the other
+    assert not same(average[3], adapted[3])  # statistics in the making are the network's own
+
+
+def test_a_state_holds_what_was_trained_and_goes_on_bit_for_bit(adapted):
+    straight, first, second = (copy.deepcopy(adapted) for _ in range(3))
+    whole, half = build(straight), build(first)
+    for loss in losses(straight):
+        whole(loss)
+    for loss in losses(first, end=5):
+        half(loss)
+    saved = copy.deepcopy(half.state_dict())
+    for weights in (saved["network"], *saved["averages"]):
+        assert {name.split(".")[0] for name in weights} == {"2", "3"}
+    nn.init.zeros_(second[2].weight)
+    rest = build(second)
+    rest.load_state_dict(saved)
+    for loss in losses(second, start=5):
+        rest(loss)
+    assert flat(rest.state_dict()) == flat(whole.state_dict())
+    assert same(second, straight)
+
+
+@pytest.mark.parametrize("change", [lambda w: w.pop("2.bias"), lambda w: w.update({"0.weight": w["2.weight"]})])
+def test_a_state_of_other_names_is_refused(change, adapted):
+    update = build(adapted)
+    state = copy.deepcopy(update.state_dict())
+    change(state["averages"][1])
+    with pytest.raises(KeyError, match="1 names differ from the network's"):
+        update.load_state_dict(state)
+
+
+def test_a_restart_rises_anew():
+    """The rate of each update, where one of 20 begins a new warm-up of 4; and the state knows where it is."""
+    update = build(network(), lr=1.0, steps=20, warmup=4, restart=10, halflives=[])
+    rates = []
+    for loss in losses(update.network, end=20):
+        rates.append(update.optimiser.param_groups[0]["lr"])
+        update(loss)
+    rises = [0.25, 0.5, 0.75] + 7 * [1.0]
+    assert rates == pytest.approx([r * (1 + math.cos(math.pi * i / 20)) / 2 for i, r in enumerate(2 * rises)])
+
+
 def test_averages_follow_each_its_own_halflife():
     net = network()
     update = build(net, lr=0.5, warmup=1, decay=False, weight_decay=0.0, halflives=[0.1, 1e6])

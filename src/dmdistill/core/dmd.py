@@ -56,7 +56,11 @@ class DMD:
         generator: G, trained. real: mu_real, frozen, guided where wanted. fake: mu_fake, trained, never guided.
         distance: of the regression loss, per sample.
         lambda_reg: weight of the regression loss; 0 needs no pairs.
-        match: False leaves the distribution matching out (regression alone) and mu_fake unasked.
+        match_pairs: the images of the pairs' noise are matched too, and teach mu_fake: x = concat(x, x_ref), as the
+            paper does on LAION.
+        match: False leaves the distribution matching out: regression alone.
+        follow: False leaves mu_fake as it is where nothing is matched; True lets it learn the images of the pairs'
+            noise meanwhile, so that it knows the generator when matching begins.
         low, high: the fractions of the time range that Eq. 7 draws from; Eq. 6 draws from all of it.
         weight: of the distribution-matching gradient, Eq. 8 by default.
         rng: of every draw in `step`, on the device of the networks.
@@ -72,24 +76,24 @@ class DMD:
         distance: Distance = pseudo_huber,
         lambda_reg: float = 0.25,
         match: bool = True,
+        match_pairs: bool = False,
+        follow: bool = False,
         low: float = 0.02,
         high: float = 0.98,
         weight: Weight = WEIGHTS["eq8"],
     ) -> None:
         self.generator, self.real, self.fake = generator, real, fake
         self.rng, self.distance, self.lambda_reg, self.weight = rng, distance, lambda_reg, weight
-        self.match, self.low, self.high = match, low, high
+        self.match, self.match_pairs, self.follow, self.low, self.high = match, match_pairs, follow, low, high
 
     def step(self, batch: Batch, update_generator: Update, update_fake: Update) -> dict[str, Tensor]:
         """One iteration of Algorithm 1 of Yin et al. (2024). Returns its losses, detached, on their device."""
-        x, x_ref = self.generate(batch)
+        x, cond, x_ref = self.generate(batch)
         losses = {}
         if self.match:
             t, eps = self.draw(x, self.low, self.high)
-            losses["loss_kl"] = distribution_matching_loss(
-                x, self.real, self.fake, t, eps, batch.cond, weight=self.weight
-            )
-            self.check("loss_kl", losses["loss_kl"], x, t, eps, batch.cond)
+            losses["loss_kl"] = distribution_matching_loss(x, self.real, self.fake, t, eps, cond, weight=self.weight)
+            self.check("loss_kl", losses["loss_kl"], x, t, eps, cond)
         if x_ref is not None and batch.y_ref is not None:
             losses["loss_reg"] = regression_loss(x_ref, batch.y_ref, self.distance)
             self.check_pairs(losses["loss_reg"], x_ref, batch.y_ref)
@@ -97,35 +101,39 @@ class DMD:
             raise ValueError("nothing to train the generator on: match is False and the batch has no z_ref and y_ref")
         update_generator(losses.get("loss_kl", 0) + self.lambda_reg * losses.get("loss_reg", 0))
 
-        if self.match:
-            for images, cond in self.fake_batches(x.detach(), batch):
+        if self.match or self.follow:
+            for images, told in self.fake_batches(x.detach(), cond, batch):
                 t, eps = self.draw(images)
-                losses["loss_fake"] = denoising_loss(self.fake, images, t, eps, cond)
-                self.check("loss_fake", losses["loss_fake"], images, t, eps, cond)
+                losses["loss_fake"] = denoising_loss(self.fake, images, t, eps, told)
+                self.check("loss_fake", losses["loss_fake"], images, t, eps, told)
                 update_fake(losses["loss_fake"])
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def generate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """G(z) and G(z_ref), from one call."""
+    def generate(self, batch: Batch) -> tuple[Tensor, Condition | None, Tensor | None]:
+        """x, which is judged and learnt, its conditions, and x_ref = G(z_ref), from one call.
+
+        x is G(z); with x_ref behind it where pairs are matched too; x_ref alone where nothing is matched.
+        """
         if batch.z_ref is None:
-            return self.generator(batch.z, batch.cond), None
+            return self.generator(batch.z, batch.cond), batch.cond, None
         if not self.match:
             x_ref = self.generator(batch.z_ref, batch.cond_ref)
-            return x_ref[:0], x_ref
-        if (batch.cond is None) != (batch.cond_ref is None):
-            raise ValueError("z or z_ref has a condition and the other has none, expected both or neither")
-        cond = batch.cond.concat(batch.cond_ref) if batch.cond is not None and batch.cond_ref is not None else None
-        x, x_ref = self.generator(torch.cat([batch.z, batch.z_ref]), cond).split([len(batch.z), len(batch.z_ref)])
-        return x, x_ref
+            return x_ref, batch.cond_ref, x_ref
+        cond = join(batch.cond, batch.cond_ref)
+        both = self.generator(torch.cat([batch.z, batch.z_ref]), cond)
+        x, x_ref = both.split([len(batch.z), len(batch.z_ref)])
+        return (both, cond, x_ref) if self.match_pairs else (x, batch.cond, x_ref)
 
-    def fake_batches(self, x: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Condition | None]]:
+    def fake_batches(
+        self, x: Tensor, cond: Condition | None, batch: Batch
+    ) -> Iterator[tuple[Tensor, Condition | None]]:
         """Images for the fake score: the generator's own x first, as in Algorithm 1, then fresh ones from one call."""
-        yield x, batch.cond
+        yield x, cond
         if batch.z_fake is not None:
             with torch.no_grad():
                 images = self.generator(batch.z_fake, batch.cond_fake)
-            for start in range(0, len(images), len(x)):
-                rows = slice(start, start + len(x))
+            for start in range(0, len(images), len(batch.z)):
+                rows = slice(start, start + len(batch.z))
                 yield images[rows], batch.cond_fake[rows] if batch.cond_fake is not None else None
 
     def draw(self, x: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -153,6 +161,13 @@ class DMD:
         blame("loss_reg", loss, "the generator", x_ref, last)
         blame("loss_reg", loss, "the solver of y_ref", y_ref, last)
         raise NonFiniteError(f"loss_reg is {loss.item()} though x_ref and y_ref are finite: see the distance")
+
+
+def join(cond: Condition | None, cond_ref: Condition | None) -> Condition | None:
+    """The conditions of x, then those of x_ref. ValueError where only one of them has any."""
+    if (cond is None) != (cond_ref is None):
+        raise ValueError("z or z_ref has a condition and the other has none, expected both or neither")
+    return cond.concat(cond_ref) if cond is not None and cond_ref is not None else None
 
 
 def blame(name: str, loss: Tensor, network: str, answer: Tensor, t: Tensor) -> None:

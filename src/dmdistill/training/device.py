@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dmdistill.files import first_line
+
 __all__ = ["choose_device", "choose_precision"]
 
 
@@ -17,7 +19,7 @@ def choose_device(name: str) -> torch.device:
             raise RuntimeError("cpu and cuda are supported")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {name!r} cannot be used: {first_line(error)}") from None
     return device
 
 

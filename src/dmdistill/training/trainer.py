@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.core.dmd import NonFiniteError
-from dmdistill.files import written_whole
+from dmdistill.files import first_line, written_whole
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.update import Update
 
@@ -124,7 +124,7 @@ class Trainer:
             try:
                 torch.save(state, temporary)
             except RuntimeError as error:  # how torch says that the disk is full
-                raise OSError(f"{temporary.parent} cannot be written: {str(error).splitlines()[0]}") from None
+                raise OSError(f"{temporary.parent} cannot be written: {first_line(error)}") from None
         for old in self.checkpoints()[: -self.keep]:
             old.unlink()
 

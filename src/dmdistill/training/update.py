@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmdistill.networks.sharing import copy_sharing_frozen
+
 __all__ = ["Average", "Update"]
 
 
 class Average:
-    """Exponential moving average of a network's parameters.
+    """Exponential moving average of a network's trained parameters; the others are shared with it.
 
     Args:
         halflife: in updates, after which a state counts half; before, it is at most a tenth of the updates so far, so
@@ -22,10 +23,12 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, *, halflife: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.network = copy_sharing_frozen(network).requires_grad_(False)
         self.halflife = halflife
-        self.mine: list[Tensor] = list(self.network.parameters())
-        self.theirs: list[Tensor] = [p.detach() for p in network.parameters()]
+        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
+        trained = [(mine, theirs.detach()) for mine, theirs in pairs if theirs.requires_grad]
+        self.mine: list[Tensor] = [mine for mine, _ in trained]
+        self.theirs: list[Tensor] = [theirs for _, theirs in trained]
 
     def update(self, count: int) -> None:
         """Take in the network's state after its `count`-th update."""
@@ -39,6 +42,7 @@ class Update:
 
     Args:
         lr: reached after `warmup` updates; with decay it then falls by a cosine to zero at the last of `steps`.
+        restart: the update from which it rises once more over `warmup`, as where a loss of another kind begins.
         name: of the network, for messages.
         clip: largest L2 norm of the gradient.
         halflives: of the averages kept, in updates.
@@ -54,6 +58,7 @@ class Update:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
         warmup: int = 500,
+        restart: int = 0,
         decay: bool = False,
         clip: float = 10.0,
         halflives: Sequence[float] = (),
@@ -62,6 +67,8 @@ class Update:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the network has no parameters to train")
+        named = network.named_parameters(remove_duplicate=False)
+        self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.name = name
         self.clip = clip
         self.count = 0
@@ -75,7 +82,8 @@ class Update:
         )
 
         def factor(count: int) -> float:
-            rise = min(1.0, (count + 1) / max(warmup, 1))
+            since = count - restart if count >= restart else count
+            rise = min(1.0, (since + 1) / max(warmup, 1))
             return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / steps)) if decay else 1.0)
 
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
@@ -96,20 +104,29 @@ class Update:
         for average in self.averages:
             average.update(self.count)
 
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """What may differ from the network's start, in it or in an average: all but the frozen parameters."""
+        return {name: tensor for name, tensor in network.state_dict().items() if name not in self.frozen}
+
+    def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
+        if odd := sorted(weights.keys() ^ self.weights(network).keys()):
+            raise KeyError(f"{len(odd)} names differ from the {self.name}'s, first {odd[0]!r}")
+        network.load_state_dict(weights, strict=False)
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "network": self.network.state_dict(),
+            "network": self.weights(self.network),
             "optimiser": self.optimiser.state_dict(),
-            "averages": [average.network.state_dict() for average in self.averages],
+            "averages": [self.weights(average.network) for average in self.averages],
             "count": self.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
+        self.load_weights(self.network, state["network"])
         groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
         self.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
         for average, weights in zip(self.averages, state["averages"], strict=True):
-            average.network.load_state_dict(weights)
+            self.load_weights(average.network, weights)
         self.count = self.schedule.last_epoch = state["count"]
         for group, base, factor in zip(
             self.optimiser.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
