@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from dmdistill.core.generator import Generator
 from dmdistill.teachers import folder as folders
-from dmdistill.teachers.folder import build, load_model, load_teacher, load_weights, save_model
+from dmdistill.teachers.folder import build, load_weights, save_model, save_weights
+from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.teachers.model import Student, Teacher
 
 
@@ -40,7 +41,7 @@ def test_a_model_saved_and_loaded_is_the_same(tiny_teacher, tmp_path, rng):
         assert torch.equal(tensor, again.network.state_dict()[name])
     z, cond = teacher.noise(3, rng=rng)
     assert torch.equal(teacher.images(z, cond), again.images(z, cond))
-    kept = ("name", "shape", "labels", "licence", "judge", "config", "solver", "steps", "guidance", "evaluations")
+    kept = ("name", "shape", "conditions", "licence", "judge", "config", "solver", "steps", "guidance", "evaluations")
     assert [getattr(teacher, key) for key in kept] == [getattr(again, key) for key in kept]
     assert (tmp_path / "again" / "README.md").read_text() == "the card"
     assert sorted(file.name for file in (tmp_path / "again").iterdir()) == [
@@ -60,6 +61,27 @@ def test_half_precision_is_half_the_size_and_loads_as_fp32(tiny_teacher, tmp_pat
         assert torch.equal(found, tensor.half().float())
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", tiny_teacher)]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"class": "DhariwalUNet", "model_channels": 64, "attn_resolutions": [4]},
+        {"class": "SongUNet", "embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]},
+    ],
+    ids=lambda kind: kind["class"],
+)
+def test_every_kind_of_network_is_kept(kind, tmp_path):
+    """Also what is drawn once and never trained, NCSN++'s frequencies."""
+    sizes = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "channel_mult": [1, 2], "num_blocks": 1}
+    first, second = (build({"model_channels": 16} | sizes | kind).eval() for _ in range(2))
+    for parameter in first.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_weights(tmp_path / "weights", first)
+    load_weights(tmp_path / "weights", second)
+    x, noise = torch.randn(2, 1, 8, 8), torch.randn(2)
+    assert first(x, noise).any()
+    assert torch.equal(first(x, noise), second(x, noise))
 
 
 def test_a_loaded_model_is_frozen_and_in_evaluation_mode(tiny_teacher):

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.paths import EDM
 from dmdistill.core.solvers import evaluations
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.files import read_json, read_safetensors, write_json, write_safetensors, written_whole
+from dmdistill.networks.dhariwal import DhariwalUNet
 from dmdistill.networks.song import SongUNet
+from dmdistill.teachers.lora import adapters
 from dmdistill.teachers.model import Model, Student, Teacher
 
-__all__ = ["bundled", "load_model", "load_teacher", "load_weights", "save_model", "save_weights"]
+__all__ = [
+    "bundled",
+    "check_weights",
+    "described",
+    "load_folder",
+    "load_weights",
+    "save_model",
+    "save_weights",
+]
 
-CLASSES = {cls.__name__: cls for cls in (SongUNet, EDM, EDMDenoiser)}
+CLASSES = {cls.__name__: cls for cls in (SongUNet, DhariwalUNet, EDM, EDMDenoiser)}
 
 
 def bundled() -> dict[str, Path]:
@@ -29,15 +38,17 @@ def bundled() -> dict[str, Path]:
     return {file.parent.name: file.parent for file in sorted(root.glob("*/config.json"))}
 
 
-def load_model(name: str) -> Model:
-    """A teacher or student: the name of a bundled one, its folder, or the folder of the run that made it.
+def load_folder(folder: Path) -> Model:
+    """The model of a folder. ValueError, naming the file, where one is missing, cut short or of something else."""
+    model = described(read_json(folder / "config.json"), folder / "config.json")
+    load_weights(folder / "model.safetensors", model.network)
+    return model
 
-    ValueError, saying what was found, for an unknown name and for missing, truncated or foreign files.
-    """
-    folder = find(name)
-    config = read_json(folder / "config.json")
+
+def described(config: Any, file: Path) -> Model:
+    """The model that a config.json, of this file, describes, its weights still to come."""
     if not isinstance(config, dict) or config.get("kind") not in ("teacher", "student"):
-        raise ValueError(f"{folder / 'config.json'} describes no teacher or student of dmdistill")
+        raise ValueError(f"{file} describes no teacher or student of dmdistill")
     try:
         denoiser = build(config["denoiser"], net=build(config["network"]), path=build(config["path"]))
         classes = config.get("classes")
@@ -45,7 +56,7 @@ def load_model(name: str) -> Model:
             "name": config["name"],
             "denoiser": denoiser,
             "shape": tuple(config["shape"]),
-            "labels": LabelSpace(tuple(classes)) if classes else None,
+            "conditions": LabelSpace(tuple(classes)) if classes else None,
             "licence": config.get("licence", "unknown"),
             "judge": config.get("judge"),
             "config": config,
@@ -54,18 +65,8 @@ def load_model(name: str) -> Model:
             fields |= {key: config[key] for key in ("solver", "steps", "guidance")}
             evaluations(config["solver"], config["steps"])  # a KeyError where no such solver is
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be used: {error!r}") from None
-    load_weights(folder / "model.safetensors", denoiser.net)
-    denoiser.eval().requires_grad_(False)
+        raise ValueError(f"{file} cannot be used: {error!r}") from None
     return Teacher(**fields) if config["kind"] == "teacher" else Student(**fields)
-
-
-def load_teacher(name: str) -> Teacher:
-    """`load_model`, for teachers only."""
-    model = load_model(name)
-    if not isinstance(model, Teacher):
-        raise ValueError(f"{name} is a student; a teacher is wanted here")
-    return model
 
 
 def save_model(folder: Path, model: Model, *, card: str, dtype: torch.dtype = torch.float32) -> None:
@@ -77,37 +78,39 @@ def save_model(folder: Path, model: Model, *, card: str, dtype: torch.dtype = to
 
 
 def save_weights(file: Path, network: nn.Module, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a network's weights, floats in `dtype`."""
-    state = network.state_dict()
+    """Write a network's weights, or its adapters alone where it has any, floats in `dtype`."""
+    state = stored(network)
     write_safetensors(
         file, {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     )
 
 
+def stored(network: nn.Module) -> dict[str, Tensor]:
+    """What a file holds of a network: its adapters where it has any, else all its weights."""
+    return adapters(network) or network.state_dict()
+
+
 def load_weights(file: Path, network: nn.Module) -> None:
     """Fill a network from a safetensors file. ValueError where the file is missing, damaged or another network's."""
     weights = read_safetensors(file)
-    wanted = network.state_dict()
+    check_weights(weights, network, file)
+    fill(network, weights)
+
+
+def check_weights(weights: dict[str, Tensor], network: nn.Module, file: Path) -> None:
+    """ValueError, naming the file, where names or shapes are not the network's."""
+    wanted = stored(network)
     if odd := sorted(weights.keys() ^ wanted.keys()):
         raise ValueError(f"{file} is not of this network: {len(odd)} names differ, first {odd[0]!r}")
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
             raise ValueError(f"{file}: {name} is {tuple(tensor.shape)}, the network's is {tuple(wanted[name].shape)}")
-    network.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()})
 
 
-def find(name: str) -> Path:
-    known = bundled()
-    if name in known:
-        return known[name]
-    for folder in (Path(name), Path(name) / "student", Path(name) / "teacher"):
-        if (folder / "config.json").is_file():
-            return folder
-    if Path(name).exists():
-        raise ValueError(f"{name} holds no config.json, student/ or teacher/: not a model's folder or run")
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*known, 'the folder of a model or run'])}")
+def fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load weights of any precision into the network's."""
+    wanted = stored(network)
+    network.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}, strict=False)
 
 
 def build(spec: dict[str, Any], **parts: Any) -> Any:

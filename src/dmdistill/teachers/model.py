@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dmdistill.core.denoisers import Condition, Denoiser, Guided
 from dmdistill.core.generator import Generator
 from dmdistill.core.solvers import SOLVERS, evaluations
-from dmdistill.data.conditions import Labels, LabelSpace
+from dmdistill.data.codecs import Codec
+from dmdistill.data.conditions import Conditions, TextEncoder
 
 __all__ = ["Model", "Student", "Teacher"]
 
@@ -23,8 +24,10 @@ class Model(ABC):
 
     Attributes:
         denoiser: the network as posterior mean; a student's is asked at the last time only.
-        shape: C H W of an image.
-        labels: the classes it is conditioned on; None for an unconditional model.
+        shape: C H W of what the network makes: of an image, or of its latents where there is a codec.
+        conditions: the classes or prompts it can be told; None for an unconditional model.
+        codec: makes images of latents; None for a model of pixels.
+        text: encodes prompts, from which its conditions are made; None for a model that is told no text.
         licence: of the weights.
         judge: name of the classifier whose features measure its images; None where there is none.
         config: what its config.json says, from which `load_model` builds it.
@@ -33,7 +36,9 @@ class Model(ABC):
     name: str
     denoiser: Denoiser
     shape: tuple[int, int, int]
-    labels: LabelSpace | None = None
+    conditions: Conditions | None = None
+    codec: Codec | None = None
+    text: TextEncoder | None = None
     licence: str = "unknown"
     judge: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -44,8 +49,17 @@ class Model(ABC):
         """Network evaluations per image."""
 
     @abstractmethod
+    def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+        """x (B *shape) from z ~ N(0, I) of that shape; the same z gives the same x."""
+
+    @torch.no_grad()
     def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        """Images (B C H W, in about [-1, 1]) from z ~ N(0, I) of that shape; the same z gives the same image."""
+        """Images (B C H W, in about [-1, 1]) from z ~ N(0, I), B *shape."""
+        return self.decode(self.generate(z, cond))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images of what `generate` makes, with their graph."""
+        return self.codec.decode(x) if self.codec is not None else x
 
     @property
     def network(self) -> nn.Module:
@@ -60,16 +74,31 @@ class Model(ABC):
         """Move to a device, where the network will compute in `precision`; channels_last, which is faster in bf16."""
         self.denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
+        if self.codec is not None:
+            self.codec.to(device)
         return self
 
     def here(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
         """Noise and conditions on the model's device."""
         return z.to(self.device), cond.to(self.device) if cond is not None else None
 
-    def noise(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Labels | None]:
-        """n draws of z and of uniform labels, on rng's device."""
+    def noise(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Condition | None]:
+        """n draws of z and of conditions, each as likely as any other, on rng's device."""
+        z, index = self.draw(n, rng=rng)
+        return z, self.condition(index)
+
+    def draw(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The same, with the conditions by their numbers."""
         z = torch.randn(n, *self.shape, generator=rng, device=rng.device)
-        return z, self.labels.draw(n, rng=rng) if self.labels else None
+        if self.conditions is None:
+            return z, None
+        return z, torch.randint(len(self.conditions), (n,), generator=rng, device=rng.device)
+
+    def condition(self, index: Tensor | None) -> Condition | None:
+        """The conditions of these numbers, integers (B,), on the model's device; None of none."""
+        if self.conditions is None or index is None:
+            return None
+        return self.conditions.select(index.to(self.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +123,7 @@ class Teacher(Model):
         """The denoiser with guidance: mu_real."""
         return Guided(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
 
-    def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         return SOLVERS[self.solver](self.guided, *self.here(z, cond), steps=self.steps)
 
 
@@ -107,5 +136,5 @@ class Student(Model):
         return 1
 
     @torch.no_grad()
-    def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         return Generator(self.denoiser)(*self.here(z, cond))
