@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dmdistill.app.teach import teach as teach
     from dmdistill.core.dmd import DMD as DMD
     from dmdistill.data.images import save_grid as save_grid
-    from dmdistill.teachers.folder import load_model as load_model
-    from dmdistill.teachers.folder import load_teacher as load_teacher
+    from dmdistill.teachers.load import load_model as load_model
+    from dmdistill.teachers.load import load_teacher as load_teacher
 
 __version__ = "0.1.0"
 
@@ -34,8 +34,8 @@ MODULES = {
     "distill": "app.distill",
     "evaluate": "app.evaluate",
     "from_preset": "app.settings",
-    "load_model": "teachers.folder",
-    "load_teacher": "teachers.folder",
+    "load_model": "teachers.load",
+    "load_teacher": "teachers.load",
     "pairs": "app.pairs",
     "save_grid": "data.images",
     "teach": "app.teach",

@@ -1,5 +1,6 @@
 """The command line: what the user can mend is one line and exit code 2, and nothing is left half-written."""
 
+import contextlib
 import json
 import math
 import os
@@ -116,9 +117,14 @@ def test_a_student_is_no_teacher(model, refused):
         (["--lambda-reg", "-1"], "expected at least 0"),
         (["--lambda-end", "-1"], "expected at least 0"),
         (["--distance", "lpips"], "needs --lpips-weights"),
+        (["--decoder", "tiny"], "--decoder tiny is for LPIPS, which needs --lpips-weights"),
         (["--lpips-weights", "none.safetensors"], "none.safetensors does not exist"),
         (["--low", "0.9", "--high", "0.1"], "expected 0 <= low < high <= 1"),
         (["--match-from", "1"], "expected a fraction in"),
+        (["--fake-from", "2"], "--fake-from 2.0, expected a fraction in"),
+        (["--match-from", "0.5", "--regress-until", "0.4"], "--regress-until 0.4, expected 0.5 to 1"),
+        (["--no-match", "--regress-until", "0.5"], "--regress-until 0.5, expected 1 to 1"),
+        (["--start", "fashion-student"], "is no student of tiny: network differs"),
         (["--seed", "-1"], "--seed -1, expected 0 to"),
         (["--betas", "1.5", "0.9"], "expected two numbers in"),
         (["--steps", "0"], "--steps 0, expected at least 1"),
@@ -181,8 +187,8 @@ def test_pairs_that_cannot_be_are_refused(arguments, match, tiny_teacher, refuse
     refused("pairs", "--teacher", tiny_teacher, *MACHINE, *arguments, match=match)
 
 
-@pytest.mark.parametrize("wrong", ["shape", "classes", "none"])
-def test_pairs_of_another_shape_are_refused(wrong, tiny_teacher, tmp_path, refused):
+@pytest.mark.parametrize("wrong", ["shape", "conditions"])
+def test_pairs_of_another_kind_are_refused(wrong, tiny_teacher, tmp_path, refused):
     pairs = tmp_path / "pairs"
     main(
         ["pairs", "--teacher", str(tiny_teacher), "--count", "6", "--out", str(pairs), "--solver-steps", "1", *MACHINE]
@@ -190,12 +196,10 @@ def test_pairs_of_another_shape_are_refused(wrong, tiny_teacher, tmp_path, refus
     file = pairs / "shard-00000.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     if wrong == "shape":
-        tensors |= {name: tensors[name].repeat(1, 3, 1, 1) for name in ("z", "y")}
-    elif wrong == "classes":
-        tensors["one_hot"] = tensors["one_hot"][:, :7].contiguous()
+        save_file(tensors | {name: tensors[name].repeat(1, 3, 1, 1) for name in ("z", "y")}, file)
     else:
-        del tensors["one_hot"]
-    save_file(tensors, file)
+        described = json.loads((pairs / "pairs.json").read_text())
+        (pairs / "pairs.json").write_text(json.dumps(described | {"conditions": "7 classes"}))
     refused("distill", "--teacher", tiny_teacher, "--pairs", pairs, *QUICK, match=f"{pairs} holds")
 
 
@@ -238,29 +242,34 @@ def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_fol
     assert (tmp_path / "file").read_text() == "precious"
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk():
-    """Files may have 9000 bytes: as on a disk that is full, writing more fails."""
+    """Files may have 9000 bytes: as on a disk that is full, writing more fails. That goes for pytest's own log too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_picture(tiny_teacher, small_disk, refused):
-    refused("sample", tiny_teacher, "--count", "200", *MACHINE, match="File too large")
+def test_a_full_disk_is_one_line_and_leaves_no_picture(tiny_teacher, refused):
+    with small_disk():
+        refused("sample", tiny_teacher, "--count", "200", *MACHINE, match="File too large")
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_shard(tiny_teacher, small_disk, refused):
+def test_a_full_disk_is_one_line_and_leaves_no_shard(tiny_teacher, refused):
     given = ["--count", "50", "--solver-steps", "1", *MACHINE]
     kept = ["pairs", "pairs/fashion", "pairs/fashion/pairs.json"]
-    refused("pairs", "--teacher", tiny_teacher, *given, match="File too large", kept=kept)
+    with small_disk():
+        refused("pairs", "--teacher", tiny_teacher, *given, match="File too large", kept=kept)
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(tiny_teacher, small_disk, tmp_path, refused):
+def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(tiny_teacher, tmp_path, refused):
     given = ["--teacher", tiny_teacher, "--lambda-reg", "0", "--out", tmp_path / "run", *QUICK]
     kept = ["run", "run/config.toml", "run/metrics.jsonl", "run/checkpoints", "run/samples"]
-    refused("distill", *given, match="checkpoints cannot be written", kept=[*kept, "run/samples/step-000002.png"])
+    with small_disk():
+        refused("distill", *given, match="checkpoints cannot be written", kept=[*kept, "run/samples/step-000002.png"])
 
 
 def spoil(model):

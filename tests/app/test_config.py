@@ -51,6 +51,39 @@ def test_every_preset_fits_its_commands(name):
             assert {type(getattr(made, f.name)) for f in dataclasses.fields(made)}  # every field is there
 
 
+PAPER = {  # teacher, pairs, Heun's steps, steps, batch, lr, lambda_reg: the appendix of Yin et al. (2024)
+    "cifar10": ("edm-cifar10-32x32-cond-vp", 100_000, 18, 300_000, 392, 5e-5, 0.25),
+    "cifar10-uncond": ("edm-cifar10-32x32-uncond-vp", 500_000, 18, 300_000, 392, 5e-5, 0.5),
+    "imagenet64": ("edm-imagenet-64x64-cond-adm", 25_000, 256, 350_000, 336, 2e-6, 0.25),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_of_the_papers_models_are_the_papers(name):
+    made = settings.with_preset(Distill(), name, "distill")
+    pairs = settings.with_preset(MakePairs(), name, "pairs")
+    ode = Solver(solver="heun", solver_steps=PAPER[name][2])
+    assert (made.teacher, made.pair_count, made.ode) == (pairs.teacher, pairs.count, pairs.ode)
+    found = (made.teacher, made.pair_count, made.ode.solver_steps, made.steps, made.batch, made.lr, made.lambda_reg)
+    assert (found, made.ode) == (PAPER[name], ode)
+    assert (made.batch_reg, made.lr_fake) == (made.batch, made.lr)
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if not name.startswith("fashion")])
+def test_presets_of_published_models_name_one_and_keep_to_the_paper(name):
+    from dmdistill.app.distill import check
+    from dmdistill.teachers.released import NAMES
+
+    made = settings.with_preset(Distill(), name, "distill")
+    assert made.teacher in (*NAMES, "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert settings.with_preset(MakePairs(), name, "pairs").teacher == made.teacher
+    papers = (made.warmup, made.decay, made.clip, made.betas, made.weight_decay, made.weight, made.low, made.high)
+    assert papers == (500, False, 10.0, (0.9, 0.999), 0.01, "eq8", 0.02, 0.98)
+    with pytest.raises(ValueError, match="--distance lpips needs --lpips-weights FILE"):
+        check(made)
+    check(dataclasses.replace(made, lpips_weights=Path("weights.safetensors")))
+
+
 def write(folder, text):
     file = folder / "mine.toml"
     file.write_text(text)

@@ -5,12 +5,14 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dmdistill.app import distill as distilling
 from dmdistill.app import evaluate as evaluating
@@ -39,10 +41,12 @@ from dmdistill.data.pairs import Pairs
 from dmdistill.metrics.frechet import gather
 from dmdistill.metrics.judge import load_judge
 from dmdistill.metrics.perceptual import load_lpips
-from dmdistill.teachers.folder import load_model, load_teacher, save_model
+from dmdistill.teachers.folder import save_model
+from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.training.trainer import read_metrics
 
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+ADAPTERS = {"lora_student": 2, "lora_fake": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +54,8 @@ def without_pictures(request, monkeypatch):
     """Drawing and timing take most of a run this small: only the tests that ask for `pictures` do it."""
     if "pictures" not in request.fixturenames:
         for name in ("draw_curves", "draw_comparison"):
-            monkeypatch.setattr(distilling, name, lambda *_: None)
-        monkeypatch.setattr(evaluating, "seconds_per_image", lambda _: 1.0)
+            monkeypatch.setattr(distilling, name, lambda *_, **__: None)
+        monkeypatch.setattr(evaluating, "seconds_per_image", lambda _, **__: 1.0)
 
 
 @pytest.fixture
@@ -64,6 +68,8 @@ def settings(tiny_teacher, tmp_path):
     """A distillation of six steps."""
 
     def build(name="run", **changes):
+        if ADAPTERS.keys() & changes.keys():
+            pytest.importorskip("peft")
         base = Distill(
             teacher=str(tiny_teacher),
             out=tmp_path / name,
@@ -103,9 +109,9 @@ def test_the_same_seed_gives_the_same_student(settings):
     assert figures(first.out) == figures(again.out)
 
 
-@pytest.mark.parametrize("stop", [0, 3])
-def test_interrupted_and_resumed_is_as_never_interrupted(stop, settings, monkeypatch, capsys):
-    whole, stopped = settings("whole"), settings("stopped")
+@pytest.mark.parametrize(("stop", "changes"), [(0, {}), (3, {}), (3, ADAPTERS)], ids=["0", "3", "3-adapters"])
+def test_interrupted_and_resumed_is_as_never_interrupted(stop, changes, settings, monkeypatch, capsys):
+    whole, stopped = settings("whole", **changes), settings("stopped", **changes)
     distilling.distill(whole)
     iterate = distilling.Job.iterate
 
@@ -149,6 +155,7 @@ def test_interrupted_while_pairs_are_made_it_can_be_resumed(settings, monkeypatc
         {"ode": Solver(solver_steps=2, guidance=2.0)},
         {"ode": Solver(solver="ddim", solver_steps=2)},
         {"lambda_end": 0.0, "decay": False},
+        {"match_pairs": True, "fake_steps": 2},
         {"lambda_reg": 0.0, "match_from": 0.5},
         {"halflives": ()},
         {"weight": "sigma3", "low": 0.1, "high": 0.9, "store": "fp16"},
@@ -176,6 +183,135 @@ def test_before_match_from_regression_is_alone(settings):
     rows = list(zip(read_metrics(both.out), read_metrics(alone.out), strict=True))
     assert [("loss_kl" in row, "loss_fake" in row) for row, _ in rows] == [(False, False)] * 4 + [(True, True)] * 2
     assert all(row["loss_reg"] == other["loss_reg"] for row, other in rows[:4])
+
+
+def test_after_regress_until_matching_is_alone(settings):
+    """Two further updates of the fake score are left out where it is not asked, and its noise is not drawn."""
+    config = settings(match_from=0.34, regress_until=0.67, fake_steps=3, log_every=1)
+    distilling.distill(config)
+    losses = [{key for key in row if key.startswith("loss_")} for row in read_metrics(config.out)]
+    regression, matching = {"loss_reg"}, {"loss_kl", "loss_fake"}
+    assert losses == [regression] * 2 + [regression | matching] * 2 + [matching] * 2
+
+
+def test_the_fake_score_follows_before_it_is_asked(settings):
+    config = settings(match_from=0.67, fake_from=0.34, log_every=1)
+    distilling.distill(config)
+    assert ["loss_fake" in row for row in read_metrics(config.out)] == [False] * 2 + [True] * 4
+
+
+def test_a_run_starts_from_a_student(settings):
+    """It takes over every weight: a first step of no size leaves the student as it is."""
+    first = distilling.distill(settings("first"))
+    again = settings("again", start=str(settings("first").out), steps=1, lr=1e-12, halflives=())
+    student = distilling.distill(again)
+    for mine, theirs in zip(student.network.parameters(), first.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
+
+
+def storages(*networks):
+    """Every distinct storage of some networks' parameters, with its bytes."""
+    tensors = [p.untyped_storage() for network in networks for p in network.parameters()]
+    return {storage.data_ptr(): storage.nbytes() for storage in tensors}
+
+
+def test_with_adapters_the_base_weights_are_there_once_and_stay(settings, monkeypatch):
+    jobs, make = [], distilling.Job
+
+    def kept(*arguments):
+        jobs.append(make(*arguments))
+        return jobs[0]
+
+    monkeypatch.setattr(distilling, "Job", kept)
+    config = settings(**ADAPTERS)
+    distilling.distill(config)
+    job, first = jobs[0], load_teacher(config.teacher)
+    averages = [average.network for average in job.update_generator.averages]
+    networks = [job.generator, job.fake, *averages]
+    small = sum(p.nbytes for network in networks for name, p in network.named_parameters() if ".lora_" in name)
+    base = sum(storages(job.teacher.network).values())
+    assert sum(storages(job.teacher.network, *networks).values()) == base + small
+    assert storages(job.teacher.network).items() <= storages(job.generator).items() & storages(job.fake).items()
+    for name, tensor in first.network.state_dict().items():
+        assert torch.equal(job.teacher.network.state_dict()[name], tensor)
+    state = torch.load(config.out / "checkpoints" / "step-00000006.pt", weights_only=True)
+    for update in state["updates"].values():
+        assert all(".lora_" in name for weights in (update["network"], *update["averages"]) for name in weights)
+
+
+@pytest.mark.parametrize("which", ["lora_student", "lora_fake"])
+def test_one_of_the_two_may_have_adapters(which, settings):
+    config = settings(steps=2, **{which: 2})
+    distilling.distill(config)
+    names = load_file(config.out / "student" / "model.safetensors")
+    assert [".lora_" in name for name in names] == [which == "lora_student"] * len(names)
+    assert set(load_teacher(config.teacher).network.state_dict()).isdisjoint(names) == (which == "lora_student")
+
+
+def test_a_student_of_adapters_is_stored_as_these_and_loads_with_its_teacher(
+    settings, tiny_teacher, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tiny_teacher.parent)
+    before = (tiny_teacher / "model.safetensors").read_bytes()
+    config = settings(teacher=tiny_teacher.name, lr=0.03, **ADAPTERS)  # a path from here, which loads from anywhere
+    made = distilling.distill(config)
+    monkeypatch.chdir(tmp_path)
+    assert (tiny_teacher / "model.safetensors").read_bytes() == before
+    stored = load_file(config.out / "student" / "model.safetensors")
+    assert all(".lora_" in name for name in stored)
+    assert any(tensor.abs().max() > 0 for name, tensor in stored.items() if ".lora_B." in name)
+    described = json.loads((config.out / "student" / "config.json").read_text())
+    assert (described["lora"], described["teacher"]) == ({"rank": 2, "alpha": 2}, str(tiny_teacher.resolve()))
+    assert described["distilled"]["teacher"] == str(tiny_teacher.resolve())
+    loaded = load_model(str(config.out))
+    z, cond = loaded.noise(3, rng=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded.images(z, cond), made.images(z, cond), rtol=1e-5, atol=1e-5)
+    start = Generator(load_teacher(str(tiny_teacher)).denoiser)(z, cond)
+    assert (loaded.images(z, cond) - start).abs().max() > 1e-3
+    drawn = sample(Sample(str(config.out), out=tmp_path / "x.png", count=3, machine=MACHINE))
+    assert torch.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_starts_from_a_student_of_adapters(rank, settings):
+    """With adapters it takes them over, without it trains all of what they and the teacher are together."""
+    earlier = settings("first", lr=0.03, **ADAPTERS)
+    first = distilling.distill(earlier)
+    again = settings("again", start=str(earlier.out), lora_student=rank, steps=1, lr=1e-12, halflives=())
+    student = distilling.distill(again)
+    z, cond = student.noise(3, rng=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(student.images(z, cond), first.images(z, cond), rtol=1e-5, atol=1e-5)
+    assert any(".lora_" in name for name in student.network.state_dict()) == (rank > 0)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "match"),
+    [(0, "expected a student of lora {'rank': 2, 'alpha': 2}, its lora is None"), (3, "its lora is {'rank': 3")],
+)
+def test_adapters_start_from_no_student_of_another_form(earlier, match, settings):
+    first, again = settings("first", steps=2, lora_student=earlier), settings("again", lora_student=2)
+    distilling.distill(first)
+    again = dataclasses.replace(again, start=str(first.out))
+    with pytest.raises(ValueError, match=match):
+        distilling.distill(again)
+    assert not again.out.exists()
+
+
+@pytest.mark.parametrize("flag", ["lora_student", "lora_fake"])
+def test_adapters_need_peft(flag, settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    name = f"--{flag.replace('_', '-')}"
+    with pytest.raises(ValueError, match=rf"^{name} needs peft: pip install 'dmdistill\[diffusers\]'$"):
+        distilling.distill(dataclasses.replace(settings(), **{flag: 2}))
+
+
+@pytest.mark.parametrize("changes", [{}, ADAPTERS], ids=["whole", "adapters"])
+def test_checkpointing_changes_no_student(changes, settings):
+    plain = settings("plain", steps=2, **changes)
+    again = dataclasses.replace(plain, out=plain.out.with_name("again"), checkpointing=True)
+    for config in (plain, again):
+        distilling.distill(config)
+    assert student_file(plain) == student_file(again)
 
 
 def test_a_run_leaves_what_it_promises(settings, tiny_teacher, pictures):
@@ -216,7 +352,7 @@ def test_the_student_is_the_generator_of_the_longest_average(settings, tmp_path,
     drawn = sample(Sample(str(config.out), out=tmp_path / "x.png", count=7, columns=4, machine=MACHINE))
     z, _ = student.noise(7, rng=rng)
     teacher.denoiser.load_state_dict(average)
-    expected = Generator(teacher.denoiser)(z, teacher.labels.labels(torch.arange(7)))
+    expected = Generator(teacher.denoiser)(z, teacher.conditions.select(torch.arange(7)))
     torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
     with Image.open(tmp_path / "x.png") as picture:
         first = np.array(picture)[0:16:2, 0:16:2]
@@ -228,9 +364,10 @@ def test_a_step_towards_the_pairs_is_made(settings):
     config = settings(match=False, steps=250, pair_count=64, batch_reg=32, lr=3e-3, log_every=50, sample_every=300)
     config = dataclasses.replace(config, evaluate_every=300, save_every=300, halflives=(5.0,))
     student = distilling.distill(config)
-    z, y, labels = Pairs(config.out / "pairs")[range(64)]
-    start = Generator(load_teacher(config.teacher).denoiser)(z, labels)
-    after, before = ((x - y).abs().mean() for x in (student.images(z, labels), start))
+    z, y, index = Pairs(config.out / "pairs")[range(64)]
+    cond = student.condition(index)
+    start = Generator(load_teacher(config.teacher).denoiser)(z, cond)
+    after, before = ((x - y).abs().mean() for x in (student.images(z, cond), start))
     assert after < 0.5 * before
 
 
@@ -268,23 +405,15 @@ def lesson(idx_folder, tmp_path):
     return build
 
 
-def test_teaching_writes_a_teacher_and_resumes_bit_for_bit(lesson, monkeypatch, rng):
+def test_teaching_writes_a_teacher_and_resumes_bit_for_bit(lesson, terminated, rng):
     whole, stopped = lesson("whole"), lesson("stopped")
     taught = teaching.teach(whole)
     loaded = load_teacher(str(whole.out))
-    assert (loaded.shape, len(loaded.labels), loaded.evaluations) == ((1, 12, 12), 10, 35)
+    assert (loaded.shape, len(loaded.conditions), loaded.evaluations) == ((1, 12, 12), 10, 35)
     z, cond = loaded.noise(2, rng=rng)
     torch.testing.assert_close(loaded.images(z, cond), taught.images(z, cond), rtol=1e-4, atol=1e-4)
 
-    loss, asked = teaching.denoising_loss, []
-
-    def interrupting(*arguments):
-        asked.append(len(asked))
-        if len(asked) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return loss(*arguments)
-
-    monkeypatch.setattr(teaching, "denoising_loss", interrupting)
+    asked = terminated(teaching, "denoising_loss", 3)
     assert teaching.teach(stopped) is None
     teaching.teach(dataclasses.replace(stopped, resume=stopped.out))
     assert len(asked) == 6
@@ -353,7 +482,7 @@ def test_samples_have_the_labels_asked_for(tiny_teacher, tmp_path):
     drawn = sample(Sample(str(tiny_teacher), out=tmp_path / "x.png", count=5, labels=(7, 2), machine=MACHINE))
     teacher = load_teacher(str(tiny_teacher))
     z, _ = teacher.noise(5, rng=torch.Generator().manual_seed(0))
-    expected = teacher.images(z, teacher.labels.labels(torch.tensor([7, 2, 7, 2, 7])))
+    expected = teacher.images(z, teacher.conditions.select(torch.tensor([7, 2, 7, 2, 7])))
     torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -365,8 +494,10 @@ def test_lpips_is_the_distance_where_its_weights_are_given(settings):
     distilling.distill(config)
     lpips = load_lpips(weights)
     teacher, pairs = load_teacher(config.teacher), Pairs(config.out / "pairs")
-    z, y, cond = pairs.batch(0, 1)
-    first = lpips(Generator(teacher.denoiser)(z, cond), y).item()
-    z, y, cond = pairs.batch(1, 1)
+
+    def distance(step):
+        z, y, index = pairs.batch(step, 1)
+        return lpips(Generator(teacher.denoiser)(z, teacher.condition(index)), y).item()
+
     logged = read_metrics(config.out)[-1]["loss_reg"]  # the mean of both steps, the second after one small update
-    assert logged == pytest.approx((first + lpips(Generator(teacher.denoiser)(z, cond), y).item()) / 2, rel=0.1)
+    assert logged == pytest.approx((distance(0) + distance(1)) / 2, rel=0.1)

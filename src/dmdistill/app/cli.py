@@ -37,7 +37,9 @@ COMMANDS = {
     "distill": Command(config.Distill, "distill", "distill", "distill"),
     "sample": Command(config.Sample, "sample", "sample"),
     "evaluate": Command(config.Evaluate, "evaluate", "evaluate"),
+    "export": Command(config.Export, "export", "export"),
     "info": Command(config.Info, "info", "info"),
+    "convert": Command(config.Convert, "convert", "convert"),
     "classifier": Command(config.Classifier, "classifier", "train_classifier", "classifier"),
 }
 

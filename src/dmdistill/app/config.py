@@ -10,8 +10,10 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 __all__ = [
     "Classifier",
+    "Convert",
     "Distill",
     "Evaluate",
+    "Export",
     "Info",
     "Machine",
     "MakePairs",
@@ -23,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Network:
-    """The U-Net of a teacher trained here (DDPM++)."""
+    """The U-Net of a teacher trained here: DDPM++, or diffusers' UNet2DModel."""
 
     model_channels: int = 48
     """Channels at full resolution."""
@@ -36,7 +38,7 @@ class Network:
     group_channels: int = 16
     """Least channels per normalisation group; 16 is far faster than EDM's 4 on CPUs."""
     patch_size: int = 2
-    """Pixels on a side that become channels at the network's door."""
+    """Pixels on a side that become channels at the network's door; 1 for ddpm."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Teach:
-    """Train a teacher by denoising score matching with EDM preconditioning (Karras et al. 2022)."""
+    """Train a teacher by denoising score matching."""
 
+    kind: Literal["edm", "ddpm"] = "edm"
+    """edm: our U-Net with EDM's preconditioning; ddpm: diffusers' UNet2DModel on DDPM's linear schedule."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """Of ddpm alone: the noise, or v, which is far easier to distill: the noise of pure noise shows no image."""
     data: Path = Path("datasets/fashion-mnist")
     """Folder of Fashion-MNIST's official .gz files."""
     out: Path = Path("runs/teacher")
@@ -80,9 +86,9 @@ class Teach:
     halflife: float = 1000.0
     """Half-life, in steps, of the average of the weights that becomes the teacher."""
     p_mean: float = -1.2
-    """Mean of ln sigma in training."""
+    """Mean of ln sigma in training; of edm alone."""
     p_std: float = 1.2
-    """Standard deviation of ln sigma in training."""
+    """Standard deviation of ln sigma in training; of edm alone."""
     label_dropout: float = 0.1
     """Share of samples trained without their label, which makes guidance possible."""
     seed: int = 0
@@ -103,12 +109,12 @@ class Teach:
 class Solver:
     """The teacher's ODE solver."""
 
-    solver: Literal["heun", "ddim", "pndm"] = "heun"
-    """heun: 2 steps - 1 evaluations per image; ddim: steps; pndm: steps + 1."""
-    solver_steps: int = 18
-    """Its steps."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance, in the pairs and in mu_real; 1 is none."""
+    solver: Literal["heun", "ddim", "pndm"] | None = None
+    """heun: 2 steps - 1 evaluations per image; ddim: steps; pndm: steps + 1. The teacher's own where none is given."""
+    solver_steps: int | None = None
+    """Its steps; the teacher's own where none are given."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, in the pairs and in mu_real; 1 is none, and usual."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,9 @@ class MakePairs:
     """Make noise-image pairs by the teacher's deterministic ODE solver (section 3.3 of the paper)."""
 
     teacher: str = "fashion"
-    """A bundled teacher, or a folder."""
+    """A bundled or published name, a folder, a .pkl of EDM, a hub id of diffusers, or module:function."""
+    prompts: str | None = None
+    """What a text-to-image teacher is told: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     out: Path = Path("pairs/fashion")
     """Folder to write, or to go on with."""
     preset: str = ""
@@ -140,7 +148,11 @@ class Distill:
     """Distill a teacher into a one-step student (Algorithm 1 of Yin et al. 2024)."""
 
     teacher: str = "fashion"
-    """A bundled teacher, or a folder."""
+    """A bundled or published name, a folder, a .pkl of EDM, a hub id of diffusers, or module:function."""
+    prompts: str | None = None
+    """What a text-to-image teacher is told: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
+    start: str | None = None
+    """A student of this teacher to go on from; without it the generator starts as the teacher."""
     out: Path = Path("runs/distill")
     """Run folder to make; the student is written to its student/."""
     preset: str = ""
@@ -155,12 +167,20 @@ class Distill:
     """Generated images per step, for distribution matching and for the fake score."""
     batch_reg: int = 64
     """Pairs per step."""
+    lora_student: int = 0
+    """Rank of the student's adapters (LoRA); 0 trains all its weights."""
+    lora_fake: int = 0
+    """Rank of the fake score's adapters; 0 trains all its weights."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
     lr: float = 1e-3
     """Learning rate of the generator, reached after the warm-up."""
     lr_fake: float = 1e-3
     """Learning rate of the fake score."""
     warmup: int = 100
     """Steps until the learning rates are reached."""
+    rewarm: bool = False
+    """Let the generator's rate rise anew from --match-from, where a loss of another kind begins."""
     decay: bool = True
     """Let the learning rates fall to zero by a cosine."""
     clip: float = 10.0
@@ -173,10 +193,16 @@ class Distill:
     """Weight of the regression loss (Eq. 9); 0 needs no pairs."""
     lambda_end: float = 1.0
     """Share of lambda_reg that is left at the last step, reached along a line; 1 keeps it all."""
+    fake_from: float = 1.0
+    """Fraction of the run from which the fake score learns, if before --match-from: best is a little ahead of it."""
+    regress_until: float = 1.0
+    """Fraction of the run at which the regression ends and distributions are matched alone."""
     match: bool = True
     """Distribution matching (Eq. 7); off leaves regression alone."""
     match_from: float = 0.0
     """Fraction of the run from which distributions are matched; before it regression, where there is any, is alone."""
+    match_pairs: bool = False
+    """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
     fake_steps: int = 1
     """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
     low: float = 0.02
@@ -189,6 +215,8 @@ class Distill:
     """Of the regression loss; auto takes LPIPS where --lpips-weights is given, else pseudo-Huber."""
     lpips_weights: Path | None = None
     """Safetensors file of VGG16's features and LPIPS' heads."""
+    decoder: str | None = None
+    """Autoencoder (AutoencoderTiny) that makes images of latents for LPIPS; the teacher's own where none is given."""
     halflives: tuple[float, ...] = (50.0, 200.0)
     """Half-lives, in steps, of the averages of the generator; the best by Frechet distance becomes the student."""
     seed: int = 0
@@ -220,7 +248,7 @@ class Sample:
     """Draw images from a teacher or a student."""
 
     model: Positional[str]
-    """fashion, fashion-student, or the folder of a model or run."""
+    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, or a .pkl of EDM."""
     out: Path = Path("samples.png")
     """Picture to write."""
     count: int = 64
@@ -229,6 +257,10 @@ class Sample:
     """Images per row of the picture."""
     labels: tuple[int, ...] = ()
     """Classes to draw, repeated as needed; all in turn where none are given."""
+    prompt: tuple[str, ...] = ()
+    """What a text-to-image model is told: one prompt or more, repeated as needed."""
+    prompts: str | None = None
+    """Their source: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     seed: int = 0
     """Seed of the noise."""
     machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
@@ -240,7 +272,9 @@ class Evaluate:
     """Measure a model's quality and speed."""
 
     model: Positional[str]
-    """fashion, fashion-student, or the folder of a model or run."""
+    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, or a .pkl of EDM."""
+    prompts: str | None = None
+    """What a text-to-image model is told: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     images: int = 10000
     """Images to draw."""
     batch: int = 500
@@ -254,11 +288,37 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a student as a folder that diffusers loads without this package."""
+
+    student: Positional[str]
+    """fashion-student, or the folder of a student or run."""
+    out: Positional[Path]
+    """Folder to make."""
+    format: Literal["diffusers"] = "diffusers"
+    """What to write."""
+    push_to_hub: str | None = None
+    """Repository of the hub (owner/name) to upload it to as well; log in first by `hf auth login`."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what a model is, or where a run stands."""
 
     model: Positional[str]
-    """fashion, fashion-student, or the folder of a model or run."""
+    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, or a .pkl of EDM."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a teacher, a checkpoint of EDM say, as a model's folder."""
+
+    model: Positional[str]
+    """A checkpoint of EDM (.pkl), a published name, or the folder of a teacher of our own networks."""
+    out: Positional[Path]
+    """Folder to write, which must be empty or new."""
+    store: Literal["fp32", "fp16"] = "fp32"
+    """How the weights are stored."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,14 @@ from dmdistill.app.config import Distill
 from dmdistill.app.evaluate import draw, measure, print_table
 from dmdistill.app.job import Job
 from dmdistill.app.pairs import with_solver
+from dmdistill.app.prompts import with_prompts
 from dmdistill.app.report import draw_comparison, draw_curves
 from dmdistill.app.run import Run
 from dmdistill.app.settings import check_at_least, check_draws, check_positive
 from dmdistill.files import write_json
-from dmdistill.teachers.folder import load_model, load_teacher, save_model
+from dmdistill.teachers.folder import save_model
+from dmdistill.teachers.load import load_model, load_teacher
+from dmdistill.teachers.lora import need_peft
 from dmdistill.teachers.model import Student, Teacher
 
 __all__ = ["distill"]
@@ -28,6 +31,7 @@ def distill(config: Distill) -> Student | None:
     check(config)
     teacher = with_solver(load_teacher(config.teacher), config.ode)
     run = Run(config.out, config, resume=config.resume is not None)
+    teacher = with_prompts(teacher, config.prompts, device=run.device)
     torch.manual_seed(config.seed)
     teacher.to(run.device, run.precision)
     try:
@@ -52,10 +56,13 @@ def check(config: Distill) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
     check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps", "report_images")
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
-    check_at_least(config, 0, "warmup", "lambda_reg", "lambda_end", "weight_decay")
+    check_at_least(config, 0, "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake")
     check_draws(config)
     check_at_least(config, 2, "evaluate_images")
     check_positive(config, "lr", "lr_fake", "clip")
+    for name in ("lora_student", "lora_fake"):
+        if getattr(config, name):
+            need_peft(f"--{name.replace('_', '-')}")
     if not 0 <= config.low < config.high <= 1:
         raise ValueError(f"--low {config.low} --high {config.high}, expected 0 <= low < high <= 1")
     if config.lambda_reg > 0 and config.pairs is None and config.pair_count < 1:
@@ -67,26 +74,33 @@ def check(config: Distill) -> None:
         raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
     if not 0 <= config.match_from < 1:
         raise ValueError(f"--match-from {config.match_from}, expected a fraction in [0, 1)")
+    if not 0 <= config.fake_from <= 1:
+        raise ValueError(f"--fake-from {config.fake_from}, expected a fraction in [0, 1]")
+    least = config.match_from if config.match else 1  # a step must have a loss
+    if not least <= config.regress_until <= 1:
+        raise ValueError(f"--regress-until {config.regress_until}, expected {least} to 1")
     if config.distance == "lpips" and config.lpips_weights is None:
         raise ValueError("--distance lpips needs --lpips-weights FILE, a safetensors file of VGG16 and LPIPS")
+    if config.decoder is not None and (config.lpips_weights is None or config.distance == "huber"):
+        raise ValueError(f"--decoder {config.decoder} is for LPIPS, which needs --lpips-weights FILE")
 
 
 def report(config: Distill, job: Job, run: Run) -> Student:
     """Measure the stored student beside its teacher; write report.json, report.png and comparison.png."""
-    student = load_model(str(config.out / "student"))
+    student = load_model(str(config.out / "student"), teacher=job.teacher)
     assert isinstance(student, Student)
     student.to(run.device, run.precision)
     count = config.report_images
     reports = [
-        measure(job.teacher, teacher_images(config, job), images=count),
-        measure(student, draw(student, count, batch=500, seed=config.seed + 3), images=count),
+        measure(job.teacher, teacher_images(config, job), images=count, batch=job.many),
+        measure(student, draw(student, count, batch=job.many, seed=config.seed + 3), images=count, batch=job.many),
     ]
     seconds = {"distillation": job.trainer.seconds}
     if job.pairs is not None and job.pairs.seconds_per_image is not None:
         seconds["pairs"] = job.pairs.seconds_per_image * len(job.pairs)
     write_json(config.out / "report.json", {"teacher": reports[0], "student": reports[1], "seconds": seconds})
     draw_curves(config.out)
-    draw_comparison(config.out / "comparison.png", job.teacher, student, reports)
+    draw_comparison(config.out / "comparison.png", job.teacher, student, reports, batch=job.many)
     print_table(reports)
     run.say(f"distilled in {seconds['distillation'] / 60:.1f} min; student in {config.out / 'student'}")
     run.say(f"teacher and student side by side: {config.out / 'comparison.png'}; curves: {config.out / 'report.png'}")
@@ -98,6 +112,8 @@ def teacher_images(config: Distill, job: Job) -> Iterator[Tensor]:
     teacher, count = job.teacher, config.report_images
     own = job.pairs if config.pairs is None else None
     kept = min(len(own), count) if own is not None else 0
-    for start in range(0, kept, 500):
-        yield own[range(start, min(start + 500, kept))][1].to(teacher.device)  # type: ignore[index]
-    yield from draw(teacher, count - kept, batch=500, seed=config.seed + 3, name="drawing the teacher's images")
+    for start in range(0, kept, job.many):
+        x = own[range(start, min(start + job.many, kept))][1].to(teacher.device)  # type: ignore[index]
+        with torch.no_grad():
+            yield teacher.decode(x)
+    yield from draw(teacher, count - kept, batch=job.many, seed=config.seed + 3, name="drawing the teacher's images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,15 +13,16 @@ from rich.table import Table
 from torch import Tensor
 
 from dmdistill.app.config import Evaluate
+from dmdistill.app.prompts import with_prompts
 from dmdistill.app.run import start_machine
 from dmdistill.data.pairs import seed_of
 from dmdistill.files import write_json
 from dmdistill.metrics.judge import load_judge
-from dmdistill.teachers.folder import load_model
+from dmdistill.teachers.load import load_model
 from dmdistill.teachers.model import Model
 from dmdistill.training.progress import track
 
-__all__ = ["draw", "evaluate", "measure", "print_table", "seconds_per_image"]
+__all__ = ["at_once", "draw", "evaluate", "measure", "print_table", "seconds_per_image"]
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
@@ -28,24 +30,27 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     if config.images < 2 or config.batch < 1:
         raise ValueError(f"--images {config.images} --batch {config.batch}, expected at least 2 and 1")
     device, precision = start_machine(config.machine)
-    model = load_model(config.model)
+    model = with_prompts(load_model(config.model), config.prompts, device=device)
     model.to(device, precision)
     drawn = draw(model, config.images, batch=config.batch, seed=config.seed)
-    report = measure(model, drawn, images=config.images)
+    report = measure(model, drawn, images=config.images, batch=config.batch)
     print_table([report])
     if config.json is not None:
         write_json(config.json, report)
     return report
 
 
-def measure(model: Model, batches: Iterator[Tensor], *, images: int) -> dict[str, Any]:
-    """{"model", "evaluations_per_image", "images", "seconds_per_image", "metrics": {...}} of its images in batches."""
+def measure(model: Model, batches: Iterator[Tensor], *, images: int, batch: int = 100) -> dict[str, Any]:
+    """{"model", "evaluations_per_image", "images", "seconds_per_image", "metrics": {...}} of its images in batches.
+
+    batch: images drawn at once to take the time.
+    """
     judge = load_judge(model.judge, model.device) if model.judge else None
     return {
         "model": model.name,
         "evaluations_per_image": model.evaluations,
         "images": images,
-        "seconds_per_image": seconds_per_image(model),
+        "seconds_per_image": seconds_per_image(model, batch=min(batch, 100)),
         "metrics": {f"frechet_{judge.name}": judge.distance(batches)} if judge else {},
     }
 
@@ -55,6 +60,13 @@ def draw(model: Model, count: int, *, batch: int, seed: int, name: str = "drawin
     for index in track(range(0, count, batch), name):
         rng = torch.Generator(model.device).manual_seed(seed_of(seed, index))
         yield model.images(*model.noise(min(batch, count - index), rng=rng))
+
+
+def at_once(model: Model, batch: int) -> int:
+    """How many images to draw at once: 500 small ones, fewer large ones; of latents at most a training step's batch."""
+    if model.codec is not None:
+        return min(batch, 16)
+    return max(1, min(500, 500 * 3 * 64 * 64 // math.prod(model.shape)))
 
 
 def seconds_per_image(model: Model, *, batch: int = 100, repeats: int = 3) -> float:

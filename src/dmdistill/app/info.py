@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dmdistill.app.config import Info
-from dmdistill.teachers.folder import load_model
+from dmdistill.networks.adapters import Adapter
+from dmdistill.teachers.load import load_model
+from dmdistill.teachers.model import Model
 from dmdistill.training.trainer import read_metrics
 
 __all__ = ["info"]
@@ -29,12 +31,16 @@ def info(config: Info) -> None:
                 table.add_row(key, f"{value:.4g}")
     if not rows or any((run / kind / "config.json").exists() for kind in ("student", "teacher")):
         model = load_model(config.model)
-        network = model.config["network"]
         parameters = sum(p.numel() for p in model.network.parameters())
         table.add_row("model", f"{model.name}, a {model.config['kind']}")
-        table.add_row("network", f"{network['class']}, {parameters / 1e6:.2f} M parameters")
+        table.add_row("network", f"{network_class(model)}, {parameters / 1e6:.2f} M parameters")
         table.add_row("images", " x ".join(map(str, model.shape)))
-        table.add_row("classes", ", ".join(model.labels.names) if model.labels else "none")
+        table.add_row("conditions", str(model.conditions or ("prompts" if model.text is not None else "none")))
         table.add_row("evaluations per image", str(model.evaluations))
         table.add_row("licence", model.licence)
     Console().print(table)
+
+
+def network_class(model: Model) -> str:
+    network = model.network
+    return type(network.model if isinstance(network, Adapter) else network).__name__

@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 
 from dmdistill.app.config import MakePairs, Solver
+from dmdistill.app.prompts import with_prompts
 from dmdistill.app.run import start_machine
 from dmdistill.data.pairs import Pairs, PairSettings, make_pairs
-from dmdistill.teachers.folder import load_teacher
+from dmdistill.networks.adapters import Adapter
+from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.progress import track
 
@@ -23,6 +25,7 @@ def pairs(config: MakePairs) -> Pairs:
     """Make pairs in config.out, or finish those that are there."""
     teacher = with_solver(load_teacher(config.teacher), config.ode)
     device, precision = start_machine(config.machine)
+    teacher = with_prompts(teacher, config.prompts, device=device)
     teacher.to(device, precision)
     made = pairs_of(
         teacher,
@@ -44,6 +47,7 @@ def pairs_of(
         raise ValueError(f"{count} pairs, expected at least 1; to do without pairs set --lambda-reg 0")
     settings = PairSettings(
         teacher=teacher_id(teacher),
+        conditions=str(teacher.conditions or "none"),
         solver=teacher.solver,
         steps=teacher.steps,
         guidance=teacher.guidance,
@@ -55,8 +59,8 @@ def pairs_of(
     return make_pairs(
         folder,
         settings,
-        noise=lambda n, rng: teacher.noise(n, rng=rng),
-        images=teacher.images,
+        draw=lambda n, rng: teacher.draw(n, rng=rng),
+        generate=lambda z, index: teacher.generate(z, teacher.condition(index)),
         batch=batch,
         device=teacher.device,
         track=track,
@@ -65,16 +69,25 @@ def pairs_of(
 
 def with_solver(teacher: Teacher, ode: Solver) -> Teacher:
     """The teacher, sampled as the configuration says."""
-    if ode.guidance != 1 and teacher.labels is None:
+    if ode.guidance not in (None, 1) and teacher.conditions is None and teacher.text is None:
         raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher: it allows 1 only")
-    if ode.solver_steps < 1:
+    if ode.guidance not in (None, 1) and not knows_none(teacher):
+        raise ValueError(f"--guidance {ode.guidance}: {teacher.name} has no class that means none, it allows 1 only")
+    if ode.solver_steps is not None and ode.solver_steps < 1:
         raise ValueError(f"--solver-steps {ode.solver_steps}, expected at least 1")
-    return replace(teacher, solver=ode.solver, steps=ode.solver_steps, guidance=ode.guidance)
+    asked = {"solver": ode.solver, "steps": ode.solver_steps, "guidance": ode.guidance}
+    return replace(teacher, **{name: value for name, value in asked.items() if value is not None})
+
+
+def knows_none(teacher: Teacher) -> bool:
+    """Whether it can be told nothing, as far as its network says."""
+    network, told = teacher.network, teacher.conditions
+    return not isinstance(network, Adapter) or told is None or network.knows_none(len(told))
 
 
 def teacher_id(teacher: Teacher) -> str:
     """Its name and eight hexadecimal digits of its weights' hash."""
     sha = hashlib.sha256()
-    for tensor in teacher.network.state_dict().values():
+    for _, tensor in sorted(teacher.network.state_dict().items()):
         sha.update(tensor.contiguous().cpu().numpy().tobytes())
     return f"{teacher.name} {sha.hexdigest()[:8]}"

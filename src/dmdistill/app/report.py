@@ -48,16 +48,18 @@ def draw_curves(folder: Path) -> None:
 
 
 def draw_comparison(
-    file: Path, teacher: Model, student: Model, reports: list[dict[str, Any]], *, columns: int = 10
+    file: Path, teacher: Model, student: Model, reports: list[dict[str, Any]], *, columns: int = 10, batch: int = 500
 ) -> None:
-    """Rows of the teacher's images, each over the student's from the same noise and labels."""
+    """Rows of the teacher's images, each over the student's from the same noise and labels, drawn in batches."""
     from matplotlib.figure import Figure
 
     rng = torch.Generator(teacher.device).manual_seed(1234)
     z, cond = teacher.noise(3 * columns, rng=rng)
-    if teacher.labels:
-        cond = teacher.labels.labels(torch.arange(3 * columns, device=z.device) % len(teacher.labels))
-    rows = [images.split(columns) for images in (teacher.images(z, cond), student.images(z, cond))]
+    if teacher.conditions is not None:
+        cond = teacher.condition(torch.arange(3 * columns) % len(teacher.conditions))
+    parts = [slice(start, start + batch) for start in range(0, len(z), batch)]
+    told = [(z[part], cond[part] if cond is not None else None) for part in parts]
+    rows = [torch.cat([model.images(*few) for few in told]).split(columns) for model in (teacher, student)]
     figure = Figure(figsize=(columns * 0.9 + 2.2, 6 * 0.9 + 0.3), layout="constrained")
     for i, axes in enumerate(figure.subplots(6, 1)):
         who, report = i % 2, reports[i % 2]

@@ -7,10 +7,11 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.app.config import Sample
+from dmdistill.app.prompts import with_prompts, with_texts
 from dmdistill.app.run import start_machine
-from dmdistill.data.conditions import Labels
 from dmdistill.data.images import save_grid
-from dmdistill.teachers.folder import load_model
+from dmdistill.teachers.load import load_model
+from dmdistill.teachers.model import Model
 
 __all__ = ["sample"]
 
@@ -22,17 +23,35 @@ def sample(config: Sample) -> Tensor:
     if config.out.suffix.lower() != ".png":
         raise ValueError(f"--out {config.out}, expected a file that ends in .png")
     model = load_model(config.model)
-    if config.labels and model.labels is None:
-        raise ValueError(f"--labels {config.labels} for {model.name}, which is unconditional")
+    if config.labels and (model.conditions is None or model.text is not None):
+        told = "is unconditional" if model.text is None else "is told prompts: give --prompt TEXT"
+        raise ValueError(f"--labels {config.labels} for {model.name}, which {told}")
     device, precision = start_machine(config.machine)
+    model = told_prompts(model, config, device)
     model.to(device, precision)
-    z, cond = model.noise(config.count, rng=torch.Generator(device).manual_seed(config.seed))
-    if model.labels is not None:
-        wanted = model.labels.labels(torch.tensor(config.labels or range(len(model.labels)), device=device))
-        cond = Labels(wanted.one_hot[torch.arange(config.count, device=device) % len(wanted)])
-    images = model.images(z, cond)
+    z, index = model.draw(config.count, rng=torch.Generator(device).manual_seed(config.seed))
+    if model.conditions is not None:
+        wanted = torch.tensor(config.labels or range(len(model.conditions)))
+        if config.labels:
+            model.conditions.select(wanted)  # a number that cannot be is refused, whether its turn comes or not
+        index = wanted[torch.arange(config.count) % len(wanted)]
+    size = 64 if model.codec is None else 4
+    parts = [slice(start, start + size) for start in range(0, config.count, size)]
+    images = torch.cat([model.images(z[p], model.condition(None if index is None else index[p])).cpu() for p in parts])
     save_grid(config.out, images, columns=config.columns)
     Console(highlight=False).print(
         f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False
     )
     return images
+
+
+def told_prompts(model: Model, config: Sample, device: torch.device) -> Model:
+    """The model, told the prompts of --prompt or of --prompts."""
+    if config.prompt and config.prompts is not None:
+        raise ValueError(f"--prompt and --prompts {config.prompts}: expected one of the two")
+    texts = [text.strip() for text in config.prompt]
+    if not all(texts):
+        raise ValueError("--prompt of nothing, expected words")
+    if texts:
+        return with_texts(model, texts, device=device)
+    return with_prompts(model, config.prompts, device=device, most=config.count)

@@ -8,15 +8,12 @@ import torch
 
 from dmdistill.app.cards import teacher_card
 from dmdistill.app.config import Teach
+from dmdistill.app.lessons import LESSONS
 from dmdistill.app.run import Run
 from dmdistill.app.settings import check_at_least, check_draws, check_positive
-from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.losses import denoising_loss
-from dmdistill.core.paths import EDM
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.data.images import ImageSet, load_fashion_mnist, save_grid, to_floats
-from dmdistill.networks.song import SongUNet
-from dmdistill.teachers.folder import save_model
+from dmdistill.data.images import load_fashion_mnist, save_grid, to_floats
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
@@ -33,7 +30,8 @@ def teach(config: Teach) -> Teacher | None:
     data = load_fashion_mnist(config.data)
     run = Run(config.out, config, resume=config.resume is not None)
     torch.manual_seed(config.seed)
-    teacher = new_teacher(config, data)
+    lesson = LESSONS[config.kind](config)
+    teacher = lesson.new_teacher(data)
     run.begin()
     teacher.to(run.device, run.precision)
     denoiser = teacher.denoiser.train()
@@ -63,8 +61,8 @@ def teach(config: Teach) -> Teacher | None:
     def iterate(step: int) -> dict[str, torch.Tensor]:
         rows = torch.randint(len(images), (config.batch,), generator=run.rng, device=run.device)
         x = to_floats(images[rows])
-        cond = LabelSpace(data.names).labels(labels[rows]).dropped(config.label_dropout, rng=run.rng)
-        t = torch.randn(config.batch, generator=run.rng, device=run.device).mul(config.p_std).add(config.p_mean).exp()
+        cond = LabelSpace(data.names).select(labels[rows]).dropped(config.label_dropout, rng=run.rng)
+        t = lesson.sample_t(config.batch, rng=run.rng)
         loss = denoising_loss(denoiser, x, t, torch.randn(x.shape, generator=run.rng, device=run.device), cond)
         update(loss)
         return {"loss": loss.detach()}
@@ -74,42 +72,8 @@ def teach(config: Teach) -> Teacher | None:
         return None
     teacher.denoiser.load_state_dict(update.averages[0].network.state_dict())
     denoiser.eval().requires_grad_(False)
-    save_model(config.out / "teacher", teacher, card=teacher_card(teacher, asdict(config)), dtype=run.storage)
+    lesson.save(config.out / "teacher", teacher, card=teacher_card(teacher, asdict(config)), dtype=run.storage)
     z, cond = teacher.noise(40, rng=run.rng)
     save_grid(config.out / "samples" / "teacher.png", teacher.images(z, cond), columns=10)
     run.say(f"teacher in {config.out / 'teacher'}, samples in {config.out / 'samples' / 'teacher.png'}")
     return teacher
-
-
-def new_teacher(config: Teach, data: ImageSet) -> Teacher:
-    """A teacher with fresh weights for the data at hand."""
-    channels, size = data.images.shape[1], data.images.shape[2]
-    network = {
-        "img_resolution": size,
-        "in_channels": channels,
-        "out_channels": channels,
-        "label_dim": len(data.names),
-        **asdict(config.network),
-    }
-    return Teacher(
-        name=data.name,
-        denoiser=EDMDenoiser(SongUNet(**network), EDM()),
-        shape=(channels, size, size),
-        labels=LabelSpace(data.names),
-        licence=data.licence,
-        judge=f"{data.name}-classifier",
-        config={
-            "kind": "teacher",
-            "name": data.name,
-            "network": {"class": "SongUNet", **network},
-            "path": {"class": "EDM"},
-            "denoiser": {"class": "EDMDenoiser"},
-            "shape": [channels, size, size],
-            "classes": list(data.names),
-            "solver": "heun",
-            "steps": 18,
-            "guidance": 1.0,
-            "licence": data.licence,
-            "judge": f"{data.name}-classifier",
-        },
-    )

@@ -1,0 +1,38 @@
+"""The network of an exported student as a model of diffusers. Its U-Net's source stands above this, in one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+
+class OneHot:
+    """Labels as our networks take them: one_hot, B classes."""
+
+    def __init__(self, one_hot: Tensor) -> None:
+        self.one_hot = one_hot
+
+
+class OneStepNetwork(ModelMixin, ConfigMixin):
+    """F(sample, timestep, class_labels), called as diffusers calls a UNet2DModel.
+
+    Args:
+        network: name of the U-Net's class. settings: its arguments.
+    """
+
+    @register_to_config
+    def __init__(self, network: str, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.net = globals()[network](**settings)
+        self.net.map_noise.register_forward_hook(lambda *call: call[-1].to(self.dtype))  # it computes in fp32
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> Any:
+        labels = F.one_hot(class_labels, self.net.label_dim).to(sample) if class_labels is not None else None
+        f = self.net(sample, timestep, OneHot(labels) if labels is not None else None)
+        return {"sample": f} if return_dict else (f,)
