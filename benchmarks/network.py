@@ -39,6 +39,7 @@ def build(patch_size: int, group_channels: int, channels_last: bool, bf16: bool)
         channel_mult=levels,
         num_blocks=1,
         attn_resolutions=(),
+        dropout=0.0,
         group_channels=group_channels,
         patch_size=patch_size,
     )

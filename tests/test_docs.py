@@ -22,6 +22,7 @@ SMALL = {
     "sample": "--count 8",
     "classifier": "--epochs 1",
     "info": "",
+    "export": "",
 }
 SMALL_PYTHON = (
     "steps=500",

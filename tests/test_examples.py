@@ -1,0 +1,78 @@
+"""The examples are true: one model under four parameterisations."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmdistill.app.config import Convert, Distill, Machine, Solver
+from dmdistill.app.convert import convert
+from dmdistill.app.distill import distill
+from dmdistill.core.generator import Generator
+from dmdistill.teachers.load import load_model, load_teacher
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from examples import parameterisations
+
+OTHERS = ("eps", "v", "velocity")
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    return {name: load_teacher(f"examples.parameterisations:{name}") for name in ("edm", *OTHERS)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_mu_is_the_same_at_the_same_noise(name, teachers, rng):
+    """x_t/alpha of one path is x_t of the other at sigma/alpha."""
+    teacher, edm = teachers[name], teachers["edm"]
+    x, index = edm.draw(3, rng=rng)
+    t = torch.tensor([0.1, 0.5, 0.9]) if name == "velocity" else torch.tensor([60.0, 500.0, 900.0])
+    alpha, sigma = teacher.denoiser.path.alpha(t), teacher.denoiser.path.sigma(t)
+    expected = edm.denoiser(x / alpha[:, None, None, None], sigma / alpha, edm.condition(index))
+    torch.testing.assert_close(teacher.denoiser(x, t, edm.condition(index)), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_generators_start_alike(name, teachers, rng):
+    z, index = teachers["edm"].draw(4, rng=rng)
+    cond = teachers["edm"].condition(index)
+    expected = Generator(teachers["edm"].denoiser)(z, cond)
+    torch.testing.assert_close(Generator(teachers[name].denoiser)(z, cond), expected, rtol=1e-2, atol=2e-2)
+
+
+def test_teachers_of_ones_own_are_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "def three() -> 'Teacher':\n    return 3\n\n\ndef bare():\n    raise SystemExit\n"
+    (tmp_path / "mine_for_a_test.py").write_text(source)
+    for name, match in (
+        ("mine_for_a_test:three", "answers with a int, expected a Teacher"),
+        ("mine_for_a_test:bare", "expected a function that is annotated"),
+        ("os:abort", "expected a function that is annotated"),
+        ("mine_for_a_test:four", "no attribute 'four'"),
+        ("no_such_module:teacher", "No module named 'no_such_module'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            load_teacher(name)
+    assert parameterisations.edm().name == "fashion"
+
+
+def test_a_student_belongs_to_its_teacher(tmp_path):
+    """It cannot start another's run, is loaded again by its function, and has nothing to convert."""
+    quick = {"steps": 1, "batch": 2, "lambda_reg": 0.0, "evaluate_images": 4, "report_images": 4, "seed": 3}
+    machine = Machine(device="cpu", precision="fp32", threads=1)
+    base = Distill(teacher="examples.parameterisations:eps", out=tmp_path / "a", machine=machine, **quick)
+    base = dataclasses.replace(base, ode=Solver(solver_steps=1))
+    first = distill(base)
+    again = load_model(str(tmp_path / "a"))
+    z, index = first.draw(2, rng=torch.Generator().manual_seed(0))
+    expected = first.images(z, first.condition(index))
+    torch.testing.assert_close(again.images(z, again.condition(index)), expected, rtol=1e-3, atol=1e-3)
+    other = {"teacher": "examples.parameterisations:velocity", "out": tmp_path / "b", "start": str(tmp_path / "a")}
+    with pytest.raises(ValueError, match=r"is not a student of the teacher examples\.parameterisations:velocity"):
+        distill(dataclasses.replace(base, **other))
+    with pytest.raises(ValueError, match="has a network of another package"):
+        convert(Convert("examples.parameterisations:eps", tmp_path / "c"))
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
