@@ -159,7 +159,7 @@ class Distill:
     """Settings to start from; the other flags change them."""
     pairs: Path | None = None
     """Folder of pairs made before; without it they are made in the run folder."""
-    pair_count: int = 7000
+    pair_count: int = 3600
     """Pairs to make where none are given."""
     steps: int = 1000
     """Updates of the generator."""
