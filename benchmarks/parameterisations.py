@@ -1,26 +1,31 @@
 """One teacher under four parameterisations, distilled alike: are the students alike?
 
-    python benchmarks/parameterisations.py OUT
+    python benchmarks/parameterisations.py OUT [--own-pairs]
 
 distills each function of examples/parameterisations.py from the same seed, and the first once more from another seed,
-to show what one run differs from the next. Runs that are finished stay; the table is printed and kept in
+to show what one run differs from the next. All learn from the same pairs, those of v's teacher, unless --own-pairs lets
+each one's solver make its own, on its own grid. Runs that are finished stay; the table is printed and kept in
 OUT/table.json.
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from dmdistill import Distill, distill, from_preset
+from dmdistill import Distill, distill, from_preset, load_teacher
 from dmdistill.app.config import Machine
+from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.files import read_json, write_json
 
+PAIRS = 1000
 SETTINGS = {
-    "pair_count": 1000,
+    "pair_count": PAIRS,
     "steps": 240,
     "match_from": 0.75,
     "rewarm": True,
@@ -32,26 +37,37 @@ SETTINGS = {
 RUNS = [("edm", 0), ("edm", 1), ("eps", 0), ("v", 0), ("velocity", 0)]
 
 
-def frechet(kind: str, seed: int, out: Path) -> tuple[float, float]:
+def frechet(kind: str, seed: int, out: Path, *, own_pairs: bool) -> tuple[float, float]:
     """Of teacher and student, over 2,000 images in the judge's features."""
     run = out / f"{kind}-{seed}"
     if not (run / "report.json").exists():
         teacher = f"examples.parameterisations:{kind}"
-        distill(
-            from_preset(Distill, "fashion", teacher=teacher, out=run, seed=seed, machine=Machine(threads=1), **SETTINGS)
-        )
+        pairs = None if own_pairs else shared_pairs(teacher, out)
+        given = {"teacher": teacher, "pairs": pairs, "seed": seed, "machine": Machine(threads=1)}
+        distill(from_preset(Distill, "fashion", out=run, **given, **SETTINGS))
     report = read_json(run / "report.json")
     return tuple(next(iter(report[model]["metrics"].values())) for model in ("teacher", "student"))  # type: ignore[return-value]
 
 
+def shared_pairs(teacher: str, out: Path) -> Path:
+    """The pairs of v's teacher, under this one's name: all four are one network, and an ODE's noise is theirs all."""
+    made = out / "pairs"
+    pairs_of(load_teacher("examples.parameterisations:v"), made, count=PAIRS, seed=0, batch=100)
+    named = shutil.copytree(made, out / f"pairs-{teacher.rpartition(':')[2]}", dirs_exist_ok=True)
+    write_json(named / "pairs.json", read_json(made / "pairs.json") | {"teacher": teacher_id(load_teacher(teacher))})
+    return named
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="One teacher under four parameterisations, distilled alike.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--own-pairs", action="store_true")
+    arguments = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    out = Path(sys.argv[1])
-    out.mkdir(parents=True, exist_ok=True)
     table, rows = Table("parameterisation", "seed", "teacher", "student"), []
     for kind, seed in RUNS:
-        teacher, student = frechet(kind, seed, out)
+        teacher, student = frechet(kind, seed, arguments.out, own_pairs=arguments.own_pairs)
         rows.append({"parameterisation": kind, "seed": seed, "teacher": teacher, "student": student})
         table.add_row(kind, str(seed), f"{teacher:.3f}", f"{student:.3f}")
-    write_json(out / "table.json", rows)
+    write_json(arguments.out / "table.json", rows)
     Console().print(table)

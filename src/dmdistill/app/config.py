@@ -230,7 +230,7 @@ class Distill:
     evaluate_images: int = 2000
     """Images of such a measurement."""
     report_images: int = 10000
-    """Images of the final measurement."""
+    """Images of the final measurement; 0 leaves the report out."""
     save_every: int = 500
     """Steps between two checkpoints."""
     store: Literal["fp32", "fp16"] = "fp32"

@@ -49,16 +49,20 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
         return None
     student = job.student()
     save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=run.storage)
-    return report(config, job, run)
+    return report(config, job, run) if config.report_images else student
 
 
 def check(config: Distill) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
-    check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps", "report_images")
+    check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps")
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
-    check_at_least(config, 0, "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake")
+    check_at_least(
+        config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
+    )
     check_draws(config)
     check_at_least(config, 2, "evaluate_images")
+    if config.report_images == 1:
+        raise ValueError("--report-images 1, expected at least 2, or 0 for no report")
     check_positive(config, "lr", "lr_fake", "clip")
     for name in ("lora_student", "lora_fake"):
         if getattr(config, name):
