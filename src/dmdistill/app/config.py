@@ -356,5 +356,9 @@ class Reproduce:
     """Repetitions, with the seeds 0, 1, 2 ..."""
     steps: int | None = None
     """Updates of each training; the experiment's own where none are given."""
+    guidance: float | None = None
+    """Of ablation and weighting: scale of classifier-free guidance; 1 is none, and usual."""
+    start: str | None = None
+    """Of ablation and weighting: a student that all rows begin as; the teacher itself where none is given."""
     machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
     """Where and how to compute."""

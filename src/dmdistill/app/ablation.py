@@ -1,0 +1,175 @@
+"""`dmdistill reproduce ablation | weighting`: the paper's tables 2 and 3 on the bundled teacher, at equal compute.
+
+Each row is the same distillation with a setting or two changed, repeated with several seeds, and given as many network
+evaluations as the full objective takes in its number of steps: a backward pass counts as two. Students that are
+finished stay, so an experiment that was interrupted goes on when it is asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from dmdistill.app.config import Distill, Reproduce, Solver
+from dmdistill.app.distill import distill
+from dmdistill.app.evaluate import draw
+from dmdistill.app.pairs import pairs_of, with_solver
+from dmdistill.app.run import start_machine
+from dmdistill.app.settings import from_preset, with_run
+from dmdistill.data.pairs import Pairs
+from dmdistill.files import write_json, written_whole
+from dmdistill.metrics.frechet import frechet_distance, gather
+from dmdistill.metrics.judge import load_judge
+from dmdistill.metrics.manifold import precision_recall
+from dmdistill.teachers.load import load_model, load_teacher
+
+__all__ = ["ABLATION", "WEIGHTING", "ablation", "evaluations_per_step", "weighting"]
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""Name of a row -> the settings in which it differs from the full objective."""
+
+ABLATION: Rows = {  # table 2 of the paper, and DMD2's answer to its last row
+    "full": {},
+    "no-matching": {"match": False},
+    "no-regression": {"lambda_reg": 0.0},
+    "no-regression-5-to-1": {"lambda_reg": 0.0, "fake_steps": 5},
+}
+WEIGHTING: Rows = {"eq8": {}, "sigma": {"weight": "sigma"}, "sigma3": {"weight": "sigma3"}}  # table 3
+
+REFERENCE = 2000  # images of the teacher, apart from the pairs, for precision and recall
+IMAGES = 5000  # of a student
+
+
+def ablation(config: Reproduce) -> dict[str, Any]:
+    """Table 2: the full objective, without either half, and without regression at DMD2's 5:1."""
+    return Experiment(config).run(ABLATION)
+
+
+def weighting(config: Reproduce) -> dict[str, Any]:
+    """Table 3: the weight of the gradient, Eq. 8, sigma/alpha and sigma^3/alpha."""
+    return Experiment(config).run(WEIGHTING)
+
+
+def evaluations_per_step(config: Distill) -> int:
+    """Of a network, for one update of the generator: a forward pass counts 1 per image, a backward pass 2."""
+    guided = config.ode.guidance not in (None, 1)
+    regression = 3 * config.batch_reg if config.lambda_reg else 0
+    if not config.match:
+        return regression
+    generator, real, fake = 3, 2 if guided else 1, 1
+    learning = 3 + 4 * (config.fake_steps - 1)  # each further update of mu_fake draws images of its own
+    return config.batch * (generator + real + fake + learning) + regression
+
+
+class Experiment:
+    """Distillations of one teacher, by rows and seeds, from the same pairs, and what their students are worth."""
+
+    def __init__(self, config: Reproduce) -> None:
+        self.config, self.out = config, config.out
+        self.device, self.precision = start_machine(config.machine)
+        ode = Solver(guidance=config.guidance)
+        changes: dict[str, Any] = {"ode": ode, "machine": config.machine, "start": config.start}
+        changes |= {} if config.steps is None else {"steps": config.steps}
+        self.full = from_preset(Distill, "fashion-ablation", pairs=self.out / "pairs", **changes)
+        self.teacher = with_solver(load_teacher(self.full.teacher), ode)
+        self.teacher.to(self.device, self.precision)
+        self.judge = load_judge(str(self.teacher.judge), self.device)
+
+    def run(self, rows: Rows) -> dict[str, Any]:
+        """Distill what is missing, measure, write table.json and table.png, print the table; returns it."""
+        pairs = self.pairs("pairs", self.full.pair_count, seed=0)
+        reference = self.pairs("reference", REFERENCE, seed=1)
+        self.reference = self.features(batches(reference))
+        taught = self.frechet(torch.cat([self.features(batches(pairs)), self.reference]))
+        table: dict[str, Any] = {"teacher": {"frechet": [taught]}}
+        for name, changes in rows.items():
+            settings = self.settings(changes)
+            found = [self.student(settings, seed, self.out / name) for seed in range(self.config.seeds)]
+            table[name] = {"steps": settings.steps} | {key: [figures[key] for figures in found] for key in found[0]}
+        write_json(self.out / "table.json", {"settings": asdict(self.full), "rows": table})
+        draw_table(self.out / "table.png", table)
+        print_table(table)
+        return table
+
+    def settings(self, changes: Mapping[str, Any]) -> Distill:
+        """Of a row, with as many steps as the network evaluations of the full objective allow."""
+        row = replace(self.full, **changes)
+        steps = max(1, round(self.full.steps * evaluations_per_step(self.full) / evaluations_per_step(row)))
+        return replace(row, steps=steps, evaluate_every=steps, sample_every=steps)
+
+    def student(self, settings: Distill, seed: int, row: Path) -> dict[str, float]:
+        """The figures of the student of one seed, which is distilled unless it is there."""
+        folder = row / f"seed-{seed}"
+        if not (folder / "student").exists():
+            begun = (folder / "config.toml").exists()
+            if distill(with_run(Distill(), folder) if begun else replace(settings, out=folder, seed=seed)) is None:
+                raise KeyboardInterrupt
+        student = load_model(str(folder / "student"))
+        student.to(self.device, self.precision)
+        features = self.features(draw(student, IMAGES, batch=500, seed=1))
+        precision, recall = precision_recall(features[:REFERENCE], self.reference)
+        return {"frechet": self.frechet(features), "precision": precision, "recall": recall}
+
+    def pairs(self, name: str, count: int, *, seed: int) -> Pairs:
+        return pairs_of(self.teacher, self.out / name, count=count, seed=seed)
+
+    def features(self, images: Iterable[Tensor]) -> Tensor:
+        """The judge's, of images batch by batch: N D."""
+        with torch.no_grad():
+            return torch.cat([self.judge.features(batch.to(self.device)) for batch in images])
+
+    def frechet(self, features: Tensor) -> float:
+        """Distance of a set to the real images."""
+        return frechet_distance(gather(lambda rows: rows, [features]), self.judge.reference)
+
+
+def batches(pairs: Pairs, size: int = 500) -> Iterable[Tensor]:
+    """The images of pairs."""
+    return (pairs[range(start, min(start + size, len(pairs)))][1] for start in range(0, len(pairs), size))
+
+
+def summary(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation, which is 0 for one value."""
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def print_table(table: Mapping[str, Any]) -> None:
+    """One row per setting, mean and standard deviation over the seeds."""
+    shown = Table("row", "steps", "Frechet distance", "precision", "recall")
+    for name, row in table.items():
+        figures = [row.get(key) for key in ("frechet", "precision", "recall")]
+        texts = ["{:.3f} ± {:.3f}".format(*summary(values)) if values else "-" for values in figures]
+        shown.add_row(name.replace("-", " "), str(row.get("steps", "-")), *texts)
+    Console().print(shown)
+
+
+def draw_table(file: Path, table: Mapping[str, Any]) -> None:
+    """Distance and recall of each row: a dot per seed, a bar for their mean."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.5 * len(table)), layout="constrained")
+    names = [name for name in table if name != "teacher"]
+    for axes, (key, title) in zip(
+        figure.subplots(1, 2, sharey=True),
+        {"frechet": "Fréchet distance, the judge's features", "recall": "recall of the teacher's images"}.items(),
+        strict=True,
+    ):
+        axes.barh(range(len(names)), [mean(table[name][key]) for name in names], color="C0", alpha=0.4)
+        for i, name in enumerate(names):
+            axes.plot(table[name][key], [i] * len(table[name][key]), "o", color="C0", markersize=4)
+        axes.set_title(title, fontsize="medium")
+    if min(min(table[name]["frechet"]) for name in names) > 0:
+        figure.axes[0].set_xscale("log")
+    figure.axes[0].axvline(table["teacher"]["frechet"][0], color="black", linestyle=":")
+    figure.axes[0].set_yticks(range(len(names)), [name.replace("-", " ") for name in names])
+    figure.axes[0].invert_yaxis()
+    with written_whole(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

@@ -1,0 +1,91 @@
+"""`dmdistill reproduce ablation | weighting`: equal compute is counted, not believed; runs that are finished stay."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from dmdistill.app import ablation as ablating
+from dmdistill.app.cli import main
+from dmdistill.app.config import Distill, Machine, Reproduce, Solver
+from dmdistill.app.job import Job
+from dmdistill.app.pairs import with_solver
+from dmdistill.app.run import Run
+from dmdistill.teachers.folder import save_model
+from dmdistill.teachers.load import load_model, load_teacher
+
+MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+
+
+def tiny(teacher, **changes):
+    base = Distill(teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, machine=MACHINE)
+    return dataclasses.replace(base, **{"evaluate_images": 8, "halflives": (2.0,), "warmup": 2} | changes)
+
+
+@pytest.mark.parametrize("guidance", [None, 2.0])
+@pytest.mark.parametrize("row", ablating.ABLATION)
+def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, tiny_teacher, tmp_path):
+    config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=Solver(solver_steps=2, guidance=guidance))
+    config = dataclasses.replace(config, **ablating.ABLATION[row])
+    job = Job(config, with_solver(load_teacher(config.teacher), config.ode), Run(config.out, config))
+    counted = []
+
+    def count(network, inputs, output):
+        learning = torch.is_grad_enabled() and output.requires_grad
+        counted.append(len(inputs[0]) * (3 if learning else 1))
+
+    for denoiser in (job.generator.denoiser, job.fake, job.teacher.denoiser):
+        denoiser.net.register_forward_hook(count)
+    job.iterate(0)
+    assert sum(counted) == ablating.evaluations_per_step(config)
+
+
+@pytest.fixture
+def small(tiny_teacher, tmp_path_factory, monkeypatch):
+    """The experiment's sizes, cut down to a tiny teacher's, which the bundled judge measures."""
+    teacher, folder = load_teacher(str(tiny_teacher)), tmp_path_factory.mktemp("judged")
+    judged = dataclasses.replace(teacher, config=teacher.config | {"judge": "fashion-classifier"})
+    save_model(folder, judged, card="")
+    monkeypatch.setattr(ablating, "REFERENCE", 6)
+    monkeypatch.setattr(ablating, "IMAGES", 9)
+    monkeypatch.setattr(ablating, "from_preset", lambda kind, name, **changes: tiny(str(folder), **changes))
+
+
+def test_rows_get_equal_compute_and_finished_students_stay(small, tmp_path, capsys):
+    config = Reproduce("ablation", out=tmp_path, seeds=2, steps=4, machine=MACHINE)
+    table = ablating.ablation(config)
+    capsys.readouterr()
+    assert [table[name]["steps"] for name in ablating.ABLATION] == [4, 22, 5, 2]
+    for name in ablating.ABLATION:
+        assert [len(table[name][key]) for key in ("frechet", "precision", "recall")] == [2, 2, 2]
+        settings = load_model(str(tmp_path / name / "seed-1" / "student")).config["distilled"]
+        assert (settings["steps"], settings["seed"]) == (table[name]["steps"], 1)
+    stored = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert stored == table
+    assert (tmp_path / "table.png").stat().st_size > 5000
+    assert ablating.ablation(config) == table
+    assert "distilling" not in capsys.readouterr().out
+
+
+def test_weights_are_those_of_table_3(small, tmp_path):
+    table = ablating.weighting(Reproduce("weighting", out=tmp_path, seeds=1, steps=2, machine=MACHINE))
+    students = [load_model(str(tmp_path / name / "seed-0" / "student")) for name in list(table)[1:]]
+    assert [student.config["distilled"]["weight"] for student in students] == ["eq8", "sigma", "sigma3"]
+
+
+def test_an_interrupted_experiment_goes_on(small, terminated, tmp_path, capsys):
+    config = Reproduce("weighting", out=tmp_path, seeds=1, steps=4, machine=MACHINE)
+    terminated(Job, "iterate", 2)
+    with pytest.raises(KeyboardInterrupt):
+        ablating.weighting(config)
+    assert "go on with" in capsys.readouterr().out
+    assert not (tmp_path / "table.json").exists()
+    assert set(ablating.weighting(config)) == {"teacher", "eq8", "sigma", "sigma3"}
+
+
+def test_a_start_that_is_no_student_of_the_teacher_is_refused(small, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "ablation", "--out", str(tmp_path), "--start", "fashion-student", "--threads", "1"])
+    assert end.value.code == 2
+    assert "--start fashion-student is no student of" in capsys.readouterr().err
