@@ -32,7 +32,7 @@ def bench(config: Bench) -> dict[str, Any]:
     check_at_least(config, 1, "repeats", "most")
     models = models_of(config)
     device, precision = start_machine(config.machine)
-    models = [with_prompt(model, device).to(device, precision) for model in models]
+    models = [with_prompt(model, device).to(device, precision).ready() for model in models]
     contestants = [Contestant(model) for model in models]
     if config.compile:
         contestants += [compiled(model) for model in models]
