@@ -13,8 +13,8 @@ from dmdistill.app.bench import models_of
 from dmdistill.app.cli import main
 from dmdistill.app.config import Bench
 from dmdistill.app.config import Solver as Ode
-from dmdistill.app.contest import Contestant, bare_work, compare, compiled
-from dmdistill.app.timing import Spread, best_batch, in_rounds
+from dmdistill.app.contest import Contestant, bare_work, compare, compiled, peak_memory
+from dmdistill.app.timing import Spread, best_batch, clock_on, in_rounds
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.paths import Flow
 from dmdistill.data.conditions import LabelSpace
@@ -201,6 +201,32 @@ def test_the_bare_network_computes_in_the_precision_of_the_model(precision):
     draw()
     work()
     assert student.network.precisions == [precision, precision]
+
+
+def test_the_clock_waits_for_a_gpu(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    clock_on(torch.device("cpu"))()
+    assert waited == []
+    clock_on(torch.device("cuda:1"))()
+    assert waited == [torch.device("cuda:1")]
+
+
+def test_memory_is_of_the_model_and_its_work_alone(monkeypatch):
+    """On a GPU where 100 bytes are taken by others, and the work takes 30 more for a moment."""
+    student = slow(Student, FakeTime())
+    assert peak_memory(student, lambda: None) is None
+    taken = {"now": 100, "most": 999}
+
+    def work():
+        taken["most"] = max(taken["most"], taken["now"] + 30)
+
+    monkeypatch.setattr(Student, "device", property(lambda _: torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: taken.update(most=taken["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: taken["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: taken["most"])
+    assert peak_memory(student, work) == 4 + 30  # the network is one number in fp32
 
 
 def test_a_denoiser_without_a_network_has_no_overhead():
