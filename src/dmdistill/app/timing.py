@@ -53,6 +53,13 @@ def seconds_of(work: Work, clock: Clock) -> float:
     return clock() - start
 
 
+def least_seconds_of(work: Work, clock: Clock) -> float:
+    """The least of as many calls as LEAST has room for, and of one at the least."""
+    first = seconds_of(work, clock)
+    others = range(min(10, int(LEAST / max(first, 1e-6))))
+    return min([first, *(seconds_of(work, clock) for _ in others)])
+
+
 def in_rounds(works: dict[Name, Work], clock: Clock, *, repeats: int, name: str) -> dict[Name, Spread]:
     """Seconds of one call of each, warm. In a round all have their turn, and short ones several, one after another."""
     calls = {}
@@ -81,7 +88,7 @@ def best_batch(work_at: Callable[[int], Work], clock: Clock, *, most: int) -> tu
         try:
             work = work_at(batch)
             work()
-            tried[batch] = min(seconds_of(work, clock) for _ in range(3)) / batch
+            tried[batch] = least_seconds_of(work, clock) / batch
         except (RuntimeError, MemoryError) as error:
             if batch == 1 or not out_of_memory(error):
                 raise
