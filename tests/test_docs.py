@@ -19,6 +19,7 @@ SMALL = {
     "teach": "--steps 2 --batch 4",
     "pairs": "--count 8",
     "evaluate": "--images 8",
+    "bench": "--repeats 1 --most 1",
     "sample": "--count 8",
     "classifier": "--epochs 1",
     "info": "",

@@ -232,10 +232,11 @@ def outputs(tiny_teacher, idx_folder, out):
         "pairs": ["pairs", "--teacher", tiny_teacher, "--out", out, "--count", "6", "--solver-steps", "1", *MACHINE],
         "sample": ["sample", tiny_teacher, "--out", out / "x.png", "--count", "2", *MACHINE],
         "evaluate": ["evaluate", tiny_teacher, "--json", out / "x.json", "--images", "2", *MACHINE],
+        "bench": ["bench", tiny_teacher, "--json", out / "x.json", "--repeats", "1", "--most", "1", *MACHINE],
     }
 
 
-@pytest.mark.parametrize("command", ["distill", "teach", "classifier", "pairs", "sample", "evaluate"])
+@pytest.mark.parametrize("command", ["distill", "teach", "classifier", "pairs", "sample", "evaluate", "bench"])
 def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_folder, tmp_path, refused):
     (tmp_path / "file").write_text("precious")
     refused(*outputs(tiny_teacher, idx_folder, tmp_path / "file" / "below")[command], match="Not a directory")

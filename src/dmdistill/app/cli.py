@@ -37,6 +37,7 @@ COMMANDS = {
     "distill": Command(config.Distill, "distill", "distill", "distill"),
     "sample": Command(config.Sample, "sample", "sample"),
     "evaluate": Command(config.Evaluate, "evaluate", "evaluate"),
+    "bench": Command(config.Bench, "bench", "bench"),
     "export": Command(config.Export, "export", "export"),
     "info": Command(config.Info, "info", "info"),
     "convert": Command(config.Convert, "convert", "convert"),

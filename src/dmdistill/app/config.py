@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 __all__ = [
+    "Bench",
     "Classifier",
     "Convert",
     "Distill",
@@ -20,6 +21,7 @@ __all__ = [
     "Network",
     "Reproduce",
     "Sample",
+    "Solver",
     "Teach",
 ]
 
@@ -284,6 +286,28 @@ class Evaluate:
     """Seed of the noise."""
     json: Path | None = None
     """File for the figures."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed: latency at batch 1, throughput at the best batch, a student's beside its teacher's."""
+
+    model: Positional[str]
+    """A student, timed beside its teacher, or a teacher, timed alone: a name, or the folder of a model or run."""
+    teacher: str | None = None
+    """The student's teacher, where its config.json names none that is here."""
+    repeats: int = 10
+    """Rounds; in each everything is timed in turn."""
+    most: int = 1024
+    """Largest batch to try, of 1, 2, 4 ..."""
+    compile: bool = False
+    """Time the networks compiled by torch.compile as well."""
+    json: Path | None = None
+    """File for the figures."""
+    ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
+    """The teacher's ODE solver; that of the student's distillation where none is given."""
     machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
     """Where and how to compute."""
 

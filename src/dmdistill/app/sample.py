@@ -28,7 +28,7 @@ def sample(config: Sample) -> Tensor:
         raise ValueError(f"--labels {config.labels} for {model.name}, which {told}")
     device, precision = start_machine(config.machine)
     model = told_prompts(model, config, device)
-    model.to(device, precision)
+    model.to(device, precision).ready()
     z, index = model.draw(config.count, rng=torch.Generator(device).manual_seed(config.seed))
     if model.conditions is not None:
         wanted = torch.tensor(config.labels or range(len(model.conditions)))

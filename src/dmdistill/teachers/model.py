@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from dmdistill.data.codecs import Codec
 from dmdistill.data.conditions import Conditions, TextEncoder
 
 __all__ = ["Model", "Student", "Teacher"]
+
+MULTIPLYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and no subclass, which may have other uses for a weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Model(ABC):
     def device(self) -> torch.device:
         return next(self.network.parameters(), torch.zeros(())).device
 
-    def to(self, device: torch.device, precision: torch.dtype | None = None) -> Model:
+    def to(self, device: torch.device, precision: torch.dtype | None = None) -> Self:
         """Move to a device, where the network will compute in `precision`; channels_last, which is faster in bf16."""
         self.denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
@@ -78,9 +80,22 @@ class Model(ABC):
             self.codec.to(device)
         return self
 
+    def ready(self) -> Self:
+        """Keep the weights that are multiplied as they are multiplied, in `precision`, and not cast them in each pass.
+
+        The images stay the same, bit for bit. For a model that will draw and no more: it can no longer be trained, and
+        saving it would store rounded weights.
+        """
+        if (precision := self.denoiser.precision) is not None:
+            for module in self.network.modules():
+                if type(module) in MULTIPLYING:
+                    module.to(precision)
+        return self
+
     def here(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
         """Noise and conditions on the model's device."""
-        return z.to(self.device), cond.to(self.device) if cond is not None else None
+        device = self.device
+        return z.to(device), cond.to(device) if cond is not None else None
 
     def noise(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Condition | None]:
         """n draws of z and of conditions, each as likely as any other, on rng's device."""
