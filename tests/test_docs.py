@@ -19,7 +19,7 @@ SMALL = {
     "teach": "--steps 2 --batch 4",
     "pairs": "--count 8",
     "evaluate": "--images 8",
-    "bench": "--repeats 1 --most 1",
+    "bench": "--repeats 1 --most 1 --solver-steps 2",
     "sample": "--count 8",
     "classifier": "--epochs 1",
     "info": "",
