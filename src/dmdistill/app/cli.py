@@ -41,6 +41,7 @@ COMMANDS = {
     "info": Command(config.Info, "info", "info"),
     "convert": Command(config.Convert, "convert", "convert"),
     "classifier": Command(config.Classifier, "classifier", "train_classifier", "classifier"),
+    "reproduce": Command(config.Reproduce, "reproduce", "reproduce"),
 }
 
 

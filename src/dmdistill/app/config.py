@@ -18,6 +18,7 @@ __all__ = [
     "Machine",
     "MakePairs",
     "Network",
+    "Reproduce",
     "Sample",
     "Teach",
 ]
@@ -339,5 +340,21 @@ class Classifier:
     """Highest learning rate of the one-cycle schedule."""
     seed: int = 0
     """Seed of every random draw."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Repeat an experiment of the paper at small size: a picture and a table, with error bars over seeds."""
+
+    what: Positional[Literal["fig3", "fig4", "ablation", "weighting"]]
+    """fig3: what each loss is for, on two modes; fig4: why to diffuse; ablation: table 3's losses; weighting: Eq. 8."""
+    out: Path = Path("runs/reproduce")
+    """Folder for the picture and the table."""
+    seeds: int = 5
+    """Repetitions, with the seeds 0, 1, 2 ..."""
+    steps: int | None = None
+    """Updates of each training; the experiment's own where none are given."""
     machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
     """Where and how to compute."""

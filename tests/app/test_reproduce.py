@@ -1,0 +1,62 @@
+"""`dmdistill reproduce`: the dispatch, and what it refuses before anything is computed."""
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from dmdistill.app.cli import main, parse
+from dmdistill.app.config import Reproduce
+from dmdistill.app.reproduce import EXPERIMENTS, reproduce
+
+
+def test_every_experiment_that_can_be_asked_for_is_somewhere():
+    positional = get_type_hints(Reproduce)["what"]
+    assert set(get_args(positional)) == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("what", EXPERIMENTS)
+def test_an_experiment_is_the_function_of_its_name(what, tmp_path, monkeypatch):
+    """It gets the configuration as asked for, with its folder made, and what it returns is handed on."""
+    asked = parse(["reproduce", what, "--out", str(tmp_path / "a" / "b"), "--seeds", "2", "--steps", "7"])
+    module = types.ModuleType("stand-in")
+    setattr(module, what, lambda config: {"config": config, "made": config.out.is_dir()})
+    monkeypatch.setitem(sys.modules, f"dmdistill.app.{EXPERIMENTS[what]}", module)
+    assert asked == dataclasses.replace(Reproduce(what), out=tmp_path / "a" / "b", seeds=2, steps=7)
+    assert reproduce(asked) == {"config": asked, "made": True}
+    assert list(asked.out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--seeds", "0"], "--seeds 0, expected at least 1"),
+        (["--seeds", "-3"], "--seeds -3, expected at least 1"),
+        (["--steps", "0"], "--steps 0, expected at least 1"),
+        (["--out", "file"], "File exists"),
+        (["--out", "file/below"], "Not a directory"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_writes_nothing(arguments, match, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("precious")
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "fig3", *arguments])
+    error = capsys.readouterr().err
+    assert (end.value.code, error.count("\n")) == (2, 1)
+    assert error.startswith("dmdistill: ")
+    assert match in error
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_figure_is_told_what_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "fgi3"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert all(word in error for word in ("fgi3", *EXPERIMENTS))
+    assert list(tmp_path.iterdir()) == []
