@@ -2,7 +2,7 @@
 
 The teacher is exact (`two_modes`), so what a student misses is the loss's doing. A generator that starts as a small
 cloud beside one mode is moved by (a) the real score alone, (b) both scores, (c) both and the regression: Algorithm 1
-each time, with another mu_fake or without pairs. The paper does not say how much noise its plane has, and that decides
+each time, with another mu_fake or without pairs. How much noise the paper's plane has we do not know, and it decides
 what (b) finds: see `merging`.
 """
 
@@ -74,8 +74,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Course:
-    """One training in every seed. paths: where some samples were, (moments, n, seeds, 2). samples: at the end,
-    (n, seeds, 2).
+    """One training in every seed.
+
+    paths: where some samples were, (moments, n, seeds, 2). samples: at the end, (n, seeds, 2).
     """
 
     paths: Tensor
