@@ -100,17 +100,23 @@ def fig3(config: Reproduce) -> dict[str, Any]:
             courses.append(train(start, loss, high, steps=steps))
             advance(len(courses))
     real = two_modes()
+    rows = tabulate(courses, real)
+    table = {"figure": "fig3", "seeds": config.seeds, "steps": steps, "merging": merging(real), "rows": rows}
+    draw(config.out / "fig3.png", courses, rows[1:], real)
+    write_json(config.out / "fig3.json", table)
+    print_rows(rows, config.out / "fig3.png")
+    return table
+
+
+def tabulate(courses: list[Course], real: GaussianMixture) -> list[dict[str, Any]]:
+    """The coverage of samples of the density itself, then that of each training."""
     itself = coverage(real.sample(MEASURED, torch.Generator().manual_seed(0)), real)
     rows: list[dict[str, Any]] = [{"loss": "the density itself", "largest sigma": "", **over_seeds([itself])}]
     for (loss, high), course in zip(TRIALS, courses, strict=True):
         sigma = real.path.time(torch.tensor(round(high * real.path.bins))).item()
         measured = over_seeds([coverage(samples, real) for samples in course.samples.unbind(1)])
         rows.append({"loss": f"({loss}) {LOSSES[loss]}", "largest sigma": sigma, **measured})
-    table = {"figure": "fig3", "seeds": config.seeds, "steps": steps, "merging": merging(real), "rows": rows}
-    draw(config.out / "fig3.png", courses, rows[1:], real)
-    write_json(config.out / "fig3.json", table)
-    print_rows(rows, config.out / "fig3.png")
-    return table
+    return rows
 
 
 def merging(real: GaussianMixture) -> float:
@@ -139,7 +145,7 @@ def student(seeds: int, rng: torch.Generator, path: Path) -> Denoiser:
 
 
 def train(start: Start, loss: str, high: float, *, steps: int) -> Course:
-    """Algorithm 1 from the start: (a) has no fake score to learn, (c) alone has pairs. Draws are alike in all."""
+    """Algorithm 1 from the start: (a) has no fake score to learn, (c) alone has pairs."""
     seeds, rng = start.z_ref.shape[1], torch.Generator(start.z_ref.device).manual_seed(1)
     generator, fake = copy.deepcopy(start.generator), copy.deepcopy(start.fake)
     move = Update(generator, lr=1e-3, steps=steps, warmup=100, decay=True, clip=math.inf)  # a clip would join the seeds
