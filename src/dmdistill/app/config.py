@@ -377,7 +377,7 @@ class Reproduce:
     out: Path = Path("runs/reproduce")
     """Folder for the picture and the table."""
     seeds: int = 5
-    """Repetitions, with the seeds 0, 1, 2 ..."""
+    """Repetitions with other random draws, over which the error bars are taken."""
     steps: int | None = None
     """Updates of each training; the experiment's own where none are given."""
     guidance: float | None = None

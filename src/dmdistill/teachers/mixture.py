@@ -123,6 +123,9 @@ def ring(modes: int = 8, *, path: Path | None = None, radius: float = 0.8, std: 
 
 
 def two_modes(*, path: Path | None = None, apart: float = 1.2, std: float = 0.1) -> GaussianMixture:
-    """Two equal modes in the plane, each a class of its own: the setting of Fig. 3, where matching alone drops one."""
+    """Two equal modes in the plane, each a class of its own: the setting of Fig. 3.
+
+    Matching alone drops one of them, unless it is done at noise that makes them one.
+    """
     means = torch.tensor([[-apart / 2, 0.0], [apart / 2, 0.0]])
     return GaussianMixture(means, path or EDM(), stds=std, classes=torch.arange(2))
