@@ -7,15 +7,12 @@ finished stay, so an experiment that was interrupted goes on when it is asked fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from dmdistill.app.config import Distill, Reproduce, Solver
@@ -24,6 +21,7 @@ from dmdistill.app.evaluate import draw
 from dmdistill.app.pairs import pairs_of, with_solver
 from dmdistill.app.run import start_machine
 from dmdistill.app.settings import from_preset, with_run
+from dmdistill.app.tables import over_seeds, print_rows
 from dmdistill.data.pairs import Pairs
 from dmdistill.files import write_json, written_whole
 from dmdistill.metrics.frechet import frechet_distance, gather
@@ -84,19 +82,23 @@ class Experiment:
         self.judge = load_judge(str(self.teacher.judge), self.device)
 
     def run(self, rows: Rows) -> dict[str, Any]:
-        """Distill what is missing, measure, write table.json and table.png, print the table; returns it."""
+        """Distill what is missing, measure, write the table and its picture, print and return it."""
         pairs = self.pairs("pairs", self.full.pair_count, seed=0)
         reference = self.pairs("reference", REFERENCE, seed=1)
         self.reference = self.features(batches(reference))
         taught = self.frechet(torch.cat([self.features(batches(pairs)), self.reference]))
-        table: dict[str, Any] = {"teacher": {"frechet": [taught]}}
+        found = [
+            {"row": "the teacher", "steps": "", **over_seeds([{"frechet": taught, "precision": None, "recall": None}])}
+        ]
         for name, changes in rows.items():
             settings = self.settings(changes)
-            found = [self.student(settings, seed, self.out / name) for seed in range(self.config.seeds)]
-            table[name] = {"steps": settings.steps} | {key: [figures[key] for figures in found] for key in found[0]}
-        write_json(self.out / "table.json", {"settings": asdict(self.full), "rows": table})
-        draw_table(self.out / "table.png", table)
-        print_table(table)
+            measured = [self.student(settings, seed, self.out / name) for seed in range(self.config.seeds)]
+            found.append({"row": name.replace("-", " "), "steps": settings.steps, **over_seeds(measured)})
+        table = {"table": self.config.what, "seeds": self.config.seeds, "settings": asdict(self.full), "rows": found}
+        picture = self.out / f"{self.config.what}.png"
+        draw_rows(picture, found)
+        write_json(picture.with_suffix(".json"), table)
+        print_rows(found, picture)
         return table
 
     def settings(self, changes: Mapping[str, Any]) -> Distill:
@@ -136,40 +138,21 @@ def batches(pairs: Pairs, size: int = 500) -> Iterable[Tensor]:
     return (pairs[range(start, min(start + size, len(pairs)))][1] for start in range(0, len(pairs), size))
 
 
-def summary(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation, which is 0 for one value."""
-    return mean(values), stdev(values) if len(values) > 1 else 0.0
-
-
-def print_table(table: Mapping[str, Any]) -> None:
-    """One row per setting, mean and standard deviation over the seeds."""
-    shown = Table("row", "steps", "Frechet distance", "precision", "recall")
-    for name, row in table.items():
-        figures = [row.get(key) for key in ("frechet", "precision", "recall")]
-        texts = ["{:.3f} ± {:.3f}".format(*summary(values)) if values else "-" for values in figures]
-        shown.add_row(name.replace("-", " "), str(row.get("steps", "-")), *texts)
-    Console().print(shown)
-
-
-def draw_table(file: Path, table: Mapping[str, Any]) -> None:
-    """Distance and recall of each row: a dot per seed, a bar for their mean."""
+def draw_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Distance and recall of each row: a dot for each seed, a bar to their mean, a line at the teacher's distance."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.2 + 0.5 * len(table)), layout="constrained")
-    names = [name for name in table if name != "teacher"]
-    for axes, (key, title) in zip(
-        figure.subplots(1, 2, sharey=True),
-        {"frechet": "Fréchet distance, the judge's features", "recall": "recall of the teacher's images"}.items(),
-        strict=True,
-    ):
-        axes.barh(range(len(names)), [mean(table[name][key]) for name in names], color="C0", alpha=0.4)
-        for i, name in enumerate(names):
-            axes.plot(table[name][key], [i] * len(table[name][key]), "o", color="C0", markersize=4)
+    (teacher, *rows), titles = rows, {"frechet": "Fréchet distance in the judge's features", "recall": "recall"}
+    figure = Figure(figsize=(9, 1 + 0.5 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        axes.barh(range(len(rows)), [row[key]["mean"] for row in rows], color="C0", alpha=0.4)
+        for i, row in enumerate(rows):
+            axes.plot(row[key]["values"], [i] * len(row[key]["values"]), "o", color="C0", markersize=4)
         axes.set_title(title, fontsize="medium")
-    if min(min(table[name]["frechet"]) for name in names) > 0:
-        figure.axes[0].set_xscale("log")
-    figure.axes[0].axvline(table["teacher"]["frechet"][0], color="black", linestyle=":")
-    figure.axes[0].set_yticks(range(len(names)), [name.replace("-", " ") for name in names])
-    figure.axes[0].invert_yaxis()
+    panels[0].set_xscale("log")
+    panels[0].axvline(teacher["frechet"]["mean"], color="black", linestyle=":")
+    panels[0].set_yticks(range(len(rows)), [row["row"] for row in rows])
+    panels[0].invert_yaxis()
     with written_whole(file) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

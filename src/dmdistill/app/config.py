@@ -373,7 +373,7 @@ class Reproduce:
     """Repeat an experiment of the paper at small size: a picture and a table, with error bars over seeds."""
 
     what: Positional[Literal["fig3", "fig4", "ablation", "weighting"]]
-    """fig3: what each loss is for, on two modes; fig4: why to diffuse; ablation: table 3's losses; weighting: Eq. 8."""
+    """fig3: what each loss is for, on two modes; fig4: why to diffuse; ablation: table 2; weighting: table 3."""
     out: Path = Path("runs/reproduce")
     """Folder for the picture and the table."""
     seeds: int = 5
