@@ -140,12 +140,12 @@ def test_a_batch_of_cifar_may_call_nothing(tmp_path, rng):
             b"numpy.core.multiarray", b"numpy"
         ),
         "no array of bytes": good.replace(b"U\x02u1", b"U\x02i8"),
-        "has the shape": b"",
+        "have the shape": b"",
     }
     for why, content in spoiled.items():
         for name in names(""):
             (folder / name).write_bytes(content or pickled(torch.zeros(2, 100, dtype=torch.uint8)))
-        with pytest.raises(ValueError, match=rf"data_batch_1 cannot be read as a batch of CIFAR-10: .*{why}|the shape"):
+        with pytest.raises(ValueError, match=rf"data_batch_1 cannot be read as a batch of CIFAR-10: .*{why}"):
             open_images(str(folder))
 
 

@@ -231,6 +231,8 @@ class Distill:
     """Images of such a measurement."""
     report_images: int = 10000
     """Images of the final measurement."""
+    keep: Literal["best", "last"] = "best"
+    """Which state becomes the student: the best measured on the way, or the last; without a judge it is the last."""
     save_every: int = 500
     """Steps between two checkpoints."""
     store: Literal["fp32", "fp16"] = "fp32"

@@ -13,16 +13,17 @@ from rich.table import Table
 from torch import Tensor
 
 from dmdistill.app.config import Evaluate
+from dmdistill.app.drawn import draw
 from dmdistill.app.prompts import with_prompts
 from dmdistill.app.run import start_machine
-from dmdistill.data.pairs import seed_of
 from dmdistill.files import write_json
 from dmdistill.metrics.judge import load_judge
 from dmdistill.teachers.load import load_model
 from dmdistill.teachers.model import Model
-from dmdistill.training.progress import track
 
-__all__ = ["at_once", "draw", "evaluate", "measure", "print_table", "seconds_per_image"]
+__all__ = ["at_once", "evaluate", "measure", "print_table", "seconds_per_image"]
+
+DRAWING = "drawing images"
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     device, precision = start_machine(config.machine)
     model = with_prompts(load_model(config.model), config.prompts, device=device)
     model.to(device, precision)
-    drawn = draw(model, config.images, batch=config.batch, seed=config.seed)
+    drawn = draw(model, config.images, batch=config.batch, seed=config.seed, name=DRAWING)
     report = measure(model, drawn, images=config.images, batch=config.batch)
     print_table([report])
     if config.json is not None:
@@ -53,13 +54,6 @@ def measure(model: Model, batches: Iterator[Tensor], *, images: int, batch: int 
         "seconds_per_image": seconds_per_image(model, batch=min(batch, 100)),
         "metrics": {f"frechet_{judge.name}": judge.distance(batches)} if judge else {},
     }
-
-
-def draw(model: Model, count: int, *, batch: int, seed: int, name: str = "drawing images") -> Iterator[Tensor]:
-    """Images in batches. Each batch of noise has a seed of its own."""
-    for index in track(range(0, count, batch), name):
-        rng = torch.Generator(model.device).manual_seed(seed_of(seed, index))
-        yield model.images(*model.noise(min(batch, count - index), rng=rng))
 
 
 def at_once(model: Model, batch: int) -> int:
