@@ -13,7 +13,8 @@ import dmdistill
 ROOT = Path(dmdistill.__file__).parent
 EXPORTED = sorted(ROOT.glob("exported/*.py"))  # not modules of ours but files that exports are made of
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in EXPORTED]
-TIER = {"files": 0, "core": 1, "networks": 2, "teachers": 2, "data": 2, "metrics": 2, "training": 3, "app": 4}
+TIER = {"files": 0, "download": 0, "core": 1, "training": 3, "app": 4}
+TIER |= dict.fromkeys(("networks", "teachers", "data", "metrics"), 2)
 HEAVY = {
     *("diffusers", "transformers", "torchvision", "gradio", "matplotlib", "peft"),
     *("huggingface_hub", "datasets", "pandas", "pyarrow"),
@@ -50,9 +51,9 @@ def part(file):
     return file.relative_to(ROOT).with_suffix("").parts[0]
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.parent != ROOT or f.stem == "files"], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f.parent != ROOT or f.stem in TIER], ids=lambda f: f.stem)
 def test_imports_run_one_way(file):
-    """core <- networks, teachers, data, metrics <- training <- app; `files` is below all."""
+    """core <- networks, teachers, data, metrics <- training <- app; `files` and `download` are below all."""
     ours = [name.split(".")[1] for name in imports(parsed(file)) if name.startswith("dmdistill.")]
     assert [other for other in ours if TIER[other] > TIER[part(file)]] == []
 
