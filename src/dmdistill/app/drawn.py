@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from dmdistill.data.pairs import seed_of
 from dmdistill.teachers.model import Model, Teacher
 from dmdistill.training.progress import track
 
-__all__ = ["DrawnImages", "blocks", "draw", "numbered"]
+__all__ = ["DrawnImages", "at_once", "blocks", "draw", "numbered"]
 
 IMAGE = 1  # in the key of a seed: the noise of an image is no shard's of pairs
 
@@ -95,3 +96,10 @@ def draw(
 def blocks(count: int, batch: int) -> list[range]:
     """0 ... count - 1 in ranges of `batch`, the last of what is left."""
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)]
+
+
+def at_once(model: Model, batch: int) -> int:
+    """How many images to draw at once: 500 small ones, fewer large ones; of latents at most a training step's batch."""
+    if model.codec is not None:
+        return min(batch, 16)
+    return max(1, min(500, 500 * 3 * 64 * 64 // math.prod(model.shape)))
