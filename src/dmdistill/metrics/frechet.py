@@ -7,28 +7,85 @@ distances from equally many.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.files import read_safetensors, write_safetensors
+from dmdistill.files import first_line, read_safetensors, write_safetensors
 
-__all__ = ["Statistics", "frechet_distance", "gather", "load_statistics", "save_statistics"]
+__all__ = [
+    "Moments",
+    "Statistics",
+    "frechet_distance",
+    "gather",
+    "load_edm_statistics",
+    "load_statistics",
+    "save_statistics",
+]
+
+DAMAGE = (AttributeError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)  # what numpy raises for other files
 
 
 @dataclass(frozen=True)
 class Statistics:
     """What the distance knows of a set of images: fp64, on the CPU.
 
-    mean: D. covariance: D D, unbiased (over count - 1). count: of the images.
+    mean: D. covariance: D D, unbiased (over count - 1). count: of the images; None where a file does not tell.
     """
 
     mean: Tensor
     covariance: Tensor
-    count: int
+    count: int | None
+
+
+@dataclass
+class Moments:
+    """The sums that statistics are made of, fp64: of batch after batch, and of processes' shares by `+`.
+
+    count: of the images. total: D, the features' sum. products: D D, the sum of their outer products. They stay on the
+    device of the features (MPS, which has no fp64, aside).
+    """
+
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    products: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, features: Tensor) -> None:
+        """Features, B D, of B more images. ValueError where they are not B D, of another D, or not finite."""
+        if features.ndim != 2:
+            raise ValueError(f"features have shape {tuple(features.shape)}, expected (images, features)")
+        if self.count and features.shape[1] != len(self.total):
+            raise ValueError(f"{features.shape[1]} features of an image after {len(self.total)}: one set, one network")
+        if not torch.isfinite(features).all():
+            raise ValueError(f"the features of {len(features)} images hold NaN or infinity")
+        f = features.detach().to("cpu" if features.device.type == "mps" else features.device).double()
+        self.count += len(f)
+        self.total = self.total.to(f) + f.sum(0)
+        self.products = self.products.to(f) + f.T @ f
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of both sets together. ValueError where their features differ in number."""
+        if self.count and other.count and len(self.total) != len(other.total):
+            raise ValueError(
+                f"sums of {len(self.total)} and of {len(other.total)} features, expected the same features"
+            )
+        mine, theirs = (sums if sums.count else Moments() for sums in (self, other))
+        total, products = mine.total.double().cpu(), mine.products.double().cpu()
+        return Moments(mine.count + theirs.count, total + theirs.total.cpu(), products + theirs.products.cpu())
+
+    def statistics(self) -> Statistics:
+        """ValueError for fewer than two images."""
+        if self.count < 2:
+            raise ValueError(f"{self.count} images, a covariance needs at least 2")
+        mean = self.total / self.count
+        covariance = (self.products - self.count * mean.outer(mean)) / (self.count - 1)
+        return Statistics(mean.cpu(), covariance.cpu(), self.count)
 
 
 @torch.no_grad()
@@ -38,20 +95,10 @@ def gather(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> S
     A network in training mode is the caller's mistake. ValueError for fewer than two images, or features that are
     not finite or not B D.
     """
-    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    moments = Moments()
     for batch in batches:
-        f = features(batch)
-        if f.ndim != 2:
-            raise ValueError(f"features have shape {tuple(f.shape)}, expected (images, features)")
-        f = f.to("cpu" if f.device.type == "mps" else f.device).double()  # MPS has no fp64
-        count, total, products = count + len(f), total.to(f) + f.sum(0), products.to(f) + f.T @ f
-    if count < 2:
-        raise ValueError(f"{count} images, a covariance needs at least 2")
-    mean = total / count
-    covariance = (products - count * mean.outer(mean)) / (count - 1)
-    if not torch.isfinite(covariance).all():
-        raise ValueError(f"the features of {count} images hold NaN or infinity")
-    return Statistics(mean.cpu(), covariance.cpu(), count)
+        moments.add(features(batch))
+    return moments.statistics()
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -75,8 +122,9 @@ def root(covariance: Tensor) -> Tensor:
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
-    """Write safetensors, whole or not at all."""
-    tensors = {"mean": statistics.mean, "covariance": statistics.covariance, "count": torch.tensor(statistics.count)}
+    """Write safetensors, whole or not at all. A count that is not known is 0."""
+    tensors = {"mean": statistics.mean, "covariance": statistics.covariance}
+    tensors["count"] = torch.tensor(statistics.count or 0)
     write_safetensors(path, tensors)
 
 
@@ -90,4 +138,33 @@ def load_statistics(path: Path) -> Statistics:
     if found != expected:
         held = ", ".join(f"{name} {shape}" for name, (shape, _) in sorted(found.items()))
         raise ValueError(f"{path} holds {held or 'nothing'}, expected fp64 mean (D,), covariance (D, D) and count ()")
-    return Statistics(tensors["mean"], tensors["covariance"], int(tensors["count"]))
+    return Statistics(tensors["mean"], tensors["covariance"], int(tensors["count"]) or None)
+
+
+def load_edm_statistics(path: Path) -> Statistics:
+    """A reference of EDM's: an .npz with mu (D) and sigma (D D). Its count is not known; nothing in it is unpickled.
+
+    ValueError, naming the file, where it is missing, cut short or something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            mean, covariance = (torch.from_numpy(np.asarray(found[name], np.float64)) for name in ("mu", "sigma"))
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{path} is damaged, or no .npz with mu and sigma: {first_line(error)}") from None
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        shapes = f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}"
+        raise ValueError(f"{path} holds {shapes}, expected (D,) and (D, D)")
+    if not torch.isfinite(mean).all() or not torch.isfinite(covariance).all():
+        raise ValueError(f"{path} holds NaN or infinity")
+    return Statistics(mean, covariance, None)

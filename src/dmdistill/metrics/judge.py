@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dmdistill.data.images import to_bytes, to_floats
 from dmdistill.files import read_json
+from dmdistill.metrics.features import check_bytes
 from dmdistill.metrics.frechet import Statistics, frechet_distance, gather, load_statistics
 from dmdistill.networks.classifier import Classifier
 from dmdistill.teachers.folder import bundled, load_weights
@@ -22,12 +24,30 @@ __all__ = ["Judge", "load_judge"]
 class Judge:
     """Measures images by the Frechet distance to real ones in a classifier's features. It is not FID.
 
+    It is `Features` too, for the other metrics.
+
     classifier: in evaluation mode. reference: statistics of the real images. name: of the metric's source.
     """
 
     name: str
     classifier: Classifier
     reference: Statistics
+
+    @property
+    def id(self) -> str:
+        """Its name and a hash of its weights: folders may share a name."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.classifier.state_dict().items()):
+            sha.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return f"{self.name}-{sha.hexdigest()[:12]}"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 B C H W -> B D, fp32. ValueError for grey images where the judge's are in colour, or the reverse."""
+        weight = self.classifier.stem.weight
+        if check_bytes(images).shape[1] != weight.shape[1]:
+            raise ValueError(f"images of {images.shape[1]} channels, the judge {self.name} knows {weight.shape[1]}")
+        return self.classifier.features(to_floats(images.to(weight.device)))
 
     def features(self, images: Tensor) -> Tensor:
         """Features of images as a viewer gets them: rounded to 8 bits first."""
