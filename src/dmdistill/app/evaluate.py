@@ -32,20 +32,20 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     with join_processes() as processes:
         machine = replace(config.machine, device=own_device(config.machine.device))
         evaluation = Evaluation(config, *start_machine(machine))
-        metrics = figures_of(evaluation, processes)
+        metrics, images = figures_of(evaluation, processes)
         if not processes.first:
             return {}
         model = evaluation.model
         report = {
             "model": evaluation.source.name,
             "evaluations_per_image": model.evaluations if model else None,
-            "images": evaluation.count,
+            "images": images,
             "seconds_per_image": seconds_per_image(model, batch=min(evaluation.batch, 100)) if model else None,
             "metrics": metrics,
             "reference": config.reference,
             "seed": config.seed if model else None,
         }
-        print_table([report])
+        print_figures(report)
         if config.json is not None:
             write_json(config.json, report)
         return report
@@ -94,15 +94,30 @@ def seconds_per_image(model: Model, *, batch: int = 100, repeats: int = 3) -> fl
     return min(timings[1:]) / batch
 
 
+def print_figures(report: dict[str, Any]) -> None:
+    """One model's, one below the other: there may be many."""
+    table = Table("", report["model"])
+    table.add_row("images", str(report["images"]))
+    for name, value in report["metrics"].items():
+        table.add_row(name.replace("_", " ", 1), f"{value:.4g}")
+    if report["seconds_per_image"] is not None:
+        table.add_row("evaluations/image", str(report["evaluations_per_image"]))
+        table.add_row("ms/image", f"{1e3 * report['seconds_per_image']:.3f}")
+    Console().print(table)
+
+
 def print_table(reports: list[dict[str, Any]]) -> None:
     """One row per model, and how the last compares with the first."""
     names = list(dict.fromkeys(name for report in reports for name in report["metrics"]))
     table = Table("model", "evaluations/image", *(name.replace("_", " ", 1) for name in names), "ms/image")
     for report in reports:
         figures = [f"{report['metrics'][name]:.4g}" if name in report["metrics"] else "-" for name in names]
-        seconds = report["seconds_per_image"]
-        told = "-" if seconds is None else f"{1e3 * seconds:.3f}"
-        table.add_row(report["model"], str(report["evaluations_per_image"] or "-"), *figures, told)
+        table.add_row(
+            report["model"],
+            str(report["evaluations_per_image"]),
+            *figures,
+            f"{1e3 * report['seconds_per_image']:.3f}",
+        )
     if len(reports) > 1:
         first, last = reports[0], reports[-1]
         ratios = [f"{last['metrics'][name] / first['metrics'][name]:.2f} x" for name in names]

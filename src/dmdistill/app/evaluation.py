@@ -31,7 +31,7 @@ class Evaluation:
     ValueError where something is missing, or where two things do not go together.
 
     Attributes:
-        model: None where a set of images is measured. source: the images. count: how many are looked at. batch: at once.
+        model: None where a set of images is measured. source: the images; `count` are looked at, `batch` at once.
         reference: or None. judge: or None. names: of METRICS. prompts: what the images show, where CLIP asks.
     """
 
@@ -119,5 +119,6 @@ class Evaluation:
             raise ValueError(f"{whose} are {kinds.get(others)}, {mine} {kinds.get(channels)}: expected one kind")
         if size != other:
             raise ValueError(
-                f"{whose} have {other[0]} x {other[1]} pixels, {mine} {size[0]} x {size[1]}; --side brings both to one size"
+                f"{whose} have {other[0]} x {other[1]} pixels, {mine} {size[0]} x {size[1]}; "
+                "--side brings both to one size"
             )

@@ -20,24 +20,27 @@ from dmdistill.training.processes import Processes
 __all__ = ["figures_of"]
 
 
-def figures_of(evaluation: Evaluation, processes: Processes) -> dict[str, float]:
-    """Figures by name, for the first process, which says what their reader must know; {} for the others."""
+def figures_of(evaluation: Evaluation, processes: Processes) -> tuple[dict[str, float], int]:
+    """Figures by name, and of how many images; for the first process, which says what their reader must know."""
     looks = looks_of(evaluation)
     if not looks:
-        return {}
+        return {}, evaluation.count
     references = references_of(evaluation, looks, processes)
     source, batch = evaluation.source, evaluation.batch
     what = "drawing images" if evaluation.model is not None else f"looking at {source.name}"
     found = look_at(source, evaluation.count, looks, batch=batch, processes=processes, name=what)
     if not processes.first:
-        return {}
+        return {}, 0
     figures: dict[str, float] = {}
     for look, gathering in zip(looks, found, strict=True):
         figures |= computed(evaluation, look, gathering, references.get(gathering.source))
+    images = max(max(one.moments.count, one.clip[0]) for one in found)
+    if images < evaluation.count:
+        say(f"{evaluation.count - images} pictures of {source.name} cannot be read, and were left out")
     real = evaluation.reference.count if evaluation.reference is not None else None
-    for line in warnings_of(evaluation.names, images=evaluation.count, reference=real):
+    for line in warnings_of(evaluation.names, images=images, reference=real):
         say(line)
-    return {name: rounded(value) for name, value in figures.items()}
+    return {name: rounded(value) for name, value in figures.items()}, images
 
 
 def looks_of(evaluation: Evaluation) -> list[Look]:

@@ -1,7 +1,7 @@
 """What networks see in a set of images: drawn or read once, block by block, for all networks; by one process or many.
 
-The images are dealt to the processes in blocks of the batch, so that many processes compute what one would, and all that
-is random in what is kept of an image is a function of its number.
+The images are dealt to the processes in blocks of the batch, so that many processes compute what one would. Whose
+features are kept is a function of the numbers of the images.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ SUBSET = 1000  # images of each of KID's subsets
 class Metric:
     """What one needs.
 
-    network: whose features, None where any will do. compared: with a reference. keep: features of single images. classes: and probabilities.
-    least: images of each set.
+    network: whose features; None where any will do. compared: a reference. keep: features of single images. classes:
+    their probabilities. least: images of each set.
     """
 
     network: str | None = None
