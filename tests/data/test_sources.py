@@ -264,4 +264,8 @@ def test_what_holds_images_is_told_from_what_does_not(pixels, idx_folder, tiny_t
     assert is_images(str(write_folder(tmp_path / "pictures", pixels)))
     assert is_images(str(write_zip(tmp_path / "x.zip", pixels)))
     assert not is_images(str(tiny_teacher))
+    run = write_folder(tmp_path / "run" / "samples", pixels).parent
+    (run / "student").mkdir()
+    (run / "student" / "config.json").write_text("{}")
+    assert not is_images(str(run))
     assert not is_images("fashion")

@@ -1,15 +1,17 @@
 """What networks see in a set of images: drawn or read once, block by block, for all networks; by one process or many.
 
-The images are dealt to the processes in blocks of the batch, so that many processes compute what one would. Whose
-features are kept is a function of the numbers of the images.
+A network always sees images 0 ... 63, 64 ... 127 and so on together, however many are drawn at once: its answers change
+with the company in the last bits. Whole such groups are dealt to the processes, so that many compute what one would.
+Whose features are kept is a function of the numbers of the images.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +29,7 @@ from dmdistill.training.progress import progress_bar
 
 __all__ = ["FeatureLook", "Look", "PromptLook", "look_at"]
 
-AT_ONCE = 64  # images that a network sees at once: Inception's activations of 500 are gigabytes
+GROUP = 64  # images that a network sees at once: Inception's activations of 500 are gigabytes
 KEY = 2  # in the key of a seed: of no image's noise
 
 
@@ -91,21 +93,21 @@ def look_at(
 
     name: of the progress, which the first process shows.
     """
-    own = processes.share(blocks(count, batch))
+    own = processes.share(blocks(count, GROUP * math.ceil(batch / GROUP)))
     bar = progress_bar(name, len(own)) if processes.first else contextlib.nullcontext(lambda _: None)
     with bar as advance:
         for done, rows in enumerate(own, 1):
-            images = source.images(rows)
-            for few, part in pieces(images, rows):
+            images = torch.cat([source.images(part) for part in evenly(rows, batch)])
+            for start in range(0, len(images), GROUP):  # fewer than rows where damaged ones are left out
+                few = images[start : start + GROUP]
                 for look in looks:
-                    look.add(few, part)
+                    look.add(few, rows[start : start + len(few)])
             advance(done)
     shares = processes.gathered([look.gathering for look in looks])
     return [functools.reduce(operator.add, parts) for parts in zip(*shares, strict=True)]
 
 
-def pieces(images: Tensor, rows: range) -> Iterator[tuple[Tensor, range]]:
-    """Few images at a time and their numbers; where damaged ones were left out, the first numbers."""
-    for start in range(0, len(images), AT_ONCE):
-        few = images[start : start + AT_ONCE]
-        yield few, rows[start : start + len(few)]
+def evenly(rows: range, batch: int) -> list[range]:
+    """Parts of at most `batch` numbers, as few as can be, of nearly the same size."""
+    parts = math.ceil(len(rows) / batch)
+    return [rows[len(rows) * i // parts : len(rows) * (i + 1) // parts] for i in range(parts)]

@@ -18,6 +18,7 @@ from dmdistill.data.pictures import Pictures, has_pictures
 __all__ = ["ArrayImages", "ImageSource", "is_images", "open_images"]
 
 PARTS = ("train", "test")
+MODELS = ("config.json", "model_index.json")  # what a model's folder has
 FORMATS = (
     "a folder or a .zip of pictures, CIFAR-10's or Fashion-MNIST's official files (their test images by :test behind)"
 )
@@ -111,8 +112,11 @@ def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = Fa
 
 
 def is_images(source: str) -> bool:
-    """Whether a name is that of a source of images, and of no model."""
+    """Whether a name is that of a source of images, and of no model: a run's folder holds pictures too."""
     path, _ = parted(source)
+    models = [folder / file for folder in (path, path / "student", path / "teacher") for file in MODELS]
+    if any(file.is_file() for file in models):
+        return False
     return is_cifar10(path) or is_fashion(path) or has_pictures(path)
 
 
