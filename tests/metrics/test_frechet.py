@@ -1,11 +1,21 @@
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from dmdistill.metrics.frechet import Statistics, frechet_distance, gather, load_statistics, save_statistics
+from dmdistill.metrics.frechet import (
+    Moments,
+    Statistics,
+    frechet_distance,
+    gather,
+    load_edm_statistics,
+    load_statistics,
+    save_statistics,
+)
 
 
 def draw(*shape, seed=0):
@@ -157,3 +167,82 @@ def test_what_cannot_be_gathered_is_refused():
         gather(lambda x: x, [draw(4, 3, 2)])
     with pytest.raises(ValueError, match="of 6 and of 8 features"):
         frechet_distance(gaussian(6, 0), gaussian(8, 0))
+
+
+def moments(batches):
+    sums = Moments()
+    for batch in batches:
+        sums.add(batch)
+    return sums
+
+
+def test_shares_add_up():
+    """In any order, an empty one among them, and after a journey between processes."""
+    x = draw(600, 24).float() + 3
+    whole = moments([x]).statistics()
+    shares = [moments(share.split(13)) for share in x.split([101, 199, 300])]
+    for parts in (shares, [Moments(), *reversed(shares)], pickle.loads(pickle.dumps(shares))):
+        found = sum(parts, Moments()).statistics()
+        torch.testing.assert_close(found.mean, whole.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.covariance, whole.covariance, rtol=1e-10, atol=1e-12)
+        assert found.count == 600
+    assert [share.count for share in shares] == [101, 199, 300]
+
+
+def test_rounding_does_not_show():
+    """Features far from 0, singly or all at once: the distance differs by less than 1e-9."""
+    x, y = draw(400, 16).float() + 30, draw(400, 16, seed=1).float() + 30
+    distances = [
+        frechet_distance(moments(x.split(size)).statistics(), moments([y]).statistics()) for size in (1, 7, 400)
+    ]
+    assert max(distances) - min(distances) < 1e-9
+
+
+def test_what_does_not_add_is_refused():
+    sums = moments([draw(5, 3)])
+    with pytest.raises(ValueError, match="4 features of an image after 3"):
+        sums.add(draw(5, 4))
+    with pytest.raises(ValueError, match="sums of 3 and of 4 features"):
+        _ = sums + moments([draw(5, 4)])
+    assert sums.count == 5
+
+
+def test_edms_references(tmp_path):
+    """mu and sigma as EDM's fid.py writes them; their count is not known, here or after a round trip."""
+    statistics = gather(flat, [draw(50, 3, 2)])
+    np.savez(tmp_path / "ref.npz", mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy())
+    loaded = load_edm_statistics(tmp_path / "ref.npz")
+    assert torch.equal(loaded.mean, statistics.mean)
+    assert torch.equal(loaded.covariance, statistics.covariance)
+    assert loaded.count is None
+    save_statistics(tmp_path / "kept.safetensors", loaded)
+    assert load_statistics(tmp_path / "kept.safetensors").count is None
+
+
+def test_damaged_references_are_named(tmp_path):
+    path = tmp_path / "ref.npz"
+
+    def refused(match):
+        with pytest.raises(ValueError, match=match) as caught:
+            load_edm_statistics(path)
+        assert "ref.npz" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    refused("does not exist")
+    good = {"mu": np.zeros(3), "sigma": np.eye(3)}
+    np.savez(path, **good)
+    whole = path.read_bytes()
+    for content in (whole[:-30], whole[:40], b"", b"<html>", pickle.dumps(good)):
+        path.write_bytes(content)
+        refused("damaged, or no .npz")
+    for wrong, match in (
+        ({"mean": np.zeros(3)}, "damaged, or no .npz with mu and sigma"),
+        (good | {"sigma": np.array([object()])}, "allow_pickle"),
+        (good | {"sigma": np.eye(4)}, r"mu \(3,\) and sigma \(4, 4\), expected \(D,\) and \(D, D\)"),
+        (good | {"mu": np.full(3, np.nan)}, "holds NaN"),
+    ):
+        np.savez(path, **wrong)
+        refused(match)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    path.write_bytes(path.with_suffix(".npy").read_bytes())
+    refused("damaged, or no .npz")

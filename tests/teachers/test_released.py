@@ -1,6 +1,5 @@
 """EDM's published models: downloaded once and whole, or one line that says what to do. No network is asked."""
 
-import http.server
 import threading
 
 import pytest
@@ -13,6 +12,7 @@ from dmdistill.networks.song import SongUNet
 from dmdistill.teachers import released as module
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.released import NAMES, released, summary
+from server import Server
 
 NAME = "edm-cifar10-32x32-cond-vp"
 KWARGS = {"img_resolution": 32, "in_channels": 3, "out_channels": 3, "label_dim": 10, "num_blocks": 1}
@@ -25,43 +25,6 @@ def data(edm, tmp_path):
     return edm.write(tmp_path / "source.pkl", SongUNet(**KWARGS), KWARGS).read_bytes()
 
 
-class Server:
-    """Serves one file, as told. asked: the ranges that came."""
-
-    def __init__(self):
-        self.data, self.asked = b"", []
-        self.cut = self.claim = self.code = self.location = None
-        self.ranges = True
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def answer(self, request):
-        wanted = request.headers.get("Range")
-        self.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
-        code = self.code or (206 if start else 200)
-        if start >= len(self.data) and start:
-            code = 416
-        request.send_response(code)
-        if self.location:
-            request.send_header("Location", self.location)
-        request.send_header("Content-Range", f"bytes {'*' if code == 416 else start}/{len(self.data)}")
-        body = self.data[start:] if code in (200, 206) else b""
-        request.send_header("Content-Length", str(self.claim or len(body)))
-        request.end_headers()
-        request.wfile.write(body[: self.cut])
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch, data):
     server = Server()
@@ -71,8 +34,7 @@ def server(tmp_path, monkeypatch, data):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
 
 
 def refused(match):

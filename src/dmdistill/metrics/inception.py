@@ -42,7 +42,8 @@ class Inception:
     def __init__(self, layers: nn.Module, last: Tensor | None = None, *, resizing: str = "tensorflow") -> None:
         if resizing not in RESIZINGS:
             raise ValueError(f"resizing {resizing!r}, expected one of {', '.join(RESIZINGS)}")
-        self.layers, self.last, self.resizing = layers, last, resizing
+        self.layers: nn.Module = layers.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.last, self.resizing = last, resizing
         self.id = f"inception-2015-12-05-{resizing}"
 
     @property
@@ -54,7 +55,8 @@ class Inception:
         """uint8 B 1|3 H W -> B 2048, fp32. Grey is three equal channels."""
         x = RESIZINGS[self.resizing](check_bytes(images).to(self.device))
         x = (x - 128) / 128  # TensorFlow's graph has it so: 255 is not quite 1
-        return self.layers(x.expand(-1, 3, -1, -1).contiguous()).flatten(1).float()
+        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)  # a fifth faster on CPUs
+        return self.layers(x).flatten(1).float()
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
