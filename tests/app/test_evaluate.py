@@ -311,6 +311,14 @@ def test_missing_weights_are_one_line(student, photos, line_of, monkeypatch):
     assert "none.pt cannot be read" in line
 
 
+def test_a_file_without_classes_is_said_before_anything_is_drawn(student, eye, line_of, monkeypatch):
+    def classify(_):
+        raise ValueError("this copy lacks the last layer")
+
+    monkeypatch.setattr(eye, "classify", classify)
+    assert "lacks the last layer" in line_of("evaluate", student, "--metrics", "is", "--images", 20, *CPU)
+
+
 @pytest.mark.slow
 def test_inception_measures_pictures(photos):
     """Real weights: some pictures of a set are within it."""

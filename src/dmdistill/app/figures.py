@@ -49,6 +49,8 @@ def looks_of(evaluation: Evaluation) -> list[Look]:
     if wanted := [METRICS[name] for name in names_of(evaluation, "inception")]:
         inception = load_inception(config.inception, device=evaluation.device, resizing=config.resizing)
         keep, classes = any(one.keep for one in wanted), any(one.classes for one in wanted)
+        if classes:  # a file without the last layer says so before anything is drawn
+            inception.classify(torch.zeros(1, *evaluation.source.shape, dtype=torch.uint8))
         looks.append(FeatureLook(inception, keep=keep, classes=classes))
     if (wanted := [METRICS[name] for name in names_of(evaluation, "judge")]) and evaluation.judge is not None:
         looks.append(FeatureLook(evaluation.judge, keep=any(one.keep for one in wanted)))
