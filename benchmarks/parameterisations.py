@@ -20,7 +20,7 @@ from rich.table import Table
 
 from dmdistill import Distill, distill, from_preset, load_model, load_teacher
 from dmdistill.app.config import Machine
-from dmdistill.app.evaluate import draw
+from dmdistill.app.drawn import draw
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import start_machine
 from dmdistill.files import read_json, write_json

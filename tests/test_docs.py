@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.app.cli import main
+from dmdistill.app.cli import main, parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,8 +18,8 @@ SMALL = {
     "distill": "--steps 2 --pair-count 8 --report-images 8 --evaluate-images 8 --batch 4 --batch-reg 4",
     "teach": "--steps 2 --batch 4",
     "pairs": "--count 8",
-    "evaluate": "--images 8",
     "bench": "--repeats 1 --most 1 --solver-steps 2",
+    "evaluate": "--images 8 --side 12",  # the test's data are of 12 x 12
     "sample": "--count 8",
     "classifier": "--epochs 1",
     "info": "",
@@ -68,6 +68,19 @@ def test_commands_run(page, tmp_path, monkeypatch, idx_folder):
         else:
             assert words[0] == "dmdistill", line
             main([*words[1:], *SMALL[words[1] if words[1] in SMALL else " ".join(words[1:3])].split()])
+
+
+def indented(page: Path) -> list[list[str]]:
+    """The commands that need weights or data of the reader's, which stand in no block of bash."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    lines = re.findall(r"^    (?:torchrun .* -m )?dmdistill (.*)$", text, flags=re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if indented(page)], ids=lambda page: page.name)
+def test_commands_that_need_more_are_understood(page):
+    for words in indented(page):
+        parse(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -30,6 +30,7 @@ from dmdistill.app.config import (
     Solver,
     Teach,
 )
+from dmdistill.app.drawn import draw
 from dmdistill.app.evaluate import evaluate
 from dmdistill.app.info import info
 from dmdistill.app.pairs import pairs
@@ -442,21 +443,60 @@ def test_a_judge_opens_with_the_statistics_of_its_images(judge, idx_folder):
     assert 0 <= held["accuracy"] <= 1
 
 
-def test_a_judge_measures_a_run_and_picks_the_best_average(judge, tiny_teacher, settings, tmp_path):
+@pytest.fixture
+def judged(judge, tiny_teacher, tmp_path):
+    """The folder of the tiny teacher with a judge."""
     teacher = load_teacher(str(tiny_teacher))
     judged = dataclasses.replace(teacher, config=teacher.config | {"judge": str(judge)})
     save_model(tmp_path / "judged", judged, card="")
-    config = settings(teacher=str(tmp_path / "judged"), evaluate_images=40)
+    return str(tmp_path / "judged")
+
+
+def test_a_judge_measures_a_run_and_picks_the_best_state(judge, judged, settings):
+    config = settings(teacher=judged, evaluate_images=40, lr=0.02)
     student = distilling.distill(config)
-    row = read_metrics(config.out)[-1]
-    best = min(("ema1", "ema3"), key=lambda name: row[f"frechet_{name}"])
-    assert student.config["distilled"]["average"] == best
+    found = {(row["step"], key): row[key] for row in read_metrics(config.out) for key in row if "frechet" in key}
+    step, key = min(found, key=found.get)
+    told = student.config["distilled"]
+    assert (told["step"], f"frechet_{told['average']}") == (step, key)
+    assert step < 6, "a run that is best at its end shows nothing here"
+    drawn = draw(student, 40, batch=7, seed=config.seed + 2)
+    opened = load_judge(str(judge), torch.device("cpu"))
+    assert opened.distance(drawn) == pytest.approx(found[step, key], rel=1e-4)
     report = json.loads((config.out / "report.json").read_text())
-    name = f"frechet_{load_judge(str(judge), torch.device('cpu')).name}"
+    name = f"frechet_{opened.name}"
     assert all(math.isfinite(report[who]["metrics"][name]) for who in ("teacher", "student"))
 
     again = evaluate(Evaluate(str(config.out), images=8, batch=500, seed=config.seed + 3, machine=MACHINE))
     assert again["metrics"][name] == pytest.approx(report["student"]["metrics"][name], rel=1e-6)
+
+    last = distilling.distill(dataclasses.replace(config, out=config.out.with_name("last"), keep="last"))
+    told = last.config["distilled"]
+    assert told["step"] == 6
+    assert found[6, f"frechet_{told['average']}"] == min(found[6, name] for at, name in found if at == 6)
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_judged_run_is_resumed_to_the_same_student(stop, judged, settings, monkeypatch):
+    """Killed after the best state was kept, before or after a checkpoint; the log and the state are made again."""
+    changes = {"teacher": judged, "evaluate_images": 20, "evaluate_every": 1, "save_every": 2, "lr": 0.02}
+    whole, killed = settings("whole", **changes), settings("killed", **changes)
+    distilling.distill(whole)
+    evaluate_step = distilling.Job.evaluate
+
+    def killing(self, step):
+        figures = evaluate_step(self, step)
+        if step == stop:
+            raise KeyError("killed")
+        return figures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distilling.Job, "evaluate", killing)
+        with pytest.raises(KeyError, match="killed"):
+            distilling.distill(killed)
+    distilling.distill(dataclasses.replace(killed, resume=killed.out))
+    assert student_file(killed) == student_file(whole)
+    assert figures(killed.out) == figures(whole.out)
 
 
 def test_evaluate_writes_what_it_returns(tiny_teacher, tmp_path):

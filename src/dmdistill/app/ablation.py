@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmdistill.app.config import Distill, Reproduce, Solver
 from dmdistill.app.distill import distill
-from dmdistill.app.evaluate import draw
+from dmdistill.app.drawn import draw
 from dmdistill.app.pairs import pairs_of, with_solver
 from dmdistill.app.run import start_machine
 from dmdistill.app.settings import from_preset, with_run

@@ -234,6 +234,8 @@ class Distill:
     """Images of such a measurement."""
     report_images: int = 10000
     """Images of the final measurement; 0 leaves the report out."""
+    keep: Literal["best", "last"] = "best"
+    """Which state becomes the student: the best measured on the way, or the last; without a judge it is the last."""
     save_every: int = 500
     """Steps between two checkpoints."""
     store: Literal["fp32", "fp16"] = "fp32"
@@ -272,16 +274,32 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model's quality and speed."""
+    """Measure the quality of a model's images, or of a set of images, and a model's speed."""
 
     model: Positional[str]
-    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, or a .pkl of EDM."""
+    """A model as of `sample`, or a set of images: a folder, a zip, CIFAR-10's or Fashion-MNIST's official files."""
+    reference: str | None = None
+    """Real images to compare with: such a set, EDM's statistics (.npz), or model:NAME for what a teacher draws."""
+    metrics: str | None = None
+    """fid, kid, precision, recall, density, coverage, is, clip, frechet (in a judge's features), with commas."""
+    judge: str | None = None
+    """Judge whose features measure in Inception's place: a name (fashion-classifier) or a folder."""
+    inception: Path | None = None
+    """Inception's file, inception-2015-12-05.pt; looked for in $DMDISTILL_ASSETS and the cache, else downloaded."""
+    clip: str | None = None
+    """CLIP model of transformers', a folder or a hub id; the paper's is laion/CLIP-ViT-bigG-14-laion2B-39B-b160k."""
+    resizing: Literal["tensorflow", "clean"] = "tensorflow"
+    """To Inception's 299 pixels: as FID is reported for CIFAR-10 and ImageNet, or as clean-fid does for COCO."""
     prompts: str | None = None
     """What a text-to-image model is told: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
-    images: int = 10000
-    """Images to draw."""
-    batch: int = 500
-    """Images drawn at once."""
+    images: int | None = None
+    """Images to draw, 10000 where no number is given; of a set of images the first so many, else all."""
+    batch: int | None = None
+    """Images drawn at once; where no number is given 500 small ones, fewer large ones."""
+    side: int | None = None
+    """Pixels on a side that all images are cut to, square, and brought to by Lanczos: 256 for COCO."""
+    skip_corrupt: bool = False
+    """Leave out pictures that cannot be read."""
     seed: int = 1
     """Seed of the noise."""
     json: Path | None = None

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dmdistill.app.cards import student_card
 from dmdistill.app.config import Distill
-from dmdistill.app.evaluate import draw, measure, print_table
+from dmdistill.app.drawn import draw
+from dmdistill.app.evaluate import measure, print_table
 from dmdistill.app.job import Job
 from dmdistill.app.pairs import with_solver
 from dmdistill.app.prompts import with_prompts
@@ -48,6 +49,8 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
     student = job.student()
+    if job.best.step:
+        run.say(f"best: {job.best.name} of step {job.best.step}, Frechet distance {job.best.figure:.4g}")
     save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=run.storage)
     return report(config, job, run) if config.report_images else student
 
@@ -95,9 +98,10 @@ def report(config: Distill, job: Job, run: Run) -> Student:
     assert isinstance(student, Student)
     student.to(run.device, run.precision)
     count = config.report_images
+    drawn = draw(student, count, batch=job.many, seed=config.seed + 3, name="drawing the student's images")
     reports = [
         measure(job.teacher, teacher_images(config, job), images=count, batch=job.many),
-        measure(student, draw(student, count, batch=job.many, seed=config.seed + 3), images=count, batch=job.many),
+        measure(student, drawn, images=count, batch=job.many),
     ]
     seconds = {"distillation": job.trainer.seconds}
     if job.pairs is not None and job.pairs.seconds_per_image is not None:

@@ -1,10 +1,10 @@
-"""`dmdistill evaluate`: quality and speed of a model."""
+"""`dmdistill evaluate`: quality and speed of a model, or the quality of a set of images."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,31 +13,59 @@ from rich.table import Table
 from torch import Tensor
 
 from dmdistill.app.config import Evaluate
-from dmdistill.app.prompts import with_prompts
+from dmdistill.app.drawn import at_once
+from dmdistill.app.evaluation import Evaluation
+from dmdistill.app.figures import figures_of
+from dmdistill.app.measures import METRICS, asked, rounded
 from dmdistill.app.run import start_machine
-from dmdistill.data.pairs import seed_of
 from dmdistill.files import write_json
 from dmdistill.metrics.judge import load_judge
-from dmdistill.teachers.load import load_model
 from dmdistill.teachers.model import Model
-from dmdistill.training.progress import track
+from dmdistill.training.processes import join_processes, own_device
 
-__all__ = ["at_once", "draw", "evaluate", "measure", "print_table", "seconds_per_image"]
+__all__ = ["at_once", "evaluate", "measure", "print_table", "seconds_per_image"]
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
-    """Print a model's figures; write them to config.json where asked."""
-    if config.images < 2 or config.batch < 1:
-        raise ValueError(f"--images {config.images} --batch {config.batch}, expected at least 2 and 1")
-    device, precision = start_machine(config.machine)
-    model = with_prompts(load_model(config.model), config.prompts, device=device)
-    model.to(device, precision)
-    drawn = draw(model, config.images, batch=config.batch, seed=config.seed)
-    report = measure(model, drawn, images=config.images, batch=config.batch)
-    print_table([report])
-    if config.json is not None:
-        write_json(config.json, report)
-    return report
+    """Print the figures; write them to config.json where asked. Of several processes, the first answers with them."""
+    check(config)
+    with join_processes() as processes:
+        machine = replace(config.machine, device=own_device(config.machine.device))
+        evaluation = Evaluation(config, *start_machine(machine))
+        metrics, images = figures_of(evaluation, processes)
+        if not processes.first:
+            return {}
+        model = evaluation.model
+        report = {
+            "model": evaluation.source.name,
+            "evaluations_per_image": model.evaluations if model else None,
+            "images": images,
+            "seconds_per_image": seconds_per_image(model, batch=min(evaluation.batch, 100)) if model else None,
+            "metrics": metrics,
+            "reference": config.reference,
+            "seed": config.seed if model else None,
+        }
+        print_figures(report)
+        if config.json is not None:
+            write_json(config.json, report)
+        return report
+
+
+def check(config: Evaluate) -> None:
+    """ValueError where a setting cannot be, before anything is loaded."""
+    for name, least in (("images", 2), ("batch", 1), ("side", 1), ("seed", 0)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} {value}, expected at least {least}")
+    names = asked(config.metrics) if config.metrics is not None else []
+    if config.reference is None and (needy := [name for name in names if METRICS[name].compared]):
+        raise ValueError(f"--metrics {needy[0]} compares with real images: give them by --reference DATA")
+    if "clip" in names and config.clip is None:
+        raise ValueError("--metrics clip needs --clip FOLDER, a CLIP model of transformers' or its hub id")
+    if "clip" in names and config.prompts is None:
+        raise ValueError("--metrics clip needs what the images show: give --prompts FILE, one a line")
+    if "clip" in names and config.skip_corrupt:
+        raise ValueError("--skip-corrupt with clip: the pictures behind a damaged one would meet others' prompts")
 
 
 def measure(model: Model, batches: Iterator[Tensor], *, images: int, batch: int = 100) -> dict[str, Any]:
@@ -51,22 +79,8 @@ def measure(model: Model, batches: Iterator[Tensor], *, images: int, batch: int 
         "evaluations_per_image": model.evaluations,
         "images": images,
         "seconds_per_image": seconds_per_image(model, batch=min(batch, 100)),
-        "metrics": {f"frechet_{judge.name}": judge.distance(batches)} if judge else {},
+        "metrics": {f"frechet_{judge.name}": rounded(judge.distance(batches))} if judge else {},
     }
-
-
-def draw(model: Model, count: int, *, batch: int, seed: int, name: str = "drawing images") -> Iterator[Tensor]:
-    """Images in batches. Each batch of noise has a seed of its own."""
-    for index in track(range(0, count, batch), name):
-        rng = torch.Generator(model.device).manual_seed(seed_of(seed, index))
-        yield model.images(*model.noise(min(batch, count - index), rng=rng))
-
-
-def at_once(model: Model, batch: int) -> int:
-    """How many images to draw at once: 500 small ones, fewer large ones; of latents at most a training step's batch."""
-    if model.codec is not None:
-        return min(batch, 16)
-    return max(1, min(500, 500 * 3 * 64 * 64 // math.prod(model.shape)))
 
 
 def seconds_per_image(model: Model, *, batch: int = 100, repeats: int = 3) -> float:
@@ -78,6 +92,18 @@ def seconds_per_image(model: Model, *, batch: int = 100, repeats: int = 3) -> fl
         model.images(z, cond).sum().item()
         timings.append(time.perf_counter() - start)
     return min(timings[1:]) / batch
+
+
+def print_figures(report: dict[str, Any]) -> None:
+    """One model's, one below the other: there may be many."""
+    table = Table("", report["model"])
+    table.add_row("images", str(report["images"]))
+    for name, value in report["metrics"].items():
+        table.add_row(name.replace("_", " ", 1), f"{value:.4g}")
+    if report["seconds_per_image"] is not None:
+        table.add_row("evaluations/image", str(report["evaluations_per_image"]))
+        table.add_row("ms/image", f"{1e3 * report['seconds_per_image']:.3f}")
+    Console().print(table)
 
 
 def print_table(reports: list[dict[str, Any]]) -> None:

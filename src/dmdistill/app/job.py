@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dmdistill.app.config import Distill
+from dmdistill.app.drawn import draw
 from dmdistill.app.evaluate import at_once
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
@@ -27,6 +29,7 @@ from dmdistill.teachers.diffusers import load_autoencoder
 from dmdistill.teachers.load import lasting_name, load_model
 from dmdistill.teachers.lora import adapters, add_lora, merge_lora
 from dmdistill.teachers.model import Model, Student, Teacher
+from dmdistill.training.best import Best
 from dmdistill.training.health import Probe
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
@@ -35,6 +38,7 @@ __all__ = ["Job"]
 
 ALIKE = ("network", "path", "denoiser", "shape", "classes")  # in the config.json of a teacher and its student
 KEPT = (*ALIKE, "licence", "judge")  # of the teacher's config.json
+FIGURE = "frechet_"  # before the name of an average, in metrics.jsonl
 
 
 class Job:
@@ -94,6 +98,7 @@ class Job:
             save_every=config.save_every,
             resume=config.resume is not None,
         )
+        self.best = Best(self.trainer, prefix=FIGURE)
         rng = torch.Generator(run.device).manual_seed(config.seed + 1)
         z, cond = teacher.noise(min(128, self.many), rng=rng)
         self.probe = Probe(z, cond, torch.randn(z.shape, generator=rng, device=run.device))
@@ -218,11 +223,12 @@ class Job:
         return {}
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Health, and the Frechet distance of each average of the generator."""
+        """Health, and the Frechet distance of each average of the generator, always of the same noise."""
         row = self.probe.measure(self.generator, self.teacher.guided, self.fake) if self.dmd.match else {}
         if self.judge is not None:
             for name, generator in self.candidates():
-                row[f"frechet_{name}"] = self.frechet(self.judge, generator)
+                row[FIGURE + name] = figure = self.frechet(self.judge, generator)
+                self.best.offer(step, name, figure, partial(self.update_generator.weights, generator))
         return row
 
     def candidates(self) -> list[tuple[str, nn.Module]]:
@@ -232,24 +238,15 @@ class Job:
 
     @torch.no_grad()
     def frechet(self, judge: Judge, generator: nn.Module) -> float:
-        return judge.distance(self.images_of(generator))
-
-    def images_of(self, generator: nn.Module) -> Iterator[Tensor]:
-        rng = torch.Generator(self.run.device).manual_seed(self.config.seed + 2)
-        for start in range(0, self.config.evaluate_images, self.many):
-            n = min(self.many, self.config.evaluate_images - start)
-            yield self.teacher.decode(generator(*self.teacher.noise(n, rng=rng)))
+        config, many = self.config, self.many
+        drawn = draw(self.teacher, config.evaluate_images, batch=many, seed=config.seed + 2, generate=generator)
+        return judge.distance(drawn)
 
     def student(self) -> Student:
-        """The best average, by Frechet distance where there is a judge, else the longest."""
-        candidates = self.candidates()
-        name, best = candidates[-1]
-        if self.judge is not None:
-            judge = self.judge
-            name, best = min(candidates, key=lambda candidate: self.frechet(judge, candidate[1]))
-        self.generator.load_state_dict(best.state_dict())
+        """The best average of the run, or of its last step, by Frechet distance where there is a judge."""
+        name, step = self.chosen()
         teacher = self.teacher
-        settings = {"average": name, **asdict(self.config), "teacher": self.teacher_name}
+        settings = {"average": name, "step": step, **asdict(self.config), "teacher": self.teacher_name}
         about = {"kind": "student", "name": f"{teacher.name}-student"}
         kept = {key: teacher.config.get(key) for key in KEPT}
         return Student(
@@ -263,3 +260,16 @@ class Job:
             judge=teacher.judge,
             config={**about, **kept, **self.built_on, "distilled": settings},
         )
+
+    def chosen(self) -> tuple[str, int]:
+        """Fill the generator with the weights that become the student; their average's name and their step."""
+        names = dict(self.candidates())
+        name, step = list(names)[-1], self.trainer.step
+        if self.config.keep == "best" and self.best.step:
+            self.update_generator.load_weights(self.generator, self.best.weights())
+            return self.best.name, self.best.step
+        if self.judge is not None:
+            judge = self.judge
+            name = min(names, key=lambda one: self.frechet(judge, names[one]))
+        self.generator.load_state_dict(names[name].state_dict())
+        return name, step

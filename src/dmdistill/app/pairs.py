@@ -15,7 +15,7 @@ from dmdistill.app.run import start_machine
 from dmdistill.data.pairs import Pairs, PairSettings, make_pairs
 from dmdistill.networks.adapters import Adapter
 from dmdistill.teachers.load import load_teacher
-from dmdistill.teachers.model import Teacher
+from dmdistill.teachers.model import Model, Teacher
 from dmdistill.training.progress import track
 
 __all__ = ["pairs", "pairs_of", "teacher_id", "with_solver"]
@@ -85,7 +85,7 @@ def knows_none(teacher: Teacher) -> bool:
     return not isinstance(network, Adapter) or told is None or network.knows_none(len(told))
 
 
-def teacher_id(teacher: Teacher) -> str:
+def teacher_id(teacher: Model) -> str:
     """Its name and eight hexadecimal digits of its weights' hash."""
     sha = hashlib.sha256()
     for _, tensor in sorted(teacher.network.state_dict().items()):

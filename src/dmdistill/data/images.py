@@ -16,7 +16,16 @@ from torch import Tensor
 
 from dmdistill.files import written_whole
 
-__all__ = ["ImageSet", "load_fashion_mnist", "read_idx", "save_grid", "to_bytes", "to_floats"]
+__all__ = [
+    "ImageSet",
+    "cut_square",
+    "load_fashion_mnist",
+    "read_idx",
+    "save_grid",
+    "square",
+    "to_bytes",
+    "to_floats",
+]
 
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -47,6 +56,25 @@ def to_bytes(images: Tensor) -> Tensor:
     if not torch.isfinite(images).all():
         raise ValueError("images hold NaN or infinity: they are no pictures")
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def square(picture: Image.Image, side: int) -> Image.Image:
+    """A picture cut to a square around its middle and brought to side x side by PIL's Lanczos filter."""
+    if picture.size == (side, side):
+        return picture
+    least = min(picture.size)
+    left, top = (picture.width - least) // 2, (picture.height - least) // 2
+    cut = picture.crop((left, top, left + least, top + least))
+    return cut.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def cut_square(images: Tensor, side: int) -> Tensor:
+    """The same of uint8 images, B C H W, on the CPU."""
+    planes = images.cpu().flatten(0, 1).numpy()
+    found = np.empty((len(planes), side, side), np.uint8)
+    for i, plane in enumerate(planes):
+        found[i] = np.asarray(square(Image.fromarray(plane), side))
+    return torch.from_numpy(found).reshape(*images.shape[:2], side, side)
 
 
 def read_idx(path: Path) -> Tensor:

@@ -25,12 +25,16 @@ class ClassScores:
     total: Tensor = field(default_factory=lambda: torch.zeros(SPLITS, 1, dtype=torch.float64))
     certainty: Tensor = field(default_factory=lambda: torch.zeros(SPLITS, dtype=torch.float64))
 
-    def add(self, probabilities: Tensor) -> None:
-        """Of more images: B classes, rows of sum 1. ValueError where they are none."""
+    def add(self, probabilities: Tensor, *, first: int | None = None) -> None:
+        """Of more images: B classes, rows of sum 1. ValueError where they are none.
+
+        first: the number of the first of them in all processes together, whose turn it is; as many as came where None.
+        """
         p = probabilities.double().cpu()
         if p.ndim != 2 or not torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-3):  # half precision is near enough
             raise ValueError(f"probabilities have shape {tuple(p.shape)}, expected (images, classes) of sum 1")
-        hands = (int(self.counts.sum()) + torch.arange(len(p))) % SPLITS
+        start = int(self.counts.sum()) if first is None else first
+        hands = (start + torch.arange(len(p))) % SPLITS
         self.counts = self.counts + torch.bincount(hands, minlength=SPLITS)
         self.total = (self.total + p.new_zeros(SPLITS, p.shape[1])).index_add(0, hands, p)
         self.certainty = self.certainty.index_add(0, hands, torch.special.xlogy(p, p).sum(1))

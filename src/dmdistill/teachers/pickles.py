@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmdistill.teachers.machine import Name, Record, load, text
 
-__all__ = ["Record", "read_pickle"]
+__all__ = ["FAILURES", "Record", "read_pickle"]
 
 FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
