@@ -1,8 +1,6 @@
 """All metrics by name; and that they order what an eye orders, with a network of random weights."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ import torch.nn.functional as F
 
 from dmdistill.metrics.classes import ClassScores
 from dmdistill.metrics.gathering import Description, describe
-from dmdistill.metrics.inception import FILE, load_inception
 from dmdistill.metrics.report import METRICS, Settings, compute, metric_name
 
 
@@ -93,15 +90,6 @@ def check_orders(features, real, held_out):
 
 def test_the_metrics_order_what_an_eye_orders():
     check_orders(Named(), pictures(300), pictures(300, seed=50))
-
-
-@pytest.mark.slow
-def test_inception_orders_what_an_eye_orders():
-    """Minutes: hundreds of passes."""
-    folder = os.environ.get("DMDISTILL_ASSETS")
-    if folder is None or not (Path(folder) / FILE).is_file():
-        pytest.skip(f"Inception's weights: set DMDISTILL_ASSETS to the folder of {FILE}")
-    check_orders(load_inception(), pictures(36), pictures(36, seed=50))
 
 
 def test_grey_and_colour_are_compared_by_what_is_seen():
