@@ -76,7 +76,7 @@ def teacher(asked, tmp_path, monkeypatch):
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(folders.CLASSES, "Told", Told)
     encoder = Letters(asked)
-    for command in ("pairs", "distill", "job", "sample", "evaluate", "info"):
+    for command in ("pairs", "distill", "job", "sample", "evaluation", "info"):
         module = importlib.import_module(f"dmdistill.app.{command}")
         for load in (load_model, load_teacher):
             if hasattr(module, load.__name__):

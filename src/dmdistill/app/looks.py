@@ -30,6 +30,7 @@ from dmdistill.training.progress import progress_bar
 __all__ = ["FeatureLook", "Look", "PromptLook", "look_at"]
 
 GROUP = 64  # images that a network sees at once: Inception's activations of 500 are gigabytes
+CHOOSING = 32  # groups, after which it is chosen whose features are kept: that copies all of them
 KEY = 2  # in the key of a seed: of no image's noise
 
 
@@ -42,6 +43,10 @@ class Look(Protocol):
         """Images of these numbers: uint8, B C H W."""
         ...
 
+    def done(self) -> Gathering:
+        """What was gathered of all of them."""
+        ...
+
 
 @dataclass
 class FeatureLook:
@@ -51,6 +56,7 @@ class FeatureLook:
     keep: bool = False
     classes: bool = False
     gathering: Gathering = field(init=False)
+    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # features and keys, still to be chosen from
 
     def __post_init__(self) -> None:
         self.gathering = Gathering(self.network.id, self.network.name, KEPT if self.keep else 0)
@@ -60,7 +66,16 @@ class FeatureLook:
         self.gathering.moments.add(features)
         if self.keep:
             keys = torch.tensor([seed_of(0, row, KEY) for row in rows], dtype=torch.float64)
-            self.gathering.sample(features.float().cpu(), keys)
+            self.found.append((features.float().cpu(), keys))
+        if len(self.found) >= CHOOSING:
+            self.done()
+
+    def done(self) -> Gathering:
+        if self.found:
+            features, keys = map(torch.cat, zip(*self.found, strict=True))
+            self.gathering.sample(features, keys)
+            self.found = []
+        return self.gathering
 
     def seen(self, images: Tensor, rows: range) -> Tensor:
         if not self.classes:
@@ -85,6 +100,9 @@ class PromptLook:
     def add(self, images: Tensor, rows: range) -> None:
         self.gathering.add_clip(self.score(images, [self.prompts[row % len(self.prompts)] for row in rows]))
 
+    def done(self) -> Gathering:
+        return self.gathering
+
 
 def look_at(
     source: ImageSource, count: int, looks: Sequence[Look], *, batch: int, processes: Processes, name: str
@@ -103,7 +121,7 @@ def look_at(
                 for look in looks:
                     look.add(few, rows[start : start + len(few)])
             advance(done)
-    shares = processes.gathered([look.gathering for look in looks])
+    shares = processes.gathered([look.done() for look in looks])
     return [functools.reduce(operator.add, parts) for parts in zip(*shares, strict=True)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 __all__ = ["METRICS", "SUBSET", "Metric", "asked", "rounded", "warnings_of"]
 
-DIGITS = 5  # of a figure: those behind change with the batch, as networks' results do
+DIGITS = 4  # of a figure: those behind change with the batch, as networks' results do
 FEW = 10_000  # images: FID rises as their number falls, below this by whole points
 USUAL = (30_000, 50_000)  # images of the benchmarks: of COCO, and of CIFAR-10 and ImageNet
 SUBSET = 1000  # images of each of KID's subsets
