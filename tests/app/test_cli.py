@@ -131,7 +131,7 @@ def test_a_student_is_no_teacher(model, refused):
         (["--batch", "0"], "--batch 0, expected at least 1"),
         (["--fake-steps", "0"], "--fake-steps 0, expected at least 1"),
         (["--evaluate-images", "1"], "--evaluate-images 1"),
-        (["--report-images", "0"], "--report-images 0"),
+        (["--report-images", "1"], "--report-images 1"),
         (["--lr", "-1"], "--lr -1.0"),
         (["--clip", "0"], "--clip 0.0"),
         (["--solver-steps", "0"], "--solver-steps 0, expected at least 1"),
