@@ -234,10 +234,32 @@ def test_checkpoints_load_as_plain_weights(whole, tmp_path):
     assert plain(state["updates"]["fake"]) == plain(whole.updates["fake"].state_dict())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut short", b"not a checkpoint"])
-def test_a_spoiled_checkpoint_is_one_clear_line(content, whole, tmp_path):
-    (tmp_path / "whole" / "checkpoints" / f"step-{STEPS:08d}.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"step-00000011\.pt cannot be used") as caught:
+SPOILT = [b"", b"PK\3\4 cut short", b"not a checkpoint"]
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_from_the_one_before_a_spoilt_checkpoint_it_is_as_never_stopped(content, whole, tmp_path, capsys):
+    folder = tmp_path / "again"
+    Toy(folder).fit()
+    spoilt = folder / "checkpoints" / f"step-{STEPS:08d}.pt"
+    spoilt.write_bytes(content)
+    capsys.readouterr()
+    again = Toy(folder, resume=True)
+    told = capsys.readouterr().out
+    assert told.startswith(f"{spoilt} cannot be used, it is cut short or damaged (")
+    assert told.count("\n") == 1
+    assert again.fit()
+    assert again.asked == [8, 9, 10]
+    assert again.state() == whole.state()
+    assert log(folder) == log(tmp_path / "whole")
+    assert checkpoints(folder) == checkpoints(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_where_every_checkpoint_is_spoilt_it_is_one_clear_line(content, whole, tmp_path):
+    for file in (tmp_path / "whole" / "checkpoints").iterdir():
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"step-00000008\.pt cannot be used") as caught:
         Toy(tmp_path / "whole", resume=True)
     assert "\n" not in str(caught.value)
 

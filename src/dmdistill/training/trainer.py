@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dmdistill.core.dmd import NonFiniteError
 from dmdistill.files import first_line, written_whole
+from dmdistill.training.checkpoints import Checkpoints
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.update import Update
 
@@ -34,7 +35,7 @@ class Trainer:
         updates: the networks in training, by name, with their optimisers, schedules and averages.
         rng: the generator of every random draw of the run.
         log_every, save_every: in steps. keep: how many checkpoints stay.
-        resume: go on from the newest checkpoint in `folder`, from the start where the run ended before its first.
+        resume: go on from the newest whole checkpoint in `folder`, from the start where the run ended before its first.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         self.folder, self.steps, self.updates, self.rng = folder, steps, updates, rng
-        self.log_every, self.save_every, self.keep = log_every, save_every, keep
+        self.log_every, self.save_every = log_every, save_every
         self.step = 0
         self.seconds = 0.0
         self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
         self.counts: dict[str, int] = {}
-        if resume and (found := self.checkpoints()):
-            self.load(found[-1])
+        self.checkpoints = Checkpoints(folder, keep=keep)
+        if resume:
+            self.load()
         truncate_metrics(self.log_file, self.step)
 
     @property
@@ -111,7 +113,7 @@ class Trainer:
             file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
 
     def save(self) -> None:
-        """Write checkpoints/step-N.pt whole, then drop all but the last few."""
+        """Write checkpoints/step-N.pt."""
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -120,17 +122,14 @@ class Trainer:
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
         }
-        with written_whole(self.folder / "checkpoints" / f"step-{self.step:08d}.pt") as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # how torch says that the disk is full
-                raise OSError(f"{temporary.parent} cannot be written: {first_line(error)}") from None
-        for old in self.checkpoints()[: -self.keep]:
-            old.unlink()
+        self.checkpoints.write(self.step, state)
 
-    def load(self, file: Path) -> None:
+    def load(self) -> None:
+        """Go back to the newest checkpoint; the start where there is none. ValueError where it is another run's."""
+        if (found := self.checkpoints.newest(say=self.say)) is None:
+            return
+        file, state = found
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             if set(state["updates"]) != set(self.updates):
                 raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
             self.step, self.seconds = state["step"], state["seconds"]
@@ -138,14 +137,11 @@ class Trainer:
             self.rng.set_state(state["rng"])
             for name, update in self.updates.items():
                 update.load_state_dict(state["updates"][name])
-        except (EOFError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
-            raise ValueError(
-                f"{file} cannot be used ({type(error).__name__}): it is cut short, damaged or of another kind of run; "
-                "remove it to go on without"
-            ) from None
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{file} is of another kind of run ({first_line(error)}): remove it to go on") from None
 
-    def checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+    def say(self, text: str) -> None:
+        Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
