@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,7 @@ __all__ = [
     "cache_folder",
     "first_line",
     "folder_written_whole",
+    "held_alone",
     "read_json",
     "read_safetensors",
     "write_json",
@@ -50,7 +51,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """An empty folder to fill; it takes the place of `path` when the block ends, and is gone when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -59,6 +60,44 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """A folder, made where it is missing, for this process alone; what a killed one left half-written is removed.
+
+    The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_in(folder)
+    try:
+        for left in folder.rglob(".*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        if lock is not None:
+            (folder / ".lock").unlink(missing_ok=True)
+            lock.close()
+
+
+def lock_in(folder: Path) -> IO[bytes] | None:
+    """The folder's lock, locked; None on systems without such locks, and where the folder cannot be written anyway."""
+    try:
+        import fcntl
+
+        lock = (folder / ".lock").open("ab")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        here = os.stat(folder / ".lock")
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
+    except FileNotFoundError:  # its holder removed it just now
+        return lock_in(folder)
+    except (ImportError, OSError):
+        return None
+    if os.path.samestat(here, os.fstat(lock.fileno())):
+        return lock
+    lock.close()
+    return lock_in(folder)
 
 
 def first_line(error: BaseException) -> str:
