@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "read_safetensors",
     "write_json",
     "write_safetensors",
+    "writing",
     "written_whole",
 ]
 
@@ -38,13 +39,23 @@ def cache_folder() -> Path:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it becomes `path` when the block ends, and is gone when the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # one of each writer's own
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, an OSError, of a full disk say, tells in one line which file could not be written and why."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
 
 
 @contextmanager
@@ -68,15 +79,18 @@ def held_alone(folder: Path) -> Iterator[None]:
 
     The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = lock_in(folder)
     try:
         for left in folder.rglob(".*.tmp"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         if lock is not None:
-            (folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                (folder / ".lock").unlink()
             lock.close()
 
 

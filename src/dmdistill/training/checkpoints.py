@@ -46,7 +46,7 @@ class Checkpoints:
             try:
                 torch.save(state, temporary)
             except RuntimeError as error:  # how torch says that the disk is full
-                raise OSError(f"{temporary.parent} cannot be written: {first_line(error)}") from None
+                raise OSError(first_line(error)) from None
         found = list(zip(self.steps(), self.files(), strict=True))
         past = [file for one, file in found if one <= step]
         for file in {file for _, file in found} - set(past[-self.keep :]):

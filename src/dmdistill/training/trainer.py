@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.core.dmd import NonFiniteError
-from dmdistill.files import first_line, written_whole
+from dmdistill.files import first_line, writing, written_whole
 from dmdistill.training.checkpoints import Checkpoints
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.update import Update
@@ -109,7 +109,7 @@ class Trainer:
         return True
 
     def log(self, row: Mapping[str, float]) -> None:
-        with self.log_file.open("a", encoding="utf-8") as file:
+        with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
 
     def save(self) -> None:
