@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmdistill.app import distill as distilling
 from dmdistill.app import evaluate as evaluating
@@ -185,3 +186,34 @@ def test_finished_pairs_in_a_read_only_folder_are_opened(settings, whole, read_o
     made = Pairs(folder / "pairs")
     again = make_pairs(folder / "pairs", made.settings, draw=None, generate=None, batch=2, device=torch.device("cpu"))
     assert torch.equal(again[range(6)][1], made[range(6)][1])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: the values it asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        asked = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
+        self.count += function.overloadpacket._qualified_op_name.removeprefix("aten::") in asked
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("fake_steps", [1, 3])
+def test_a_step_asks_the_device_for_nothing(fake_steps, settings, monkeypatch):
+    """Once there is a checkpoint to go back to; before, it asks whether each loss and gradient is finite."""
+    config = dataclasses.replace(settings(f"waits-{fake_steps}"), fake_steps=fake_steps)
+    iterate, counts = distilling.Job.iterate, []
+
+    def counted(self, step):
+        with Waits() as waits:
+            losses = iterate(self, step)
+        counts.append(waits.count)
+        return losses
+
+    monkeypatch.setattr(distilling.Job, "iterate", counted)
+    distilling.distill(config)
+    careful = 2 + 2 * fake_steps + 1  # two losses of the generator and its gradient; one and one of the fake score
+    assert counts == [careful, careful, 0, 0]

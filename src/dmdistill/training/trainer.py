@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,6 +14,7 @@ from torch import Tensor
 from dmdistill.core.dmd import NonFiniteError
 from dmdistill.files import first_line, writing, written_whole
 from dmdistill.training.checkpoints import Checkpoints
+from dmdistill.training.interruption import interruption
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.update import Update
 
@@ -57,8 +54,7 @@ class Trainer:
         self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
         self.counts: dict[str, int] = {}
         self.checkpoints = Checkpoints(folder, keep=keep)
-        if resume:
-            self.load()
+        self.careful_until = 0 if resume and self.load() else save_every
         truncate_metrics(self.log_file, self.step)
 
     @property
@@ -74,39 +70,71 @@ class Trainer:
         hooks: (every so many steps, and after the last; a call whose figures join the log).
         """
         with interruption() as interrupted, progress_bar(name, self.steps, start=self.step) as advance:
-            start = time.perf_counter() - self.seconds
+            self.began = time.perf_counter() - self.seconds
             while self.step < self.steps:
-                try:
-                    losses = iterate(self.step)
-                except FloatingPointError as error:
-                    self.save()
-                    raise NonFiniteError(
-                        f"step {self.step}: {error}. The last good state is in {self.folder / 'checkpoints'}; a lower "
-                        f"learning rate or a longer warm-up usually helps"
-                    ) from error
-                self.step += 1
-                for key, value in losses.items():
-                    self.sums[key] = self.sums.get(key, 0) + value
-                    self.counts[key] = self.counts.get(key, 0) + 1
+                self.advance(iterate)
                 last = self.step == self.steps
+                stops = interrupted.is_set() and not last
+                logs, saves = last or self.step % self.log_every == 0, last or self.step % self.save_every == 0
+                due = [hook for every, hook in hooks if last or self.step % every == 0]
+                if (due or logs or saves or stops) and not self.sound():
+                    self.go_back()
+                    continue
                 row: dict[str, float] = {}
-                for every, hook in hooks:
-                    if self.step % every == 0 or last:
-                        row |= hook(self.step)
-                self.seconds = time.perf_counter() - start
-                if row or self.step % self.log_every == 0 or last:
+                for hook in due:
+                    row |= hook(self.step)
+                self.seconds = time.perf_counter() - self.began
+                if row or logs:
                     means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
                     moved = {name: update for name, update in self.updates.items() if update.count}
                     norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
                     self.log(means | norms | row)
                     self.sums, self.counts = {}, {}
                     advance(self.step, means)
-                if interrupted.is_set() and not last:
+                if saves or stops:
                     self.save()
+                if stops:
                     return False
-                if self.step % self.save_every == 0 or last:
-                    self.save()
         return True
+
+    def advance(self, iterate: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """One step. NonFiniteError, after a save, where it is careful and a loss or gradient is not finite."""
+        for update in self.updates.values():
+            update.careful = self.careful
+        try:
+            losses = iterate(self.step)
+        except FloatingPointError as error:
+            self.save()
+            raise NonFiniteError(
+                f"step {self.step}: {error}. The last good state is in {self.checkpoints.folder}; a lower learning "
+                f"rate or a longer warm-up usually helps"
+            ) from error
+        self.step += 1
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0) + value
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    @property
+    def careful(self) -> bool:
+        """Whether the step in hand waits for the device to see that all is finite.
+
+        That is so until there is a checkpoint to go back to. Then steps only note on the device what they met; it is
+        looked at before anything is logged, measured or saved. If something was not finite the run goes back to the
+        last checkpoint and takes the same steps carefully, so that it stops at the very one, and can say why.
+        """
+        return self.step < self.careful_until
+
+    def sound(self) -> bool:
+        """Whether every loss and gradient so far was finite. Waits for the device."""
+        return not any(update.bad.item() for update in self.updates.values())
+
+    def go_back(self) -> None:
+        self.careful_until = self.step
+        self.say(f"not all was finite in the steps before {self.step}: going back to the last checkpoint to see where")
+        if not self.load():
+            raise NonFiniteError(f"step {self.step} or shortly before: not all is finite, and no checkpoint is left")
+        truncate_metrics(self.log_file, self.step)
+        self.began = time.perf_counter() - self.seconds
 
     def log(self, row: Mapping[str, float]) -> None:
         with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
@@ -124,10 +152,10 @@ class Trainer:
         }
         self.checkpoints.write(self.step, state)
 
-    def load(self) -> None:
-        """Go back to the newest checkpoint; the start where there is none. ValueError where it is another run's."""
+    def load(self) -> bool:
+        """Go back to the newest checkpoint; False where there is none. ValueError where it is another run's."""
         if (found := self.checkpoints.newest(say=self.say)) is None:
-            return
+            return False
         file, state = found
         try:
             if set(state["updates"]) != set(self.updates):
@@ -139,6 +167,7 @@ class Trainer:
                 update.load_state_dict(state["updates"][name])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{file} is of another kind of run ({first_line(error)}): remove it to go on") from None
+        return True
 
     def say(self, text: str) -> None:
         Console(highlight=False).print(text, soft_wrap=True, markup=False)
@@ -156,24 +185,3 @@ def truncate_metrics(file: Path, step: int) -> None:
     rows = [row for row in read_metrics(file.parent) if row["step"] <= step]
     with written_whole(file) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step in hand can end. A second Ctrl-C interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
