@@ -8,9 +8,9 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +19,12 @@ __all__ = [
     "cache_folder",
     "first_line",
     "folder_written_whole",
+    "held_alone",
     "read_json",
     "read_safetensors",
     "write_json",
     "write_safetensors",
+    "writing",
     "written_whole",
 ]
 
@@ -37,20 +39,30 @@ def cache_folder() -> Path:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it becomes `path` when the block ends, and is gone when the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # one of each writer's own
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, an OSError, of a full disk say, tells in one line which file could not be written and why."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
 
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """An empty folder to fill; it takes the place of `path` when the block ends, and is gone when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -59,6 +71,47 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """A folder, made where it is missing, for this process alone; what a killed one left half-written is removed.
+
+    The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_in(folder)
+    try:
+        for left in folder.rglob(".*.tmp"):
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                (folder / ".lock").unlink()
+            lock.close()
+
+
+def lock_in(folder: Path) -> IO[bytes] | None:
+    """The folder's lock, locked; None on systems without such locks, and where the folder cannot be written anyway."""
+    try:
+        import fcntl
+
+        lock = (folder / ".lock").open("ab")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        here = os.stat(folder / ".lock")
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
+    except FileNotFoundError:  # its holder removed it just now
+        return lock_in(folder)
+    except (ImportError, OSError):
+        return None
+    if os.path.samestat(here, os.fstat(lock.fileno())):
+        return lock
+    lock.close()
+    return lock_in(folder)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdistill.app.cli import main
+from dmdistill.files import held_alone
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 SMALL = ["--steps", "2", "--batch", "3", "--batch-reg", "2", "--report-images", "4", "--pair-count", "6"]
@@ -219,6 +220,28 @@ def test_a_run_folder_that_exists_is_left_alone(command, tiny_teacher, idx_folde
     assert (run / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("command", ["distill", "teach", "pairs"])
+def test_a_folder_in_use_is_left_alone(command, tiny_teacher, idx_folder, tmp_path, refused):
+    """Of two processes on one folder the second goes; once the first has ended, it may."""
+    given = outputs(tiny_teacher, idx_folder, tmp_path / "run")[command]
+    with held_alone(tmp_path / "run"):
+        refused(*given, match=f"{tmp_path / 'run'} is in use by another process: wait for its end, or choose")
+    main([str(argument) for argument in given])
+    assert not list(tmp_path.rglob(".*"))
+    if command == "distill":
+        again = ["distill", "--resume", tmp_path / "run"]
+        with held_alone(tmp_path / "run"):
+            refused(*again, match="is in use by another process")
+
+
+def test_a_run_killed_before_it_said_what_it_is_can_be_begun_anew(tiny_teacher, tmp_path):
+    left = tmp_path / "run" / ".config.toml.1-2.tmp"
+    left.parent.mkdir()
+    left.write_text("seed =")
+    main(["distill", "--teacher", str(tiny_teacher), "--lambda-reg", "0", "--out", str(left.parent), *QUICK])
+    assert not left.exists()
+
+
 def test_nothing_to_resume_is_said(tmp_path, refused):
     refused("distill", "--resume", tmp_path / "nowhere", match="nowhere/config.toml does not exist")
 
@@ -270,7 +293,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(tiny_teacher, tmp_path
     given = ["--teacher", tiny_teacher, "--lambda-reg", "0", "--out", tmp_path / "run", *QUICK]
     kept = ["run", "run/config.toml", "run/metrics.jsonl", "run/checkpoints", "run/samples"]
     with small_disk():
-        refused("distill", *given, match="checkpoints cannot be written", kept=[*kept, "run/samples/step-000002.png"])
+        refused("distill", *given, match="2.pt cannot be written", kept=[*kept, "run/samples/step-000002.png"])
 
 
 def spoil(model):

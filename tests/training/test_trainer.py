@@ -221,6 +221,65 @@ def test_nan_stops_the_run_and_leaves_a_finite_state(when, tmp_path):
     assert Toy(tmp_path, resume=True).fit()
 
 
+def spoilt(toy, when, *, times):
+    """iterate, in which a loss is NaN at one step, as many times as that step is come to."""
+    met = []
+
+    def iterate(step):
+        losses = Toy.iterate(toy, step)
+        if step == when:
+            met.append(step)
+            if len(met) <= times:
+                toy.updates["fake"](toy.updates["fake"].network(torch.full((1, 3), math.nan)).sum())
+        return losses
+
+    return iterate
+
+
+@pytest.mark.parametrize(("when", "seen"), [(4, 6), (6, 8), (9, 10), (10, 11)])
+def test_nan_is_seen_before_anything_is_logged_measured_or_saved(when, seen, tmp_path, capsys):
+    """Then the run goes back to its last checkpoint and takes the same steps again, up to the very one."""
+    toy, looked = Toy(tmp_path, log_every=2), []
+    toy.iterate = spoilt(toy, when, times=99)
+    with pytest.raises(NonFiniteError, match=rf"^step {when}: "):
+        toy.fit(hooks=[(1 if when == 10 else 2, lambda step: looked.append(step) or {"x": 1.0})])
+    saved = when // 4 * 4
+    assert toy.asked == [*range(seen), *range(saved, when + 1)]
+    assert max(looked) <= when
+    assert f"before {seen}: going back to the last checkpoint" in capsys.readouterr().out
+    assert all(math.isfinite(value) for row in read_metrics(tmp_path) for value in row.values())
+    assert [row["step"] for row in read_metrics(tmp_path)] == sorted({row["step"] for row in read_metrics(tmp_path)})
+
+
+@pytest.mark.parametrize("when", [4, 6, 10])
+def test_nan_that_does_not_come_again_leaves_no_trace(when, whole, tmp_path):
+    """A cosmic ray, or an operation that is not deterministic."""
+    toy = Toy(tmp_path / "ray")
+    toy.iterate = spoilt(toy, when, times=1)
+    assert toy.fit()
+    assert toy.state() == whole.state()
+    assert log(tmp_path / "ray") == log(tmp_path / "whole")
+
+
+def test_nan_without_a_checkpoint_to_go_back_to_is_said(tmp_path):
+    toy = Toy(tmp_path)
+    toy.iterate = spoilt(toy, 6, times=99)
+    toy.before = lambda step: (tmp_path / "checkpoints" / "step-00000004.pt").unlink(missing_ok=True)
+    with pytest.raises(NonFiniteError, match=r"^step 8 or shortly before: .* no checkpoint is left"):
+        toy.fit()
+
+
+def test_until_the_first_checkpoint_every_step_is_careful(tmp_path):
+    toy, careful = Toy(tmp_path, save_every=4), []
+    toy.before = lambda step: careful.append(toy.updates["fake"].careful)
+    toy.fit()
+    assert careful == [True] * 4 + [False] * (STEPS - 4)
+    again = Toy(tmp_path, resume=True, steps=STEPS + 2)
+    again.before = lambda step: careful.append(again.updates["fake"].careful)
+    again.fit()
+    assert careful[STEPS:] == [False, False]
+
+
 def held(update):
     """Every tensor of the optimiser and the averages."""
     for moments in update["optimiser"]["state"].values():
@@ -234,10 +293,32 @@ def test_checkpoints_load_as_plain_weights(whole, tmp_path):
     assert plain(state["updates"]["fake"]) == plain(whole.updates["fake"].state_dict())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut short", b"not a checkpoint"])
-def test_a_spoiled_checkpoint_is_one_clear_line(content, whole, tmp_path):
-    (tmp_path / "whole" / "checkpoints" / f"step-{STEPS:08d}.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"step-00000011\.pt cannot be used") as caught:
+SPOILT = [b"", b"PK\3\4 cut short", b"not a checkpoint"]
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_from_the_one_before_a_spoilt_checkpoint_it_is_as_never_stopped(content, whole, tmp_path, capsys):
+    folder = tmp_path / "again"
+    Toy(folder).fit()
+    spoilt = folder / "checkpoints" / f"step-{STEPS:08d}.pt"
+    spoilt.write_bytes(content)
+    capsys.readouterr()
+    again = Toy(folder, resume=True)
+    told = capsys.readouterr().out
+    assert told.startswith(f"{spoilt} cannot be used, it is cut short or damaged (")
+    assert told.count("\n") == 1
+    assert again.fit()
+    assert again.asked == [8, 9, 10]
+    assert again.state() == whole.state()
+    assert log(folder) == log(tmp_path / "whole")
+    assert checkpoints(folder) == checkpoints(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_where_every_checkpoint_is_spoilt_it_is_one_clear_line(content, whole, tmp_path):
+    for file in (tmp_path / "whole" / "checkpoints").iterdir():
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"step-00000008\.pt cannot be used") as caught:
         Toy(tmp_path / "whole", resume=True)
     assert "\n" not in str(caught.value)
 

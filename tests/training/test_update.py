@@ -110,6 +110,34 @@ def test_a_loss_that_is_not_finite_moves_nothing(bad):
     assert same(net, straight)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_when_it_is_not_careful_the_network_stands_still_from_then_on(bad):
+    """Weights and moments; the averages stay finite. Loading a state makes it move again."""
+    net = network()
+    update = build(net)
+    update.careful = False
+    for loss in losses(net, end=2):
+        update(loss)
+    before = copy.deepcopy(update.state_dict())
+    assert update.bad == 0
+    update(net(torch.full((1, 3), bad)).sum())
+    for loss in losses(net, start=2, end=6):
+        update(loss)
+    assert update.bad == 1
+    after = update.state_dict()
+    assert flat(after["network"]) == flat(before["network"])
+    assert flat(after["optimiser"]["state"]) == flat(before["optimiser"]["state"])
+    assert all(torch.isfinite(w).all() for average in after["averages"] for w in average.values())
+    update.load_state_dict(before)
+    for loss in losses(net, start=2):
+        update(loss)
+    straight = network()
+    other = build(straight)
+    for loss in losses(straight):
+        other(loss)
+    assert same(net, straight)
+
+
 def flat(state):
     """A nested state as plain numbers."""
     if isinstance(state, dict):

@@ -31,15 +31,15 @@ def distill(config: Distill) -> Student | None:
     """Distill, write the student to out/student, report, return it; None where it was interrupted."""
     check(config)
     teacher = with_solver(load_teacher(config.teacher), config.ode)
-    run = Run(config.out, config, resume=config.resume is not None)
-    teacher = with_prompts(teacher, config.prompts, device=run.device)
-    torch.manual_seed(config.seed)
-    teacher.to(run.device, run.precision)
-    try:
-        return make_student(config, teacher, run)
-    except KeyboardInterrupt:  # while pairs or figures were made: what is finished is kept
-        run.say(f"interrupted; go on with: dmdistill distill --resume {run.folder}")
-        raise
+    with Run(config.out, config, resume=config.resume is not None) as run:
+        teacher = with_prompts(teacher, config.prompts, device=run.device)
+        torch.manual_seed(config.seed)
+        teacher.to(run.device, run.precision)
+        try:
+            return make_student(config, teacher, run)
+        except KeyboardInterrupt:  # while pairs or figures were made: what is finished is kept
+            run.say(f"interrupted; go on with: dmdistill distill --resume {run.folder}")
+            raise
 
 
 def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:

@@ -194,6 +194,7 @@ class Job:
 
     def iterate(self, step: int) -> dict[str, Tensor]:
         """One iteration of Algorithm 1, with this step's weight of the regression."""
+        self.dmd.careful = self.trainer.careful
         self.dmd.match = self.config.match and step >= self.match_step
         self.dmd.follow = self.config.match and step >= self.follow_step
         left = 1 + (self.config.lambda_end - 1) * step / self.config.steps

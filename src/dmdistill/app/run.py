@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.console import Console
 
 from dmdistill.app.config import Machine
 from dmdistill.app.settings import to_toml
-from dmdistill.files import written_whole
+from dmdistill.files import held_alone, written_whole
 from dmdistill.training.device import choose_device, choose_precision
 
 __all__ = ["Run", "start_machine"]
@@ -35,23 +36,29 @@ class Run:
     """What teach and distill share.
 
     The folder must be new, unless the run is resumed. It is made by `begin`, once all that was given is known to be
-    good; config.toml in it says what was asked for.
+    good; config.toml in it says what was asked for. From then on until the end of a `with` it is this process's alone.
     """
 
     def __init__(self, folder: Path, config: Any, *, resume: bool = False) -> None:
         if resume and not folder.is_dir():
             raise ValueError(f"{folder} does not exist: nothing to resume")
-        if not resume and folder.exists() and any(folder.iterdir()):
+        if not resume and folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
             raise ValueError(f"{folder} already exists: choose another --out, or go on with it by --resume {folder}")
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.held = folder, config, ExitStack()
         self.console = Console(highlight=False)
         self.device, self.precision = start_machine(config.machine)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.storage = {"fp32": torch.float32, "fp16": torch.float16}[config.store]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.held.close()
+
     def begin(self) -> None:
-        """Make the folder, or find it again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder, or find it again. ValueError where another process is at work in it."""
+        self.held.enter_context(held_alone(self.folder))
         with written_whole(self.folder / "config.toml") as temporary:
             temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
 

@@ -13,7 +13,7 @@ from dmdistill.app.run import Run
 from dmdistill.app.settings import check_at_least, check_draws, check_positive
 from dmdistill.core.losses import denoising_loss
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.data.images import load_fashion_mnist, save_grid, to_floats
+from dmdistill.data.images import ImageSet, load_fashion_mnist, save_grid, to_floats
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
@@ -28,7 +28,12 @@ def teach(config: Teach) -> Teacher | None:
     check_positive(config, "lr", "clip", "halflife", "p_std")
     check_draws(config)
     data = load_fashion_mnist(config.data)
-    run = Run(config.out, config, resume=config.resume is not None)
+    with Run(config.out, config, resume=config.resume is not None) as run:
+        return train(config, data, run)
+
+
+def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
+    """Everything after the checks."""
     torch.manual_seed(config.seed)
     lesson = LESSONS[config.kind](config)
     teacher = lesson.new_teacher(data)

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.files import read_json, read_safetensors, write_json, write_safetensors
+from dmdistill.files import held_alone, read_json, read_safetensors, write_json, write_safetensors
 
 __all__ = ["PairSettings", "Pairs", "make_pairs", "seed_of"]
 
 Maker = Callable[[Tensor, Tensor | None], Tensor]
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
 
 
@@ -67,7 +68,7 @@ def make_pairs(
     generate: Maker,
     batch: int,
     device: torch.device,
-    track: Callable[[Sequence[Any], str], Iterable[Any]] = lambda items, name: items,
+    track: Track = lambda items, name: items,
 ) -> Pairs:
     """Make the shards that are missing and open the set.
 
@@ -75,10 +76,19 @@ def make_pairs(
         draw: (n, rng) -> (z, index), the conditions by their numbers. generate: (z, index) -> y, the teacher's ODE.
         batch: pairs per call. track: wraps the list of batches to show progress.
 
-    ValueError where the folder holds pairs made otherwise.
+    ValueError where the folder holds pairs made otherwise, or another process is making pairs in it.
     """
     if min(settings.count, settings.shard_size, batch) < 1:
         raise ValueError(f"{settings.count} pairs, {settings.shard_size} a shard, {batch} a batch: expected 1 or more")
+    with held_alone(folder):
+        describe(folder, settings)
+        rng = torch.Generator(device)
+        make_missing(folder, settings, draw=draw, generate=generate, batch=batch, rng=rng, track=track)
+    return Pairs(folder)
+
+
+def describe(folder: Path, settings: PairSettings) -> None:
+    """Write pairs.json where there is none. ValueError where it is of other settings."""
     described = folder / "pairs.json"
     if described.exists():
         found, _ = read_settings(described)
@@ -86,9 +96,21 @@ def make_pairs(
             raise ValueError(f"{folder} holds pairs of other settings: {', '.join(odd)} differ; choose another folder")
     else:
         write_json(described, {**asdict(settings), "seconds_per_image": None})
+
+
+def make_missing(
+    folder: Path,
+    settings: PairSettings,
+    *,
+    draw: Draw,
+    generate: Maker,
+    batch: int,
+    rng: torch.Generator,
+    track: Track,
+) -> None:
+    """The shards that are not there yet, and how long one of their images took."""
     missing = [shard for shard in range(settings.shards) if not shard_file(folder, shard).exists()]
     jobs = [(shard, start) for shard in missing for start in range(0, settings.rows(shard), batch)]
-    rng = torch.Generator(device)
     started = time.perf_counter()
     z, index, y = torch.empty(0), None, []
     for shard, start in track(jobs, "making pairs"):
@@ -101,8 +123,8 @@ def make_pairs(
             save_shard(shard_file(folder, shard), z, torch.cat(y), index)
     if missing:
         made = sum(settings.rows(shard) for shard in missing)
-        write_json(described, {**asdict(settings), "seconds_per_image": (time.perf_counter() - started) / made})
-    return Pairs(folder)
+        seconds = (time.perf_counter() - started) / made
+        write_json(folder / "pairs.json", {**asdict(settings), "seconds_per_image": seconds})
 
 
 def save_shard(file: Path, z: Tensor, y: Tensor, index: Tensor | None) -> None:

@@ -113,7 +113,7 @@ class Model(ABC):
         """The conditions of these numbers, integers (B,), on the model's device; None of none."""
         if self.conditions is None or index is None:
             return None
-        return self.conditions.select(index.to(self.device))
+        return self.conditions.select(index).to(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ class Best:
 
     def needed(self) -> set[int]:
         """The best step, and those that were best when a checkpoint was written that is still there."""
-        saved = [int(file.stem.removeprefix("step-")) for file in self.trainer.checkpoints()]
+        saved = self.trainer.checkpoints.steps()
         return {self.step} | {max((step for step in self.steps() if step <= one), default=self.step) for one in saved}
 
     def steps(self) -> list[int]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dmdistill.core.dmd import NonFiniteError
-from dmdistill.files import first_line, written_whole
+from dmdistill.files import first_line, writing, written_whole
+from dmdistill.training.checkpoints import Checkpoints
+from dmdistill.training.interruption import interruption
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.update import Update
 
@@ -34,7 +32,7 @@ class Trainer:
         updates: the networks in training, by name, with their optimisers, schedules and averages.
         rng: the generator of every random draw of the run.
         log_every, save_every: in steps. keep: how many checkpoints stay.
-        resume: go on from the newest checkpoint in `folder`, from the start where the run ended before its first.
+        resume: go on from the newest whole checkpoint in `folder`, from the start where the run ended before its first.
     """
 
     def __init__(
@@ -50,13 +48,13 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         self.folder, self.steps, self.updates, self.rng = folder, steps, updates, rng
-        self.log_every, self.save_every, self.keep = log_every, save_every, keep
+        self.log_every, self.save_every = log_every, save_every
         self.step = 0
         self.seconds = 0.0
         self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
         self.counts: dict[str, int] = {}
-        if resume and (found := self.checkpoints()):
-            self.load(found[-1])
+        self.checkpoints = Checkpoints(folder, keep=keep)
+        self.careful_until = 0 if resume and self.load() else save_every
         truncate_metrics(self.log_file, self.step)
 
     @property
@@ -72,46 +70,78 @@ class Trainer:
         hooks: (every so many steps, and after the last; a call whose figures join the log).
         """
         with interruption() as interrupted, progress_bar(name, self.steps, start=self.step) as advance:
-            start = time.perf_counter() - self.seconds
+            self.began = time.perf_counter() - self.seconds
             while self.step < self.steps:
-                try:
-                    losses = iterate(self.step)
-                except FloatingPointError as error:
-                    self.save()
-                    raise NonFiniteError(
-                        f"step {self.step}: {error}. The last good state is in {self.folder / 'checkpoints'}; a lower "
-                        f"learning rate or a longer warm-up usually helps"
-                    ) from error
-                self.step += 1
-                for key, value in losses.items():
-                    self.sums[key] = self.sums.get(key, 0) + value
-                    self.counts[key] = self.counts.get(key, 0) + 1
+                self.advance(iterate)
                 last = self.step == self.steps
+                stops = interrupted.is_set() and not last
+                logs, saves = last or self.step % self.log_every == 0, last or self.step % self.save_every == 0
+                due = [hook for every, hook in hooks if last or self.step % every == 0]
+                if (due or logs or saves or stops) and not self.sound():
+                    self.go_back()
+                    continue
                 row: dict[str, float] = {}
-                for every, hook in hooks:
-                    if self.step % every == 0 or last:
-                        row |= hook(self.step)
-                self.seconds = time.perf_counter() - start
-                if row or self.step % self.log_every == 0 or last:
+                for hook in due:
+                    row |= hook(self.step)
+                self.seconds = time.perf_counter() - self.began
+                if row or logs:
                     means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
                     moved = {name: update for name, update in self.updates.items() if update.count}
                     norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
                     self.log(means | norms | row)
                     self.sums, self.counts = {}, {}
                     advance(self.step, means)
-                if interrupted.is_set() and not last:
+                if saves or stops:
                     self.save()
+                if stops:
                     return False
-                if self.step % self.save_every == 0 or last:
-                    self.save()
         return True
 
+    def advance(self, iterate: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """One step. NonFiniteError, after a save, where it is careful and a loss or gradient is not finite."""
+        for update in self.updates.values():
+            update.careful = self.careful
+        try:
+            losses = iterate(self.step)
+        except FloatingPointError as error:
+            self.save()
+            raise NonFiniteError(
+                f"step {self.step}: {error}. The last good state is in {self.checkpoints.folder}; a lower learning "
+                f"rate or a longer warm-up usually helps"
+            ) from error
+        self.step += 1
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0) + value
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    @property
+    def careful(self) -> bool:
+        """Whether the step in hand waits for the device to see that all is finite.
+
+        That is so until there is a checkpoint to go back to. Then steps only note on the device what they met; it is
+        looked at before anything is logged, measured or saved. If something was not finite the run goes back to the
+        last checkpoint and takes the same steps carefully, so that it stops at the very one, and can say why.
+        """
+        return self.step < self.careful_until
+
+    def sound(self) -> bool:
+        """Whether every loss and gradient so far was finite. Waits for the device."""
+        return not any(update.bad.item() for update in self.updates.values())
+
+    def go_back(self) -> None:
+        self.careful_until = self.step
+        self.say(f"not all was finite in the steps before {self.step}: going back to the last checkpoint to see where")
+        if not self.load():
+            raise NonFiniteError(f"step {self.step} or shortly before: not all is finite, and no checkpoint is left")
+        truncate_metrics(self.log_file, self.step)
+        self.began = time.perf_counter() - self.seconds
+
     def log(self, row: Mapping[str, float]) -> None:
-        with self.log_file.open("a", encoding="utf-8") as file:
+        with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
 
     def save(self) -> None:
-        """Write checkpoints/step-N.pt whole, then drop all but the last few."""
+        """Write checkpoints/step-N.pt."""
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -120,17 +150,14 @@ class Trainer:
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
         }
-        with written_whole(self.folder / "checkpoints" / f"step-{self.step:08d}.pt") as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # how torch says that the disk is full
-                raise OSError(f"{temporary.parent} cannot be written: {first_line(error)}") from None
-        for old in self.checkpoints()[: -self.keep]:
-            old.unlink()
+        self.checkpoints.write(self.step, state)
 
-    def load(self, file: Path) -> None:
+    def load(self) -> bool:
+        """Go back to the newest checkpoint; False where there is none. ValueError where it is another run's."""
+        if (found := self.checkpoints.newest(say=self.say)) is None:
+            return False
+        file, state = found
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             if set(state["updates"]) != set(self.updates):
                 raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
             self.step, self.seconds = state["step"], state["seconds"]
@@ -138,14 +165,12 @@ class Trainer:
             self.rng.set_state(state["rng"])
             for name, update in self.updates.items():
                 update.load_state_dict(state["updates"][name])
-        except (EOFError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
-            raise ValueError(
-                f"{file} cannot be used ({type(error).__name__}): it is cut short, damaged or of another kind of run; "
-                "remove it to go on without"
-            ) from None
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{file} is of another kind of run ({first_line(error)}): remove it to go on") from None
+        return True
 
-    def checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+    def say(self, text: str) -> None:
+        Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -160,24 +185,3 @@ def truncate_metrics(file: Path, step: int) -> None:
     rows = [row for row in read_metrics(file.parent) if row["step"] <= step]
     with written_whole(file) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step in hand can end. A second Ctrl-C interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

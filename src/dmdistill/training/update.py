@@ -46,6 +46,10 @@ class Update:
         name: of the network, for messages.
         clip: largest L2 norm of the gradient.
         halflives: of the averages kept, in updates.
+
+    Attributes:
+        careful: wait for the device after each gradient, to say at once where one is not finite.
+        bad: 1 from the first loss or gradient on that is not finite, on the device; the network stands still from then.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class Update:
         self.name = name
         self.clip = clip
         self.count = 0
+        self.careful = True
+        self.bad = torch.zeros(())
         self.gradient_norm = torch.zeros(())
         self.optimiser = torch.optim.AdamW(
             self.parameters,
@@ -90,13 +96,20 @@ class Update:
         self.averages = [Average(network, halflife=halflife) for halflife in halflives]
 
     def __call__(self, loss: Tensor) -> None:
-        """Raises FloatingPointError, and leaves the network as it was, where the gradient is not finite."""
+        """Move the network, unless this loss or its gradient, or one before it, is not finite.
+
+        That is decided on the device and noted in `bad`. Only where it is careful is the device waited for, and
+        FloatingPointError raised.
+        """
         loss.backward()
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        if not torch.isfinite(self.gradient_norm):
+        odd = ~(torch.isfinite(self.gradient_norm) & torch.isfinite(loss.detach()))
+        if self.careful and odd:
             self.optimiser.zero_grad()
             norm = self.gradient_norm.item()
             raise FloatingPointError(f"the norm of the {self.name}'s gradient is {norm}, the loss {loss.item()}")
+        self.bad = torch.maximum(self.bad.to(odd.device), odd.float())
+        setattr(self.optimiser, "found_inf", self.bad)  # noqa: B010  fused AdamW then leaves weights and moments alone
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.schedule.step()
@@ -123,6 +136,7 @@ class Update:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.load_weights(self.network, state["network"])
+        self.bad = torch.zeros(())
         groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
         self.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
         for average, weights in zip(self.averages, state["averages"], strict=True):
