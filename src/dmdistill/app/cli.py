@@ -35,6 +35,7 @@ COMMANDS = {
     "teach": Command(config.Teach, "teach", "teach", "teach"),
     "pairs": Command(config.MakePairs, "pairs", "pairs", "pairs"),
     "distill": Command(config.Distill, "distill", "distill", "distill"),
+    "plan": Command(config.Plan, "plan", "plan", "distill"),
     "sample": Command(config.Sample, "sample", "sample"),
     "evaluate": Command(config.Evaluate, "evaluate", "evaluate"),
     "bench": Command(config.Bench, "bench", "bench"),

@@ -19,6 +19,7 @@ __all__ = [
     "Machine",
     "MakePairs",
     "Network",
+    "Plan",
     "Reproduce",
     "Sample",
     "Solver",
@@ -246,6 +247,20 @@ class Distill:
     """The teacher's ODE solver."""
     machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
     """Where and how to compute."""
+
+
+@dataclass(frozen=True)
+class Plan(Distill):
+    """Say what a distillation takes before it is begun: memory, operations, hours. All flags of `distill` apply."""
+
+    processes: int = 1
+    """Processes, one per device, among which batches and drawing are divided; each holds all networks."""
+    peak_tflops: float | None = None
+    """What a device could compute at best, 1e12 operations per second; without it a few steps are timed here."""
+    utilisation: float = 0.3
+    """Share of --peak-tflops that is reached: measure it, as it differs between networks and devices."""
+    json: Path | None = None
+    """File for the figures."""
 
 
 @dataclass(frozen=True)

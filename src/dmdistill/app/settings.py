@@ -54,7 +54,13 @@ def with_preset(config: Config, name: str, section: str) -> Config:
 
 def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
     """A preset's configuration (Teach, MakePairs, Distill ...) with some fields changed: what flags do, in Python."""
-    section = {"Teach": "teach", "MakePairs": "pairs", "Distill": "distill", "Classifier": "classifier"}[kind.__name__]
+    section = {
+        "Teach": "teach",
+        "MakePairs": "pairs",
+        "Distill": "distill",
+        "Plan": "distill",
+        "Classifier": "classifier",
+    }[kind.__name__]
     return dataclasses.replace(with_preset(kind(), name, section), **changes)  # type: ignore[type-var]
 
 

@@ -1,0 +1,193 @@
+"""The steps of a distillation, tried beforehand: with data or without, on noise in place of pairs, leaving nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from dmdistill.app.config import Distill
+from dmdistill.app.job import Job
+from dmdistill.app.run import Run
+from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.dmd import Batch
+from dmdistill.core.losses import Distance
+from dmdistill.data.pairs import Pairs
+from dmdistill.teachers.model import Teacher
+from dmdistill.training.counting import Ledger, WithoutData, tensors_of
+
+__all__ = ["Counted", "Phase", "Rehearsal", "rehearsal"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of one kind. name: what they do. first: of them. steps: how many."""
+
+    name: str
+    first: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """memory: bytes by part at the peak. flops: of matrix products, convolutions and attention."""
+
+    memory: dict[str, int]
+    flops: int
+
+
+class NoisePairs(Pairs):
+    """Pairs of a teacher's shapes, of noise alone."""
+
+    def __init__(self, teacher: Teacher, count: int) -> None:
+        self.teacher, self.count = teacher, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        size = min(size, self.count)
+        index = None if self.teacher.conditions is None else torch.zeros(size, dtype=torch.long)
+        return torch.randn(size, *self.teacher.shape), torch.randn(size, *self.teacher.shape), index
+
+
+class Rehearsal(Job):
+    """A distillation of which single steps are asked, in any order.
+
+    ledger: is told what tensors are for. mode: that of networks without data, None for those with.
+
+    Attributes:
+        judged: whether the run itself has a judge.
+    """
+
+    judged = False
+
+    def __init__(
+        self,
+        config: Distill,
+        teacher: Teacher,
+        run: Run,
+        *,
+        ledger: Ledger | None = None,
+        mode: WithoutData | None = None,
+    ) -> None:
+        self.ledger, self.mode, self.real = ledger, mode, teacher
+        if mode is not None:
+            teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
+        super().__init__(config, teacher, run)
+        if ledger is not None:
+            self.tell(ledger)
+
+    def tell(self, ledger: Ledger) -> None:
+        """Name what stays; what networks share is the teacher's."""
+        ledger.name("batch", [self.probe.z, self.probe.eps, *tensors_of(self.probe.cond)])
+        for average in self.update_generator.averages:
+            ledger.name("averages", average.network.state_dict(keep_vars=True).values())
+        networks = {"generator": self.generator, "fake score": self.fake, "teacher": self.teacher.denoiser}
+        for name, network in networks.items():
+            ledger.name(name, network.state_dict(keep_vars=True).values())
+        for parameter in (*self.update_generator.parameters, *self.update_fake.parameters):
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.name("gradients", [one.grad]))
+
+    def given_pairs(self) -> None:
+        """None: those of --pairs are as good as others."""
+
+    def own_pairs(self) -> Pairs:
+        return NoisePairs(self.teacher, self.config.pair_count)
+
+    def distance(self) -> Distance:
+        with _disable_current_modes():  # LPIPS is read from its file
+            return super().distance()
+
+    def trained_copy(self, rank: int) -> Denoiser:
+        """A copy of the teacher. Adapters are made with data, which are few: peft moves its layers about."""
+        if self.mode is None or not rank:
+            return super().trained_copy(rank)
+        without, self.teacher = self.teacher, self.real
+        with _disable_current_modes():
+            adapted = super().trained_copy(rank)
+        self.teacher = without
+        return self.mode.copy_of(adapted)
+
+    def batch(self, step: int) -> Batch:
+        batch = super().batch(step)
+        if self.ledger is not None:
+            self.ledger.name("batch", tensors_of(batch))
+        return batch
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The run's steps, by what they do."""
+        edges = {0, self.follow_step, self.match_step, self.regress_end, self.config.steps}
+        parts = [Phase(self.doing(first), first, end - first) for first, end in pairwise(sorted(edges))]
+        merged = [list(group) for _, group in groupby(parts, lambda one: one.name)]
+        return [replace(group[0], steps=sum(one.steps for one in group)) for group in merged]
+
+    def doing(self, step: int) -> str:
+        regress = self.pairs is not None and step < self.regress_end
+        match = self.config.match and step >= self.match_step
+        follow = self.config.match and self.follow_step <= step < self.match_step
+        words = {"matching": match, "regression": regress, "fake score": follow}
+        return ", ".join(word for word, done in words.items() if done)
+
+    def count(self, phase: Phase) -> Counted:
+        """One step of a phase, once the optimisers have their states."""
+        assert self.ledger is not None
+        for update in (self.update_generator, self.update_fake):
+            self.ledger.name("optimiser", tensors_of(list(update.optimiser.state.values())))
+        with self.counting() as counted:
+            self.iterate(phase.first)
+        return counted[0]
+
+    def count_drawing(self) -> Counted:
+        """One evaluation of mu_real, guided, at as many images as are drawn at once."""
+        with self.counting() as counted:
+            self.ask_teacher(self.many)
+        return counted[0]
+
+    @torch.no_grad()
+    def ask_teacher(self, images: int) -> None:
+        z, cond = self.teacher.here(*self.teacher.noise(images, rng=self.run.rng))
+        path = self.teacher.denoiser.path
+        self.teacher.guided(path.prior_std * z, z.new_full((images,), path.last), cond)
+
+    @contextmanager
+    def counting(self) -> Iterator[list[Counted]]:
+        """Yields a list that holds, in the end, what was counted inside."""
+        counted: list[Counted] = []
+        with nullcontext(self.ledger) if self.ledger is not None else Ledger() as ledger:
+            ledger.restart()
+            yield counted
+        counted.append(Counted({part: size for part, size in ledger.peak.items() if size}, ledger.flops))
+
+
+@contextmanager
+def rehearsal(config: Distill, teacher: Teacher, *, data: bool, ledger: bool = False) -> Iterator[Rehearsal]:
+    """A rehearsal of this configuration, in a folder that goes away.
+
+    data: False for networks that have shapes alone, whose memory is always counted. ledger: count it with data too.
+    Where it is counted one step of the last kind is made, so that the optimisers have their states.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = replace(config, out=folder / "run", resume=None, pairs=None, start=None)
+        run = Run(config.out, config)
+        mode = None
+        if not data:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copying does
+            mode = stack.enter_context(WithoutData())
+        counting = stack.enter_context(Ledger()) if ledger or not data else None
+        job = Rehearsal(config, replace(teacher, judge=None), run, ledger=counting, mode=mode)
+        job.judged = teacher.judge is not None
+        if counting is not None:
+            job.iterate(config.steps - 1)
+        yield job

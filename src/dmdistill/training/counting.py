@@ -1,0 +1,115 @@
+"""What a piece of work takes: memory, tensor by tensor, by what they are for, and floating-point operations.
+
+Both are counted where operations are dispatched, so that tensors without data do as well as real ones: a step of
+networks that fit nowhere can be counted on a laptop. Not counted: the workspace of kernels, and what an allocator keeps
+spare; and operations but those of matrix products, convolutions and attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["Ledger", "WithoutData", "tensors_of"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+MADE, FOUND = "activations", "other networks"  # what nobody named: made meanwhile, or there before
+
+
+class WithoutData(FakeTensorMode):
+    """Inside, tensors have shapes and no data, and nothing is computed; real tensors are taken by their shapes."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # tensors know their mode: a copied network stays in this one
+
+    def copy_of(self, module: Module) -> Module:
+        """A copy of a real network, without its data."""
+        tensors = [*module.parameters(), *module.buffers()]
+        return copy.deepcopy(module, {id(tensor): self.from_tensor(tensor) for tensor in tensors})
+
+
+class Ledger(TorchDispatchMode):
+    """Keeps the bytes of all tensors alive, each storage once, by what they are for, and the operations made.
+
+    It is entered after `WithoutData`. Of tensors without data every number asked for is 1, or 0 for integers, and every
+    question is answered with yes: all is finite, all labels are in range.
+
+    Attributes:
+        now: bytes by part. peak: the same where their sum was largest since `restart`.
+        flops: since then; a multiplication and an addition are two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.flops = 0
+        self.parts: dict[int, str] = {}
+
+    def name(self, part: str, tensors: Iterable[Tensor]) -> None:
+        """Say what tensors are for."""
+        for storage in map(Tensor.untyped_storage, tensors):
+            self.see(storage, part)
+            size = storage.nbytes()
+            self.now[self.parts[id(storage)]] -= size
+            self.now[part] += size
+            self.parts[id(storage)] = part
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self.peak, self.flops = Counter(self.now), 0
+
+    def see(self, storage: torch.UntypedStorage, part: str) -> None:
+        if id(storage) in self.parts:  # a storage is one object in Python for as long as it lives
+            return
+        self.parts[id(storage)] = part
+        self.now[part] += storage.nbytes()
+        weakref.finalize(storage, self.forget, id(storage), storage.nbytes()).atexit = False
+
+    def forget(self, key: int, size: int) -> None:
+        self.now[self.parts.pop(key)] -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].dtype.is_floating_point else args[0].dtype == torch.bool
+        self.see_all((args, kwargs), FOUND)
+        answer = func(*args, **(kwargs or {}))
+        self.see_all(answer, MADE)
+        if self.now.total() > self.peak.total():
+            self.peak = Counter(self.now)
+        if count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=answer)
+        return answer
+
+    def see_all(self, tree: Any, part: str) -> None:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor):
+                self.see(leaf.untyped_storage(), part)
+
+
+def tensors_of(thing: Any) -> Iterator[Tensor]:
+    """The tensors in a dataclass, a condition say, in a dict or a sequence, at any depth."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, dict):
+        yield from tensors_of(list(thing.values()))
+    elif isinstance(thing, list | tuple):
+        for one in thing:
+            yield from tensors_of(one)
+    elif dataclasses.is_dataclass(thing):
+        yield from tensors_of([getattr(thing, field.name) for field in dataclasses.fields(thing)])

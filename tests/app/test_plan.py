@@ -1,0 +1,249 @@
+"""`dmdistill plan`: counts against hand counts, against tensors with data, and the sums of its parts."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.app import calibration
+from dmdistill.app.config import Machine, Plan, Solver
+from dmdistill.app.job import Job
+from dmdistill.app.plan import plan
+from dmdistill.app.rehearsal import rehearsal
+from dmdistill.core.denoisers import X0Denoiser
+from dmdistill.core.paths import EDM
+from dmdistill.teachers.load import load_teacher
+from dmdistill.teachers.model import Teacher
+
+MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+WEIGHTS = ("teacher", "generator", "fake score", "averages")
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """A plan of six steps, reckoned, for a teacher of two convolutions where none is named."""
+    monkeypatch.setattr("dmdistill.app.plan.load_teacher", lambda name: layered() if not name else load_teacher(name))
+
+    def build(**changes):
+        base = Plan(
+            teacher="",
+            pair_count=12,
+            steps=6,
+            batch=6,
+            batch_reg=4,
+            report_images=20,
+            ode=Solver(solver_steps=3),
+            peak_tflops=2.0,
+            utilisation=0.25,
+            machine=MACHINE,
+        )
+        return dataclasses.replace(base, **changes)
+
+    return build
+
+
+class Layers(nn.Module):
+    """Two convolutions, C -> K -> C channels."""
+
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, hidden, 3, padding=1), nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, x, t=None, cond=None):
+        return self.second(self.first(x).relu())
+
+
+class Told(nn.Module):
+    """Layers that are told nothing."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, t, cond):
+        return self.layers(x)
+
+
+class LayersBlock(Layers):
+    """The same, which --checkpointing finds by its name."""
+
+
+def layered(channels=3, hidden=7, height=6, width=5):
+    return Teacher(name="layers", denoiser=X0Denoiser(Layers(channels, hidden), EDM()), shape=(channels, height, width))
+
+
+def counted(config, teacher, **changes):
+    with rehearsal(dataclasses.replace(config, **changes), teacher, data=False) as job:
+        return {phase.name: job.count(phase) for phase in job.phases}
+
+
+@pytest.mark.parametrize("fake_steps", [1, 3])
+def test_operations_are_those_of_a_hand_count(fake_steps, settings):
+    """A convolution F = 2 C K 9 H W an image: once forward, once for its weights, once for what it was given."""
+    b, r, f = 6, 4, 2 * 3 * 7 * 9 * 6 * 5
+    trained, asked = 2 * f + 3 * f, 2 * f  # nothing is handed further back than the first layer's weights
+    found = counted(settings(fake_steps=fake_steps), layered())["matching, regression"].flops
+    fresh = (fake_steps - 1) * b
+    assert found == (b + r) * trained + 2 * b * asked + fake_steps * b * trained + fresh * asked
+
+
+def test_memory_of_weights_is_theirs(settings):
+    """Three networks, two averages; gradients and AdamW's states of the two that learn, with a number each."""
+    memory = counted(settings(halflives=(1.0, 2.0)), layered())["matching, regression"].memory
+    numbers = [p.numel() for p in layered().network.parameters()]
+    size = 4 * sum(numbers)
+    assert [memory[part] for part in WEIGHTS] == [size, size, size, 2 * size]
+    assert memory["optimiser"] == 2 * (2 * size + 4 * len(numbers))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_without_data_the_count_is_that_of_real_tensors(checkpointing, settings, tiny_teacher):
+    config = settings(checkpointing=checkpointing, teacher=str(tiny_teacher))
+    sums = []
+    for data in (False, True):
+        with rehearsal(config, load_teacher(config.teacher), data=data, ledger=True) as job:
+            found = job.count(job.phases[-1])
+        sums.append((sum(found.memory.values()), found.flops))
+    assert sums[0][0] == pytest.approx(sums[1][0], rel=0.05 if checkpointing else 1e-3)
+    assert sums[0][1] == sums[1][1]
+
+
+def test_twice_the_batch_is_twice_the_activations_and_operations(settings):
+    config = settings(lambda_reg=0.0)
+    once, twice = (counted(config, layered(), batch=batch)["matching"] for batch in (320, 640))
+    assert twice.flops == 2 * once.flops
+    assert twice.memory["activations"] == pytest.approx(2 * once.memory["activations"], rel=0.02)
+    for part in (*WEIGHTS, "optimiser"):
+        assert twice.memory[part] == once.memory[part]
+
+
+def test_checkpointing_trades_memory_for_operations(settings):
+    teacher = layered()
+    blocks = nn.Sequential(*[LayersBlock(3, 7) for _ in range(4)])
+    teacher.denoiser.net = Told(blocks)
+    plain, recomputed = (
+        counted(settings(batch=320), teacher, checkpointing=checkpointing)["matching, regression"]
+        for checkpointing in (False, True)
+    )
+    assert recomputed.memory["activations"] < plain.memory["activations"]
+    assert recomputed.flops > plain.flops
+
+
+def test_adapters_shrink_the_optimiser_and_share_weights(settings, tiny_teacher):
+    pytest.importorskip("peft")
+    config, teacher = settings(), load_teacher(str(tiny_teacher))
+    whole = counted(config, teacher)["matching, regression"].memory
+    adapted = counted(config, teacher, lora_student=2, lora_fake=2)["matching, regression"].memory
+    assert adapted["teacher"] == whole["teacher"]
+    for part in ("generator", "fake score", "averages", "optimiser"):
+        assert adapted[part] < whole[part] / 2
+
+
+def test_the_parts_add_up(settings, tmp_path):
+    config = settings(json=tmp_path / "plan.json", match_from=0.5, processes=2)
+    estimate = plan(config)
+    figures = json.loads(config.json.read_text())
+    assert figures["memory_peak"] == max(sum(parts.values()) for parts in estimate.memory.values())
+    assert figures["flops"] == pytest.approx(sum(one["flops"] for one in figures["work"]))
+    assert figures["hours"] == pytest.approx(sum(one["seconds"] for one in figures["work"]) / 3600)
+    assert figures["device_hours"] == pytest.approx(2 * figures["hours"])
+    assert (figures["batch"], figures["batch_reg"]) == (3, 2)
+    names = [one["name"] for one in figures["work"]]
+    steps = ["3 steps: regression", "3 steps: matching, regression"]
+    assert names == ["12 pairs", *steps, "1 measurements", "report of 20 images"]
+    assert [one["flops"] for one in figures["work"]][2] == 3 * 2 * figures["flops_per_step"]["matching, regression"]
+
+
+def test_seconds_of_a_stated_device_are_operations_by_its_speed(settings):
+    estimate = plan(settings(processes=2))
+    for one in estimate.work:
+        assert one.seconds == pytest.approx(one.flops / (2.0e12 * 0.25 * 2))
+
+
+def test_pairs_are_the_solvers_evaluations(settings):
+    """Heun's 3 steps are 5 evaluations; of 20 images to report on 12 are the pairs' and 8 fresh."""
+    f = 2 * 3 * 7 * 9 * 6 * 5
+    pairs, *_, report = plan(settings()).work
+    assert pairs.flops == 12 * 5 * 2 * f
+    assert report.flops == (8 * 5 + 20) * 2 * f
+
+
+def test_guidance_doubles_the_pairs(settings, tiny_teacher):
+    plain, guided = (plan(settings(teacher=str(tiny_teacher), ode=Solver("ddim", 3, g))).work[0] for g in (1.0, 2.0))
+    assert guided.flops == 2 * plain.flops
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.02])
+def test_timed_steps_make_the_hours(seconds, settings, monkeypatch):
+    """A step that takes so long, and an evaluation of all images drawn at once: the rest is multiplication."""
+    monkeypatch.setattr(calibration, "timed", lambda work, device: seconds)
+    estimate = plan(settings(peak_tflops=None))
+    pairs, steps, *_ = estimate.work
+    assert steps.seconds == pytest.approx(6 * seconds)
+    assert pairs.seconds == pytest.approx(12 * 5 * seconds / 500)
+    assert "share" not in estimate.speed
+
+
+def test_what_does_not_fit_is_timed_at_a_smaller_batch_and_said(settings, monkeypatch):
+    asked = []
+    iterate = Job.iterate
+    monkeypatch.setattr(Job, "iterate", lambda job, step: asked.append(job.config.batch) or iterate(job, step))
+    whole = plan(settings(peak_tflops=None))
+    assert max(asked) == 6
+    monkeypatch.setattr(calibration, "free_memory", lambda _: sum(whole.peak.values()) / 2)
+    asked.clear()
+    halved = plan(settings(peak_tflops=None))
+    assert asked[-4:] == [3] * 4
+    assert "at 0.5 of the batches" in halved.speed
+    assert math.isfinite(halved.hours)
+    assert halved.hours > 0
+
+
+def test_phases_are_what_the_steps_do(settings):
+    config = settings(steps=10, match_from=0.4, fake_from=0.2, regress_until=0.6)
+    with rehearsal(config, layered(), data=True) as job:
+        found = [(phase.name, phase.first, phase.steps) for phase in job.phases]
+        losses = {name: set(job.iterate(first)) for name, first, _ in found}
+    assert found == [
+        ("regression", 0, 2),
+        ("regression, fake score", 2, 2),
+        ("matching, regression", 4, 2),
+        ("matching", 6, 4),
+    ]
+    assert losses["regression"] == {"loss_reg"}
+    assert losses["regression, fake score"] == {"loss_reg", "loss_fake"}
+    assert losses["matching, regression"] == {"loss_reg", "loss_kl", "loss_fake"}
+    assert losses["matching"] == {"loss_kl", "loss_fake"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--processes", "0"], "--processes 0, expected at least 1"),
+        (["--processes", "7"], "--processes 7, expected at most --batch 6"),
+        (["--utilisation", "1.5"], "--utilisation 1.5, expected a share"),
+        (["--peak-tflops", "0"], "--peak-tflops 0.0, expected above 0"),
+        (["--steps", "0"], "--steps 0, expected at least 1"),
+        (["--teacher", "tyni"], "unknown model 'tyni'"),
+        (["--pairs", "nowhere"], "nowhere/pairs.json does not exist"),
+        (["--preset", "fashoin"], "did you mean 'fashion'?"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments, match, tiny_teacher, line_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["--teacher", tiny_teacher, "--batch", "6", "--peak-tflops", "1", "--device", "cpu"]
+    assert match in line_of("plan", *given, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_count_writes_nothing_and_leaves_the_teacher(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = layered()
+    before = {name: tensor.clone() for name, tensor in teacher.network.state_dict().items()}
+    counted(settings(), teacher)
+    after = teacher.network.state_dict()
+    assert all(type(after[name]) is torch.Tensor and torch.equal(after[name], before[name]) for name in before)
+    assert list(tmp_path.iterdir()) == []
