@@ -103,12 +103,12 @@ class Update:
         """
         loss.backward()
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        odd = ~(torch.isfinite(self.gradient_norm) & torch.isfinite(loss.detach()))
-        if self.careful and odd:
+        finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss.detach())
+        if self.careful and not finite:
             self.optimiser.zero_grad()
             norm = self.gradient_norm.item()
             raise FloatingPointError(f"the norm of the {self.name}'s gradient is {norm}, the loss {loss.item()}")
-        self.bad = torch.maximum(self.bad.to(odd.device), odd.float())
+        self.bad = torch.maximum(self.bad.to(finite.device), (~finite).float())
         setattr(self.optimiser, "found_inf", self.bad)  # noqa: B010  fused AdamW then leaves weights and moments alone
         self.optimiser.step()
         self.optimiser.zero_grad()
