@@ -2,9 +2,12 @@
 
 import dataclasses
 import errno
+import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -217,3 +220,25 @@ def test_a_step_asks_the_device_for_nothing(fake_steps, settings, monkeypatch):
     distilling.distill(config)
     careful = 2 + 2 * fake_steps + 1  # two losses of the generator and its gradient; one and one of the fake score
     assert counts == [careful, careful, 0, 0]
+
+
+@pytest.mark.parametrize("runs", [3, pytest.param(24, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_gone_on_with_it_is_as_never_killed(runs, judged, tmp_path):
+    """kill -9 while pairs are made, in a step, while a file is written: student and log are the same bit for bit.
+
+    Of 24 runs every second is killed once more while it goes on: up to 36 kills.
+    """
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "killed.py", judged, tmp_path, str(runs), "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    print(done.stdout)
+    assert [one["digest"] for one in told["killed"]] == [told["whole"]] * runs
+    assert [one["left"] for one in told["killed"]] == [[]] * runs
+    signals = [kill.split("signal ")[1] for one in told["killed"] for kill in one["kills"]]
+    assert sum(number != "0" for number in signals) >= runs - 1, "few were killed before they were done"
