@@ -80,16 +80,12 @@ def test_where_the_system_has_no_locks_none_is_asked_for(tmp_path, monkeypatch):
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
-    for name in ("fsync", "replace"):
-
-        def told(*given, name=name, original=getattr(os, name)):
-            done.append(name)
-            return original(*given)
-
-        monkeypatch.setattr(os, name, told)
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append("on disk") or fsync(number))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append("named") or replace(a, b))
     with written_whole(tmp_path / "file") as temporary:
         temporary.write_text("content")
-    assert done == ["fsync", "replace"]
+    assert done == ["on disk", "named"]
 
 
 def test_no_flipped_bit_of_tensors_is_believed(tmp_path):

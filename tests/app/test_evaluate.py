@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from dmdistill.app import evaluate as evaluating
-from dmdistill.app import figures
+from dmdistill.app import figures, looking
 from dmdistill.app.config import Evaluate, Machine
 from dmdistill.app.evaluate import evaluate
 from dmdistill.app.looks import FeatureLook, look_at
@@ -190,6 +190,39 @@ def test_a_reference_is_looked_at_once(student, photos, eye, capsys):
     Image.new("L", (8, 8)).save(photos / "more.png")
     run(student, photos, metrics="fid", images=20)
     assert eye.looked == 60 + 20 + 20 + 61 + 20
+
+
+@pytest.mark.parametrize("left", ["whole", "damaged"])
+@pytest.mark.parametrize("killed", [1, 2, 4, 7])
+def test_killed_and_begun_again_an_evaluation_goes_on(killed, left, student, photos, eye, cache, tmp_path, monkeypatch):
+    """To the same digits, without another look at what was seen; kept is all but the block in hand."""
+    asked = {"metrics": ALL, "images": 400, "batch": 50}  # a block of the pictures, and seven of what is drawn
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "another"))
+    whole = run(student, photos, **asked)
+    assert not list((tmp_path / "another").glob("looking/*")), "what takes no minute keeps nothing"
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(looking, "EVERY", 0.0)
+    looked, seen = [], Eye.__call__
+
+    def look(self, images):
+        looked.append(len(images))
+        if len(looked) == killed:
+            raise KeyError("killed")
+        return seen(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Eye, "__call__", look)
+        with pytest.raises(KeyError, match="killed"):
+            run(student, photos, **asked)
+    for file in (tmp_path / "cache").glob("looking/*"):
+        if left == "damaged":
+            file.write_bytes(file.read_bytes()[:-30])
+    eye.looked = 0
+    assert run(student, photos, **asked) == whole
+    reference = 0 if killed > 1 else 60
+    drawn = 400 - (64 * max(0, killed - 2) if left == "whole" else 0)
+    assert eye.looked == reference + drawn
+    assert not list((tmp_path / "cache").glob("looking/*"))
 
 
 def test_statistics_of_edm_are_a_reference(student, photos, tmp_path, eye):

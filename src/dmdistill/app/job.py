@@ -54,6 +54,8 @@ class Job:
         run.begin()
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
         self.fake = self.trained_copy(config.lora_fake)
+        if not config.lora_student and not config.lora_fake:  # adapters are added to the very weights of the teacher
+            teacher.ready()
         self.dmd = DMD(
             self.generator,
             teacher.guided,

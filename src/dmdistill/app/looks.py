@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.app.drawn import blocks
+from dmdistill.app.looking import Kept
 from dmdistill.data.pairs import seed_of
 from dmdistill.data.sources import ImageSource
 from dmdistill.metrics.clip import ClipScore
@@ -38,6 +39,11 @@ class Look(Protocol):
     """One network's look at a set of images."""
 
     gathering: Gathering
+
+    @property
+    def id(self) -> str:
+        """Tells looks that gather other things apart."""
+        ...
 
     def add(self, images: Tensor, rows: range) -> None:
         """Images of these numbers: uint8, B C H W."""
@@ -60,6 +66,10 @@ class FeatureLook:
 
     def __post_init__(self) -> None:
         self.gathering = Gathering(self.network.id, self.network.name, KEPT if self.keep else 0)
+
+    @property
+    def id(self) -> str:
+        return f"{self.network.id}, {self.gathering.keep} kept, classes: {self.classes}"
 
     def add(self, images: Tensor, rows: range) -> None:
         features = self.seen(images, rows)
@@ -97,6 +107,10 @@ class PromptLook:
     def __post_init__(self) -> None:
         self.gathering = Gathering(self.score.id, "clip", 0)
 
+    @property
+    def id(self) -> str:
+        return f"{self.score.id}, {list(self.prompts)}"
+
     def add(self, images: Tensor, rows: range) -> None:
         self.gathering.add_clip(self.score(images, [self.prompts[row % len(self.prompts)] for row in rows]))
 
@@ -109,19 +123,26 @@ def look_at(
 ) -> list[Gathering]:
     """What each look gathers of the first `count` images; of all processes for the first, [] for the others.
 
+    What was interrupted before goes on where it was, to the same digits.
+
     name: of the progress, which the first process shows.
     """
-    own = processes.share(blocks(count, GROUP * math.ceil(batch / GROUP)))
+    size = GROUP * math.ceil(batch / GROUP)
+    own = processes.share(blocks(count, size))
+    kept = Kept(looks, lambda: [source.digest(), count, size, processes.rank, processes.count])
+    before = kept.resume()
     bar = progress_bar(name, len(own)) if processes.first else contextlib.nullcontext(lambda _: None)
     with bar as advance:
-        for done, rows in enumerate(own, 1):
+        for done, rows in enumerate(own[before:], before + 1):
             images = torch.cat([source.images(part) for part in evenly(rows, batch)])
             for start in range(0, len(images), GROUP):  # fewer than rows where damaged ones are left out
                 few = images[start : start + GROUP]
                 for look in looks:
                     look.add(few, rows[start : start + len(few)])
+            kept.keep(done)
             advance(done)
     shares = processes.gathered([look.done() for look in looks])
+    kept.forget()
     return [functools.reduce(operator.add, parts) for parts in zip(*shares, strict=True)]
 
 

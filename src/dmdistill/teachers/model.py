@@ -88,8 +88,9 @@ class Model(ABC):
         """
         if (precision := self.denoiser.precision) is not None:
             for module in self.network.modules():
-                if type(module) in MULTIPLYING:
-                    module.to(precision)
+                own = dict(module.named_parameters(recurse=False)) if type(module) in MULTIPLYING else {}
+                for name, parameter in own.items():
+                    setattr(module, name, nn.Parameter(parameter.detach().to(precision), parameter.requires_grad))
         return self
 
     def here(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:

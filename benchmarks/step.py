@@ -1,0 +1,394 @@
+"""One iteration of a distillation: ours beside a plain one, in time, memory and operations, and what each trick gives.
+
+    python benchmarks/step.py [fashion cifar10 imagenet64 sd15] [--batch 4] [--rounds 5] [--what losses time ...]
+
+Both take the same draws and come to the same losses, which is looked at first. Time: in rounds, each in its turn;
+medians; on a CPU that of the processor, which other work on the machine does not lengthen. Memory: by how much the
+largest resident set of a process of its own grows; on CUDA, what its allocator gave. Operations are counted on networks
+without data, as are the tensors alive, which also tells of networks too large for this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import gc
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from step_cases import CASES, batch_of
+from step_tricks import HOLDS_LESS, TRICKS, Ours, tricks_of
+from torch import Tensor, nn
+
+from dmdistill.app.config import Distill, Machine
+from dmdistill.app.rehearsal import rehearsal
+from dmdistill.app.run import start_machine
+from dmdistill.app.settings import from_preset
+from dmdistill.app.timing import Spread, clock_on, seconds_of
+from dmdistill.core.denoisers import Condition, Denoiser
+from dmdistill.core.dmd import Batch
+from dmdistill.core.losses import pseudo_huber
+from dmdistill.files import write_json
+from dmdistill.teachers.model import Teacher
+from dmdistill.training.counting import Ledger, WithoutData
+from dmdistill.training.progress import track
+
+WHAT = ("losses", "time", "tricks", "memory", "tensors")
+ITERATIONS = {"1:1": 1, "5:1": 5}  # updates of the fake score per update of the generator
+
+
+class Plain:
+    """As it is usually written, and as the public repositories do it.
+
+    All in fp32; G(z) and G(z_ref) from two calls, guidance from two, each further image of the fake score from one of
+    its own; PyTorch's AdamW as it comes; an average that goes parameter by parameter; each loss brought to the host,
+    for the log and to see whether it is finite; gradients dropped when the next ones are made.
+    """
+
+    def __init__(self, teacher: Teacher, config: Distill, rng: torch.Generator) -> None:
+        self.config, self.teacher, self.rng = config, teacher, rng
+        self.real, self.guidance = teacher.denoiser.requires_grad_(False), teacher.guidance
+        self.generator: Denoiser = copy.deepcopy(self.real).requires_grad_(True)
+        self.fake: Denoiser = copy.deepcopy(self.real).requires_grad_(True)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.decay = 0.5 ** (1 / config.halflives[0])
+        rates = {self.generator: config.lr, self.fake: config.lr_fake}
+        self.optimisers = {network: self.optimiser(network, rate) for network, rate in rates.items()}
+
+    def optimiser(
+        self, network: nn.Module, lr: float
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        betas, decay, warmup = self.config.betas, self.config.weight_decay, self.config.warmup
+        adam = torch.optim.AdamW(network.parameters(), lr=lr, betas=betas, weight_decay=decay)
+        return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda count: min(1.0, (count + 1) / warmup))
+
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
+        path = self.generator.path
+        return self.generator(path.prior_std * z, torch.full((len(z),), path.last, device=z.device), cond)
+
+    def diffuse(self, x: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
+        """x_t and t."""
+        t = self.real.path.sample_t(len(x), low, high, rng=self.rng)
+        eps = torch.randn(x.shape, generator=self.rng, device=x.device)
+        return self.real.path.diffuse(x, eps, t), t
+
+    def mu_real(self, x_t: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        told = self.real(x_t, t, cond)
+        if self.guidance == 1 or cond is None:
+            return told
+        null = self.real(x_t, t, cond.null())
+        return null + self.guidance * (told - null)
+
+    def distribution_matching(self, x: Tensor, cond: Condition | None) -> Tensor:
+        with torch.no_grad():
+            x_t, t = self.diffuse(x, self.config.low, self.config.high)
+            real, fake = self.mu_real(x_t, t, cond), self.fake(x_t, t, cond)
+            weight = (x - real).abs().mean(dim=(1, 2, 3), keepdim=True)
+            grad = (fake - real) / weight
+        return 0.5 * nn.functional.mse_loss(x, (x - grad).detach())
+
+    def denoising(self, x: Tensor, cond: Condition | None) -> Tensor:
+        x_t, t = self.diffuse(x)
+        return (self.fake.weight(t)[:, None, None, None] * (self.fake(x_t, t, cond) - x) ** 2).mean()
+
+    def move(self, network: Denoiser, loss: Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()}")
+        optimiser, schedule = self.optimisers[network]
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
+        optimiser.step()
+        schedule.step()
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        assert batch.z_ref is not None
+        assert batch.y_ref is not None
+        x = self.generate(batch.z, batch.cond)
+        x_ref = self.generate(batch.z_ref, batch.cond_ref)
+        loss_kl = self.distribution_matching(x, batch.cond)
+        loss_reg = pseudo_huber(x_ref, batch.y_ref).mean()
+        self.move(self.generator, loss_kl + self.config.lambda_reg * loss_reg)
+        for mine, parameter in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            mine.copy_(parameter.detach().lerp(mine, self.decay))
+
+        loss_fake = self.denoising(x.detach(), batch.cond)
+        self.move(self.fake, loss_fake)
+        for start in range(0, len(batch.z_fake) if batch.z_fake is not None else 0, len(batch.z)):
+            assert batch.z_fake is not None
+            rows = slice(start, start + len(batch.z))
+            cond = batch.cond_fake[rows] if batch.cond_fake is not None else None
+            with torch.no_grad():
+                x = self.generate(batch.z_fake[rows], cond)
+            loss_fake = self.denoising(x, cond)
+            self.move(self.fake, loss_fake)
+        return {"loss_kl": loss_kl.item(), "loss_reg": loss_reg.item(), "loss_fake": loss_fake.item()}
+
+
+Implementation = Plain | Ours
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """name: of the case. kind: "plain" or "ours". trick: of ours, the one to do without."""
+
+    name: str
+    kind: str
+    device: str
+    precision: str
+    batch: int
+    fake_steps: int = 1
+    trick: str | None = None
+
+    @property
+    def config(self) -> Distill:
+        """The paper's for CIFAR-10, with a distance that needs no network."""
+        machine = Machine(device=self.device, precision=self.precision, threads=torch.get_num_threads())  # type: ignore[arg-type]
+        sizes = {"batch": self.batch, "batch_reg": self.batch, "fake_steps": self.fake_steps}
+        return from_preset(Distill, "cifar10", distance="huber", halflives=(1000.0,), machine=machine, **sizes)
+
+
+@contextmanager
+def built(setting: Setting, *, data: bool = True) -> Iterator[tuple[Implementation, Ledger | None]]:
+    """The implementation, always of the same weights; without data, with a ledger."""
+    torch.manual_seed(0)
+    teacher, config = CASES[setting.name].teacher(), setting.config
+    device, precision = start_machine(config.machine)
+    with ExitStack() as stack:
+        if setting.kind == "ours":
+            teacher.to(device, precision)
+            job = stack.enter_context(rehearsal(config, teacher, data=data))
+            ours = Ours(job)
+            if setting.trick is not None:
+                stack.enter_context(TRICKS[setting.trick](ours))
+            yield ours, job.ledger
+            return
+        teacher.denoiser.to(device)
+        ledger = None
+        if not data:
+            mode, ledger = stack.enter_context(WithoutData()), stack.enter_context(Ledger())
+            teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
+        yield Plain(teacher, config, torch.Generator(device)), ledger
+
+
+def steps(implementation: Implementation, setting: Setting, *, count: int) -> list[dict[str, float]]:
+    """The losses of so many iterations, on the same draws whatever the implementation."""
+    batch = batch_of(implementation.teacher, setting.batch, fake_steps=setting.fake_steps)
+    implementation.rng.manual_seed(2)
+    rows = [implementation.step(batch) for _ in range(count)]
+    return [{name: float(loss) for name, loss in row.items()} for row in rows]
+
+
+def apart(setting: Setting, *others: Setting, count: int) -> list[float]:
+    """The largest relative difference of each other's losses. The fake score is not the teacher: no loss is 0."""
+    found = []
+    for one in (setting, *others):
+        with built(one) as (implementation, _):
+            for parameter in implementation.fake.parameters():
+                parameter.data.mul_(1.02)
+            rows = steps(implementation, one, count=count)
+            found.append([loss for row in rows for loss in row.values()])
+    return [max(abs(a - b) / abs(a) for a, b in zip(found[0], one, strict=True)) for one in found[1:]]
+
+
+def counted(setting: Setting) -> dict[str, float]:
+    """Operations of one iteration and bytes of tensors at its peak, without data."""
+    with built(setting, data=False) as (implementation, ledger):
+        assert ledger is not None
+        steps(implementation, setting, count=1)  # the optimisers get their states
+        ledger.restart()
+        steps(implementation, setting, count=1)
+        return {"flops": ledger.flops, "tensors": ledger.peak.total()}
+
+
+def measured(setting: Setting) -> dict[str, float]:
+    """Bytes that an iteration takes at most; one of a single image loads all code before, and makes the moments."""
+    first = replace(setting, batch=1)
+    for one in (first, setting):
+        gc.collect()
+        if setting.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        before = resident()
+        with built(one) as (implementation, _):
+            for part in dict.fromkeys((first, one)):
+                steps(implementation, part, count=1)
+            del implementation
+    if setting.device == "cuda":
+        return {"memory": torch.cuda.max_memory_allocated()}
+    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+
+
+def resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def in_its_own_process(setting: Setting) -> dict[str, float]:
+    """What `measured` tells there; the allocator gives large blocks back at once."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, __file__, "--measure", json.dumps(asdict(setting))]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_turns(
+    setting: Setting, *, rounds: int, tricks: bool
+) -> tuple[dict[str, dict[str, Spread]], dict[str, dict[str, float]]]:
+    """Seconds: by iteration, of both implementations; of one 1:1 iteration of ours without each trick. Operations."""
+    clock = time.process_time if setting.device == "cpu" else clock_on(torch.device(setting.device))
+    with built(replace(setting, kind="plain")) as (plain, _), built(setting) as (ours, _):
+        assert isinstance(ours, Ours)
+        works: dict[tuple[str, str], tuple[Callable[[], Any], Callable[[], object]]] = {}
+        flops: dict[str, dict[str, float]] = {iteration: {} for iteration in ITERATIONS}
+        for iteration, fake_steps in ITERATIONS.items():
+            one = replace(setting, fake_steps=fake_steps)
+            batch = batch_of(plain.teacher, setting.batch, fake_steps=fake_steps)
+            for kind, implementation in (("plain", plain), ("ours", ours)):
+                flops[iteration][kind] = operations(implementation, one)
+                works[iteration, kind] = (nullcontext, partial(implementation.step, batch))
+            for trick in tricks_of(ours) if tricks and fake_steps == 1 else []:
+                works["tricks", trick] = (partial(TRICKS[trick], ours), partial(ours.step, batch))
+        taken: dict[tuple[str, str], list[float]] = {key: [] for key in works}
+        for _ in track(range(rounds), f"timing {setting.name}"):
+            for key, (context, work) in works.items():
+                with context():
+                    taken[key].append(seconds_of(work, clock))
+    found: dict[str, dict[str, Spread]] = {}
+    for (group, key), timings in taken.items():
+        found.setdefault(group, {})[key] = Spread.of(timings)
+    return found, flops
+
+
+def operations(implementation: Implementation, setting: Setting) -> float:
+    """Of an iteration, counted with one image, which gets all warm: they are as many for each image."""
+    with Ledger() as ledger:
+        steps(implementation, replace(setting, batch=1), count=1)
+    return ledger.flops * setting.batch
+
+
+def examine(setting: Setting, what: set[str], *, rounds: int) -> dict[str, Any]:
+    """All figures of a case. what: of "losses", "time", "tricks", "memory", and "tensors", counted without data."""
+    plain = replace(setting, kind="plain")
+    found: dict[str, Any] = {"batch": setting.batch, "apart": {}, "seconds": {}, "tricks": {}}
+    figures = found["iterations"] = {iteration: {"plain": {}, "ours": {}} for iteration in ITERATIONS}
+    if "losses" in what:
+        few = {"batch": 1, "fake_steps": 2}
+        kinds = [replace(plain, **few), *(replace(setting, precision=one, **few) for one in ("fp32", "auto"))]
+        found["apart"] = dict(zip(("fp32", "auto"), apart(*kinds, count=1), strict=True))
+    if "time" in what:
+        found["seconds"], flops = in_turns(setting, rounds=rounds, tricks="tricks" in what)
+        for iteration, kind in product(ITERATIONS, ("plain", "ours")):
+            figures[iteration][kind]["flops"] = flops[iteration][kind]
+    for one in (plain, setting):
+        if "memory" in what:
+            figures["1:1"][one.kind] |= in_its_own_process(one)
+        if "tensors" in what:
+            figures["1:1"][one.kind] |= counted(one)
+    for trick in HOLDS_LESS if {"tricks", "memory"} <= what else ():
+        found["tricks"][trick] = in_its_own_process(replace(setting, trick=trick))
+    return found
+
+
+# What is said.
+
+
+def show(name: str, found: dict[str, Any], console: Console) -> None:
+    """Two tables: the iterations, and the tricks."""
+    console.print(f"{name}: {found['batch']} generated images and as many pairs a step")
+    for precision, most in found["apart"].items():
+        console.print(f"losses of a 2:1 iteration of an image, ours in {precision}: at most {most:.1e} apart")
+    time, memory = ("ms", "quartiles", "ratio", "TFLOP", "GFLOP/s"), ("memory, MB", "ratio", "tensors, MB", "ratio")
+    table = Table("iteration", "", *time, *memory)
+    for iteration, kinds in found["iterations"].items():
+        for kind, figures in kinds.items():
+            table.add_row(
+                iteration,
+                kind,
+                *times(found["seconds"].get(iteration), kind),
+                f"{figures['flops'] / 1e12:.3f}" if "flops" in figures else "",
+                rate(found["seconds"].get(iteration), kind, figures),
+                *sizes(kinds, kind, "memory"),
+                *sizes(kinds, kind, "tensors"),
+            )
+    console.print(table)
+    if without := found["seconds"].get("tricks"):
+        table = Table("1:1, ours without", "ms", "quartiles", "it saves", "memory, MB", "it saves")
+        for trick, took in without.items():
+            share = found["seconds"]["1:1"]["ours"].median / took.median
+            more = found["tricks"].get(trick, {})
+            held = sizes({"plain": more, "ours": found["iterations"]["1:1"]["ours"]}, "ours", "memory")
+            saved = [f"{more['memory'] / MB:.0f}", f"{100 - 100 * float(held[1]):.0f} %"] if more else ["", ""]
+            table.add_row(trick, *spread(took), f"{100 - 100 * share:.0f} %", *saved)
+        console.print(table)
+
+
+def spread(took: Spread) -> list[str]:
+    return [f"{1e3 * took.median:.0f}", f"{1e3 * took.low:.0f} - {1e3 * took.high:.0f}"]
+
+
+def times(seconds: dict[str, Spread] | None, kind: str) -> list[str]:
+    """Milliseconds, their quartiles, how many times as fast as the plain implementation."""
+    if seconds is None:
+        return ["", "", ""]
+    return [*spread(seconds[kind]), f"{seconds['plain'].median / seconds[kind].median:.2f}"]
+
+
+def rate(seconds: dict[str, Spread] | None, kind: str, figures: dict[str, float]) -> str:
+    return f"{figures['flops'] / seconds[kind].median / 1e9:.1f}" if seconds is not None else ""
+
+
+def sizes(kinds: dict[str, dict[str, float]], kind: str, what: str) -> list[str]:
+    """MB, and the share of the plain implementation's."""
+    if what not in kinds[kind]:
+        return ["", ""]
+    return [f"{kinds[kind][what] / MB:.0f}", f"{kinds[kind][what] / kinds['plain'][what]:.2f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(CASES))
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--what", nargs="+", choices=WHAT, help="all but tensors; tensors alone where nothing else can be"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", metavar="SETTING", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        print(json.dumps(measured(Setting(**json.loads(arguments.measure)))))
+        return
+    console, told = Console(width=140), {}
+    for name in arguments.cases or CASES:
+        case = CASES[name]
+        setting = Setting(name, "ours", arguments.device, "auto", arguments.batch or case.batch)
+        usual = WHAT[:-1] if case.here or arguments.device == "cuda" else WHAT[-1:]
+        told[name] = examine(setting, set(arguments.what or usual), rounds=arguments.rounds)
+        show(name, told[name], console)
+    if arguments.json is not None:
+        write_json(arguments.json, told)
+
+
+if __name__ == "__main__":
+    main()

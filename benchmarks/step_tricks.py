@@ -1,0 +1,161 @@
+"""Our step as `step.py` measures it, and what it is made fast and small by: each a context that does without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmdistill.app.job import Job
+from dmdistill.core.denoisers import Condition, Denoiser, Guided
+from dmdistill.core.dmd import Batch
+from dmdistill.teachers.model import Teacher
+
+__all__ = ["HOLDS_LESS", "TRICKS", "Ours", "tricks_of"]
+
+
+class Ours:
+    """A job's own algorithm and updates, as they are from its first checkpoint on."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.rng = job, job.run.rng
+        self.wait(False)
+
+    def wait(self, careful: bool) -> None:
+        self.job.dmd.careful = self.job.update_generator.careful = self.job.update_fake.careful = careful
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        return self.job.dmd.step(batch, self.job.update_generator, self.job.update_fake)
+
+    @property
+    def teacher(self) -> Teacher:
+        return self.job.teacher
+
+    @property
+    def fake(self) -> Denoiser:
+        return self.job.fake
+
+    @property
+    def networks(self) -> list[Denoiser]:
+        return [self.job.teacher.denoiser, self.job.generator.denoiser, self.job.fake]
+
+
+@contextmanager
+def in_fp32(ours: Ours) -> Iterator[None]:
+    precision = ours.job.run.precision
+    ours.job.teacher.network.float()
+    for network in ours.networks:
+        network.precision = None
+    yield
+    for network in ours.networks:
+        network.precision = precision
+    ours.job.teacher.ready()
+
+
+@contextmanager
+def cast_each_time(ours: Ours) -> Iterator[None]:
+    ours.job.teacher.network.float()
+    yield
+    ours.job.teacher.ready()
+
+
+@contextmanager
+def contiguous(ours: Ours) -> Iterator[None]:
+    lay_out(ours, torch.contiguous_format)
+    yield
+    lay_out(ours, torch.channels_last)
+
+
+def lay_out(ours: Ours, memory_format: torch.memory_format) -> None:
+    """Networks, and what their optimisers and averages hold beside them."""
+    updates = (ours.job.update_generator, ours.job.update_fake)
+    for network in [*ours.networks, *(average.network for update in updates for average in update.averages)]:
+        network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    for state in (state for update in updates for state in update.optimiser.state.values()):
+        for name, tensor in state.items():
+            if tensor.ndim == 4:
+                state[name] = tensor.contiguous(memory_format=memory_format)
+
+
+@contextmanager
+def in_two_calls(ours: Ours) -> Iterator[None]:
+    dmd = ours.job.dmd
+
+    def generate(batch: Batch) -> tuple[Tensor, Condition | None, Tensor | None]:
+        assert batch.z_ref is not None
+        return dmd.generator(batch.z, batch.cond), batch.cond, dmd.generator(batch.z_ref, batch.cond_ref)
+
+    dmd.generate = generate
+    yield
+    del dmd.generate
+
+
+@contextmanager
+def guided_by_two_calls(ours: Ours) -> Iterator[None]:
+    guided = ours.job.dmd.real
+    assert isinstance(guided, Guided)
+
+    def forward(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        null, told = (guided.denoiser(x_t, t, one) for one in (cond.null(), cond))
+        return null + guided.scale * (told - null)
+
+    guided.forward = forward
+    yield
+    del guided.forward
+
+
+@contextmanager
+def unfused(ours: Ours) -> Iterator[None]:
+    optimisers = [ours.job.update_generator.optimiser, ours.job.update_fake.optimiser]
+    hooks = [one.register_step_pre_hook(lambda one, *_: setattr(one, "found_inf", None)) for one in optimisers]
+    for group in (group for one in optimisers for group in one.param_groups):
+        group["fused"] = False
+    yield
+    for hook in hooks:
+        hook.remove()
+    for group in (group for one in optimisers for group in one.param_groups):
+        group["fused"] = True
+
+
+@contextmanager
+def averaged_one_by_one(ours: Ours) -> Iterator[None]:
+    averages = ours.job.update_generator.averages
+
+    def update(average: Any, count: int) -> None:
+        for mine, theirs in zip(average.mine, average.theirs, strict=True):
+            mine.copy_(theirs.lerp(mine, 0.999))
+
+    for average in averages:
+        average.update = partial(update, average)
+    yield
+    for average in averages:
+        del average.update
+
+
+@contextmanager
+def waiting(ours: Ours) -> Iterator[None]:
+    ours.wait(True)
+    yield
+    ours.wait(False)
+
+
+TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
+    "bf16 inside the networks": in_fp32,
+    "channels_last": contiguous,
+    "the teacher's weights cast once": cast_each_time,
+    "G(z) and G(z_ref) in one call": in_two_calls,
+    "both answers of guidance in one call": guided_by_two_calls,
+    "fused AdamW": unfused,
+    "the average in one operation": averaged_one_by_one,
+    "no waiting for the device": waiting,
+}
+HOLDS_LESS = ("bf16 inside the networks", "the teacher's weights cast once")  # tricks that memory is measured without
+
+
+def tricks_of(ours: Ours) -> list[str]:
+    guided = isinstance(ours.job.dmd.real, Guided)
+    return [name for name in TRICKS if guided or TRICKS[name] is not guided_by_two_calls]

@@ -1,0 +1,72 @@
+"""The benchmark of a step measures two implementations of one thing, and tricks that change nothing but its cost."""
+
+import dataclasses
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from dmdistill.teachers.load import load_teacher
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import step
+import step_cases
+import step_tricks
+
+CPU = {"device": "cpu", "precision": "fp32", "batch": 3}
+
+
+@pytest.fixture(autouse=True)
+def tiny_cases(tiny_teacher, monkeypatch):
+    """The tiny teacher, with guidance and without; learning rates that move it in the first step."""
+
+    def case(guidance):
+        return step_cases.Case(lambda: dataclasses.replace(load_teacher(str(tiny_teacher)), guidance=guidance), 3)
+
+    monkeypatch.setitem(step_cases.CASES, "tiny", case(1.0))
+    monkeypatch.setitem(step_cases.CASES, "guided", case(3.0))
+    config = step.Setting.config.fget
+    fast = {"lr": 1e-3, "lr_fake": 1e-3, "warmup": 1}
+    monkeypatch.setattr(step.Setting, "config", property(lambda self: dataclasses.replace(config(self), **fast)))
+
+
+@pytest.mark.parametrize("name", ["tiny", "guided"])
+@pytest.mark.parametrize("fake_steps", [1, 5])
+def test_the_plain_implementation_and_ours_have_the_same_losses(name, fake_steps):
+    """Of three iterations, each after the updates of the one before."""
+    plain, ours = (step.Setting(name, kind, fake_steps=fake_steps, **CPU) for kind in ("plain", "ours"))
+    assert step.apart(plain, ours, count=3)[0] < 1e-3
+    assert step.apart(plain, ours, count=1)[0] < 2e-5
+
+
+def test_in_bf16_the_losses_are_apart_by_its_rounding():
+    plain, ours = (step.Setting("tiny", kind, **CPU) for kind in ("plain", "ours"))
+    assert 1e-4 < step.apart(plain, dataclasses.replace(ours, precision="bf16"), count=1)[0] < 0.1
+
+
+def test_both_make_the_same_operations_and_ours_holds_less():
+    plain, ours = (step.Setting("guided", kind, fake_steps=2, **CPU) for kind in ("plain", "ours"))
+    counted = [step.counted(one) for one in (plain, ours)]
+    assert counted[0]["flops"] == counted[1]["flops"]
+    assert counted[0]["tensors"] > counted[1]["tensors"]
+    with step.built(ours) as (implementation, _):
+        assert step.operations(implementation, ours) == counted[1]["flops"]
+
+
+@pytest.mark.parametrize("trick", step_tricks.TRICKS)
+def test_without_a_trick_all_is_as_with_it(trick):
+    """The losses inside; and outside again, bit for bit."""
+    setting = step.Setting("guided", "ours", **(CPU | {"precision": "bf16"}))
+    found = []
+    for context in (nullcontext, step_tricks.TRICKS[trick]):
+        with step.built(setting) as (ours, _):
+            with context(ours):
+                inside = step.steps(ours, setting, count=1)
+            with step.built(setting) as (fresh, _):
+                fresh.job.generator.load_state_dict(ours.job.generator.state_dict())
+                fresh.job.fake.load_state_dict(ours.job.fake.state_dict())
+                assert step.steps(ours, setting, count=1) == step.steps(fresh, setting, count=1)
+        found.append(inside[0])
+    for name in ("loss_reg", "loss_fake"):  # the other one is 0, as the fake score is the teacher yet
+        assert found[1][name] == pytest.approx(found[0][name], rel=0.1)
