@@ -22,7 +22,7 @@ from dmdistill.data.images import to_floats
 from dmdistill.data.sources import open_images
 from dmdistill.metrics.clip import ClipScore
 from dmdistill.metrics.frechet import frechet_distance, gather
-from dmdistill.training.processes import Processes
+from dmdistill.processes import Processes
 from models import student_of
 
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)

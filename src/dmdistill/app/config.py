@@ -168,9 +168,11 @@ class Distill:
     steps: int = 1000
     """Updates of the generator."""
     batch: int = 64
-    """Generated images per step, for distribution matching and for the fake score."""
+    """Generated images per step, of all processes, for distribution matching and for the fake score."""
     batch_reg: int = 64
-    """Pairs per step."""
+    """Pairs per step, of all processes."""
+    accumulate: int = 1
+    """Parts in which a process takes its share of a step, one after the other, with one update: less memory."""
     lora_student: int = 0
     """Rank of the student's adapters (LoRA); 0 trains all its weights."""
     lora_fake: int = 0

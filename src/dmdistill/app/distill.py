@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -19,19 +19,29 @@ from dmdistill.app.report import draw_comparison, draw_curves
 from dmdistill.app.run import Run
 from dmdistill.app.settings import check_at_least, check_draws, check_positive
 from dmdistill.files import write_json
+from dmdistill.processes import ALONE, Processes, join_processes, own_device, restarted
 from dmdistill.teachers.folder import save_model
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.teachers.lora import need_peft
 from dmdistill.teachers.model import Student, Teacher
+from dmdistill.training.parallel import Parallel
 
 __all__ = ["distill"]
 
 
 def distill(config: Distill) -> Student | None:
     """Distill, write the student to out/student, report, return it; None where it was interrupted."""
-    check(config)
+    with join_processes(own_device(config.machine.device)) as processes:
+        if restarted() and (config.out / "config.toml").exists():
+            config = replace(config, resume=config.out)
+        check(config, processes)
+        return distill_together(config, processes)
+
+
+def distill_together(config: Distill, processes: Processes) -> Student | None:
+    """One process's part in it; the first one answers with the student."""
     teacher = with_solver(load_teacher(config.teacher), config.ode)
-    with Run(config.out, config, resume=config.resume is not None) as run:
+    with Run(config.out, config, resume=config.resume is not None, processes=processes) as run:
         teacher = with_prompts(teacher, config.prompts, device=run.device)
         torch.manual_seed(config.seed)
         teacher.to(run.device, run.precision)
@@ -49,15 +59,21 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
     student = job.student()
+    if not run.processes.first:
+        return None
     if job.best.step:
         run.say(f"best: {job.best.name} of step {job.best.step}, Frechet distance {job.best.figure:.4g}")
     save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=run.storage)
     return report(config, job, run) if config.report_images else student
 
 
-def check(config: Distill) -> None:
+def check(config: Distill, processes: Processes = ALONE) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
-    check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps")
+    check_at_least(config, 1, "steps", "batch", "batch_reg", "accumulate", "fake_steps")
+    parallel = Parallel(processes, config.accumulate)
+    parallel.check("--batch", config.batch)
+    if config.lambda_reg > 0:
+        parallel.check("--batch-reg", config.batch_reg)
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
     check_at_least(
         config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"

@@ -20,8 +20,8 @@ from dmdistill.app.measures import METRICS, asked, rounded
 from dmdistill.app.run import start_machine
 from dmdistill.files import write_json
 from dmdistill.metrics.judge import load_judge
+from dmdistill.processes import join_processes, own_device
 from dmdistill.teachers.model import Model
-from dmdistill.training.processes import join_processes, own_device
 
 __all__ = ["at_once", "evaluate", "measure", "print_table", "seconds_per_image"]
 

@@ -15,7 +15,7 @@ from dmdistill.metrics.clip import load_clip
 from dmdistill.metrics.gathering import Description, Gathering
 from dmdistill.metrics.inception import load_inception
 from dmdistill.metrics.report import Settings, compute
-from dmdistill.training.processes import Processes
+from dmdistill.processes import Processes
 
 __all__ = ["figures_of"]
 

@@ -16,12 +16,13 @@ from dmdistill.app.drawn import draw
 from dmdistill.app.evaluate import at_once
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
-from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.denoisers import Condition, Denoiser
 from dmdistill.core.dmd import DMD, Batch
 from dmdistill.core.generator import Generator
 from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
 from dmdistill.data.images import save_grid
 from dmdistill.data.pairs import Pairs
+from dmdistill.metrics.frechet import Moments, frechet_distance, moments_of
 from dmdistill.metrics.judge import Judge, load_judge
 from dmdistill.metrics.perceptual import load_lpips
 from dmdistill.networks.checkpointing import checkpoint_blocks
@@ -31,6 +32,8 @@ from dmdistill.teachers.lora import adapters, add_lora, merge_lora
 from dmdistill.teachers.model import Model, Student, Teacher
 from dmdistill.training.best import Best
 from dmdistill.training.health import Probe
+from dmdistill.training.parallel import UNDIVIDED, Parallel
+from dmdistill.training.parts import InParts, portion
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
 
@@ -46,6 +49,7 @@ class Job:
 
     def __init__(self, config: Distill, teacher: Teacher, run: Run) -> None:
         self.config, self.teacher, self.run = config, teacher, run
+        self.parallel = Parallel(run.processes, config.accumulate)
         self.many = at_once(teacher, config.batch)
         self.judge = load_judge(teacher.judge, run.device) if teacher.judge else None
         distance = self.distance()
@@ -53,11 +57,10 @@ class Job:
         self.generator = self.first_generator()
         run.begin()
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
+        if self.pairs is not None and len(self.pairs) < config.batch_reg:
+            self.parallel.check("the number of pairs", len(self.pairs))
         self.fake = self.trained_copy(config.lora_fake)
-        self.dmd = DMD(
-            self.generator,
-            teacher.guided,
-            self.fake,
+        self.dmd = self.algorithm(
             rng=run.rng,
             distance=distance,
             lambda_reg=config.lambda_reg,
@@ -68,6 +71,7 @@ class Job:
             weight=WEIGHTS[config.weight],
         )
         shared = {
+            "parallel": self.parallel,
             "betas": config.betas,
             "weight_decay": config.weight_decay,
             "warmup": config.warmup,
@@ -97,11 +101,21 @@ class Job:
             log_every=config.log_every,
             save_every=config.save_every,
             resume=config.resume is not None,
+            processes=run.processes,
         )
         self.best = Best(self.trainer, prefix=FIGURE)
         rng = torch.Generator(run.device).manual_seed(config.seed + 1)
         z, cond = teacher.noise(min(128, self.many), rng=rng)
         self.probe = Probe(z, cond, torch.randn(z.shape, generator=rng, device=run.device))
+
+    def algorithm(self, **settings: Any) -> DMD:
+        """Algorithm 1 of the three networks, as they are called in training."""
+        parallel = self.parallel
+        generator, fake = self.generator, self.fake
+        if parallel == UNDIVIDED:
+            return DMD(generator, self.teacher.guided, fake, **settings)
+        generator, fake = parallel.called(generator), parallel.called(fake)
+        return InParts(generator, self.teacher.guided, fake, parallel=parallel, **settings)
 
     def first_generator(self) -> Generator:
         """The teacher, or the student of --start. ValueError where that one is of another teacher's kind."""
@@ -173,7 +187,8 @@ class Job:
     def own_pairs(self) -> Pairs:
         config = self.config
         folder, batch = config.out / "pairs", self.many
-        return pairs_of(self.teacher, folder, count=config.pair_count, seed=config.seed, batch=batch)
+        made = {"count": config.pair_count, "seed": config.seed, "batch": batch}
+        return pairs_of(self.teacher, folder, **made, processes=self.run.processes)
 
     def distance(self) -> Distance:
         if self.config.distance == "huber" or self.config.lpips_weights is None:
@@ -202,15 +217,31 @@ class Job:
         return self.dmd.step(self.batch(step), self.update_generator, self.update_fake)
 
     def batch(self, step: int) -> Batch:
-        config, rng, device = self.config, self.run.rng, self.run.device
-        z, cond = self.teacher.noise(config.batch, rng=rng)
+        """What this process takes of a step's batch."""
+        config, device = self.config, self.run.device
+        z, cond = self.noise()
         z_ref = y_ref = cond_ref = z_fake = cond_fake = None
         if self.pairs is not None and step < self.regress_end:
-            z_ref, y_ref, index = self.pairs.batch(step, config.batch_reg)
+            z_ref, y_ref, index = self.some_pairs(self.pairs, step)
             z_ref, y_ref, cond_ref = z_ref.to(device), y_ref.to(device), self.teacher.condition(index)
         if config.fake_steps > 1 and self.dmd.match:
-            z_fake, cond_fake = self.teacher.noise((config.fake_steps - 1) * config.batch, rng=rng)
+            z_fake, cond_fake = self.noise(batches=config.fake_steps - 1)
         return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake)
+
+    def noise(self, *, batches: int = 1) -> tuple[Tensor, Condition | None]:
+        """Noise and conditions of so many batches: the whole is drawn, and of each this process's portion taken."""
+        processes, sizes = self.run.processes, batches * [self.config.batch]
+        drawn = self.teacher.draw(sum(sizes), rng=self.run.rng)
+        z, index = (portion(one, sizes, processes.rank, processes.count) for one in drawn)
+        return z, self.teacher.condition(index)
+
+    def some_pairs(self, pairs: Pairs, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This process's portion of a step's pairs."""
+        processes, size = self.run.processes, self.config.batch_reg
+        if processes.count == 1:
+            return pairs.batch(step, size)
+        rows = pairs.rows(step, size)
+        return pairs[portion(rows, [len(rows)], processes.rank, processes.count)]
 
     @property
     def hooks(self) -> list[tuple[int, Callable[[int], dict[str, float]]]]:
@@ -220,7 +251,9 @@ class Job:
     def look(self, step: int) -> dict[str, float]:
         """A grid of the newest average's images of the probe's noise."""
         grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
-        save_grid(self.config.out / "samples" / f"step-{step:06d}.png", self.teacher.decode(grid), columns=8)
+        images = self.teacher.decode(grid)
+        if self.run.processes.first:
+            save_grid(self.config.out / "samples" / f"step-{step:06d}.png", images, columns=8)
         return {}
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -239,9 +272,14 @@ class Job:
 
     @torch.no_grad()
     def frechet(self, judge: Judge, generator: nn.Module) -> float:
-        config, many = self.config, self.many
-        drawn = draw(self.teacher, config.evaluate_images, batch=many, seed=config.seed + 2, generate=generator)
-        return judge.distance(drawn)
+        """Of as many images as are measured, of which each process draws some."""
+        config, processes = self.config, self.run.processes
+        told = {"batch": self.many, "seed": config.seed + 2, "share": processes.share}
+        drawn = draw(self.teacher, config.evaluate_images, generate=generator, **told)
+        own = moments_of(judge.features, drawn)
+        if processes.count > 1:
+            own = sum(processes.exchanged(Moments() + own), Moments())
+        return frechet_distance(own.statistics(), judge.reference)
 
     def student(self) -> Student:
         """The best average of the run, or of its last step, by Frechet distance where there is a judge."""

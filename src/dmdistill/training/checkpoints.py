@@ -16,7 +16,7 @@ import torch
 
 from dmdistill.files import first_line, written_whole
 
-__all__ = ["Checkpoints", "DamagedError"]
+__all__ = ["Checkpoints", "DamagedError", "read"]
 
 
 class DamagedError(ValueError):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.networks.sharing import copy_sharing_frozen
+from dmdistill.training.parallel import UNDIVIDED, Parallel
 
 __all__ = ["Average", "Update"]
 
@@ -38,7 +39,7 @@ class Average:
 
 
 class Update:
-    """Takes a loss and moves one network: backward, clip, AdamW, schedule, averages.
+    """Takes losses and moves one network: backward, clip, AdamW, schedule, averages.
 
     Args:
         lr: reached after `warmup` updates; with decay it then falls by a cosine to zero at the last of `steps`.
@@ -46,6 +47,7 @@ class Update:
         name: of the network, for messages.
         clip: largest L2 norm of the gradient.
         halflives: of the averages kept, in updates.
+        parallel: how a batch is divided: a loss is that of a part, and the network moves after the last, by their mean.
 
     Attributes:
         careful: wait for the device after each gradient, to say at once where one is not finite.
@@ -66,8 +68,10 @@ class Update:
         decay: bool = False,
         clip: float = 10.0,
         halflives: Sequence[float] = (),
+        parallel: Parallel = UNDIVIDED,
     ) -> None:
-        self.network = network
+        self.network, self.parallel = network, parallel
+        self.losses: list[Tensor] = []  # of the parts so far
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the network has no parameters to train")
@@ -96,14 +100,25 @@ class Update:
         self.averages = [Average(network, halflife=halflife) for halflife in halflives]
 
     def __call__(self, loss: Tensor) -> None:
-        """Move the network, unless this loss or its gradient, or one before it, is not finite.
+        """Add the gradient of a part's loss; after the last part, move the network.
+
+        It stands still where a loss or a gradient, or one before it, is not finite.
 
         That is decided on the device and noted in `bad`. Only where it is careful is the device waited for, and
         FloatingPointError raised.
         """
-        loss.backward()
+        parts = self.parallel.parts
+        (loss if parts == 1 else loss / parts).backward()
+        self.losses.append(loss.detach())
+        if len(self.losses) == parts:
+            mean = self.losses[0] if parts == 1 else torch.stack(self.losses).mean()
+            self.move(self.parallel.processes.mean(mean))
+
+    def move(self, loss: Tensor) -> None:
+        """One update by the gradient there is, which is that of this loss."""
+        self.losses = []
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss.detach())
+        finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss)
         if self.careful and not finite:
             self.optimiser.zero_grad()
             norm = self.gradient_norm.item()
@@ -136,7 +151,8 @@ class Update:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.load_weights(self.network, state["network"])
-        self.bad = torch.zeros(())
+        self.bad, self.losses = torch.zeros(()), []
+        self.optimiser.zero_grad()
         groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
         self.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
         for average, weights in zip(self.averages, state["averages"], strict=True):
