@@ -1,12 +1,15 @@
 """A distillation divided among processes, and into parts, is the same distillation."""
 
 import dataclasses
+import signal
 
 import pytest
 import torch
 
 from dmdistill.app.config import Distill, Machine, Solver
 from dmdistill.app.distill import distill
+from dmdistill.app.job import Job
+from dmdistill.teachers.load import load_model
 from dmdistill.training.trainer import read_metrics
 from together import together
 
@@ -62,19 +65,33 @@ def weights(folder, step=4):
     return torch.cat(found)
 
 
+@pytest.fixture(scope="module")
+def whole(settings):
+    """The run of one process."""
+    run(config := settings("whole"))
+    return config.out
+
+
+def same_but_for_rounding(folder, other):
+    (names, found), (others, expected) = losses(folder), losses(other)
+    assert names == others
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(weights(folder), weights(other), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_processes_and_parts_change_rounding_alone(kind, settings):
+def test_processes_and_parts_change_rounding_alone(kind, settings, whole):
     """Losses, norms of gradients, health and weights of 1, 2 and 4 processes, and of parts, from one seed."""
     name = kind.replace(" ", "-")
-    run(whole := settings(f"{name}-1", **KINDS[kind]))
-    names, expected = losses(whole.out)
+    if kind != "plain":
+        run(alone := settings(f"{name}-1", **KINDS[kind]))
+        whole = alone.out
     for processes, parts in [(1, 2), (2, 1), (4, 1), (2, 2)] if kind == "plain" else [(2, 2)]:
         config = settings(f"{name}-{processes}-{parts}", accumulate=parts, **KINDS[kind])
-        together(processes, run, config)
-        again, found = losses(config.out)
-        assert again == names
-        torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-7)
-        torch.testing.assert_close(weights(config.out), weights(whole.out), rtol=1e-4, atol=1e-5)
+        (_, printed), *others = together(processes, run, config)
+        assert "distilling 4/4" in printed
+        assert [silent for _, silent in others] == [""] * (processes - 1)
+        same_but_for_rounding(config.out, whole)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +130,40 @@ def refused_or_silent(config):
     except SystemExit as end:
         return end.code or "refused without a word"
     return "not refused"
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_sharded_networks_learn_the_same(parts, settings, whole):
+    """FSDP2: also the student, which is put together of all shares."""
+    config = settings(f"sharded-{parts}", strategy="fsdp", accumulate=parts)
+    together(2, run, config)
+    same_but_for_rounding(config.out, whole)
+    mine, theirs = (load_model(str(folder)).network.state_dict() for folder in (config.out, whole))
+    torch.testing.assert_close(dict(mine), dict(theirs), rtol=1e-4, atol=1e-5)
+
+
+def run_until(config, step, rank):
+    """SIGTERM comes to one process during this step."""
+    iterate = Job.iterate
+
+    def told(self, now):
+        if now == step and self.run.processes.rank == rank:
+            signal.raise_signal(signal.SIGTERM)
+        return iterate(self, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "iterate", told)
+        run(config)
+
+
+def test_a_run_goes_on_with_any_number_of_processes(settings, whole):
+    """2, stopped after the first step; 4 sharded, stopped after the second; 1; 2 sharded: as if never stopped."""
+    config = settings("moved")
+    (_, printed), (_, silent) = together(2, run_until, config, 0, 1)
+    assert printed.endswith(f"stopped after step 1, saved; go on with: dmdistill distill --resume {config.out}\n")
+    assert silent == ""
+    again = dataclasses.replace(config, resume=config.out)
+    together(4, run_until, dataclasses.replace(again, strategy="fsdp"), 1, 2)
+    run_until(again, 2, 0)
+    together(2, run, dataclasses.replace(again, strategy="fsdp"))
+    same_but_for_rounding(config.out, whole)

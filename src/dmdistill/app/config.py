@@ -173,6 +173,8 @@ class Distill:
     """Pairs per step, of all processes."""
     accumulate: int = 1
     """Parts in which a process takes its share of a step, one after the other, with one update: less memory."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How processes hold the networks: ddp, each all of them; fsdp, each a share of every weight: less memory."""
     lora_student: int = 0
     """Rank of the student's adapters (LoRA); 0 trains all its weights."""
     lora_fake: int = 0

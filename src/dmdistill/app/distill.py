@@ -42,14 +42,18 @@ def distill_together(config: Distill, processes: Processes) -> Student | None:
     """One process's part in it; the first one answers with the student."""
     teacher = with_solver(load_teacher(config.teacher), config.ode)
     with Run(config.out, config, resume=config.resume is not None, processes=processes) as run:
-        teacher = with_prompts(teacher, config.prompts, device=run.device)
+        teacher = placed(config, teacher, run)
         torch.manual_seed(config.seed)
-        teacher.to(run.device, run.precision)
         try:
             return make_student(config, teacher, run)
         except KeyboardInterrupt:  # while pairs or figures were made: what is finished is kept
             run.say(f"interrupted; go on with: dmdistill distill --resume {run.folder}")
             raise
+
+
+def placed(config: Distill, teacher: Teacher, run: Run) -> Teacher:
+    """A teacher with its prompts, on the run's device."""
+    return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision)
 
 
 def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
@@ -58,7 +62,7 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     if not job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling"):
         run.say_how_to_resume("distill", job.trainer.step)
         return None
-    student = job.student()
+    student = job.student(lambda: placed(config, with_solver(load_teacher(config.teacher), config.ode), run))
     if not run.processes.first:
         return None
     if job.best.step:

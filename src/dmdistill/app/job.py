@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.app.config import Distill
-from dmdistill.app.drawn import draw
+from dmdistill.app.drawn import blocks, draw
 from dmdistill.app.evaluate import at_once
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
@@ -31,6 +31,7 @@ from dmdistill.teachers.load import lasting_name, load_model
 from dmdistill.teachers.lora import adapters, add_lora, merge_lora
 from dmdistill.teachers.model import Model, Student, Teacher
 from dmdistill.training.best import Best
+from dmdistill.training.checkpoints import of_tensors
 from dmdistill.training.health import Probe
 from dmdistill.training.parallel import UNDIVIDED, Parallel
 from dmdistill.training.parts import InParts, portion
@@ -49,7 +50,7 @@ class Job:
 
     def __init__(self, config: Distill, teacher: Teacher, run: Run) -> None:
         self.config, self.teacher, self.run = config, teacher, run
-        self.parallel = Parallel(run.processes, config.accumulate)
+        self.parallel = Parallel(run.processes, config.accumulate, config.strategy)
         self.many = at_once(teacher, config.batch)
         self.judge = load_judge(teacher.judge, run.device) if teacher.judge else None
         distance = self.distance()
@@ -59,17 +60,6 @@ class Job:
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
         if self.pairs is not None and len(self.pairs) < config.batch_reg:
             self.parallel.check("the number of pairs", len(self.pairs))
-        self.fake = self.trained_copy(config.lora_fake)
-        self.dmd = self.algorithm(
-            rng=run.rng,
-            distance=distance,
-            lambda_reg=config.lambda_reg,
-            match=config.match,
-            match_pairs=config.match_pairs,
-            low=config.low,
-            high=config.high,
-            weight=WEIGHTS[config.weight],
-        )
         shared = {
             "parallel": self.parallel,
             "betas": config.betas,
@@ -90,8 +80,20 @@ class Job:
             halflives=config.halflives,
             **shared,
         )
+        self.fake = self.trained_copy(config.lora_fake)  # when the generator is spread already: that takes less memory
         fake_updates = self.match_step - self.follow_step + (config.steps - self.match_step) * config.fake_steps
         self.update_fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=fake_updates, **shared)
+        self.parallel.spread(teacher.denoiser)
+        self.dmd = self.algorithm(
+            rng=run.rng,
+            distance=distance,
+            lambda_reg=config.lambda_reg,
+            match=config.match,
+            match_pairs=config.match_pairs,
+            low=config.low,
+            high=config.high,
+            weight=WEIGHTS[config.weight],
+        )
         updates = {"generator": self.update_generator} | ({"fake": self.update_fake} if config.match else {})
         self.trainer = Trainer(
             config.out,
@@ -262,7 +264,7 @@ class Job:
         if self.judge is not None:
             for name, generator in self.candidates():
                 row[FIGURE + name] = figure = self.frechet(self.judge, generator)
-                self.best.offer(step, name, figure, partial(self.update_generator.weights, generator))
+                self.best.offer(step, name, figure, partial(self.weights, generator))
         return row
 
     def candidates(self) -> list[tuple[str, nn.Module]]:
@@ -278,12 +280,31 @@ class Job:
         drawn = draw(self.teacher, config.evaluate_images, generate=generator, **told)
         own = moments_of(judge.features, drawn)
         if processes.count > 1:
+            self.keep_pace(generator)
             own = sum(processes.exchanged(Moments() + own), Moments())
         return frechet_distance(own.statistics(), judge.reference)
 
-    def student(self) -> Student:
-        """The best average of the run, or of its last step, by Frechet distance where there is a judge."""
-        name, step = self.chosen()
+    def keep_pace(self, generator: nn.Module) -> None:
+        """Call a sharded network as often as the others do who had a batch more to draw: all gather it together."""
+        processes, batches = self.run.processes, blocks(self.config.evaluate_images, self.many)
+        if self.parallel.sharded and len(processes.share(batches)) * processes.count < len(batches):
+            generator(self.probe.z, self.probe.cond)
+
+    def student(self, again: Callable[[], Teacher]) -> Student:
+        """The best average of the run, or of its last step, by Frechet distance where there is a judge.
+
+        again: the teacher anew, for when it was sharded. All processes must ask; the first gets the student.
+        """
+        name, step, weights = self.chosen()
+        if self.run.processes.first:
+            if self.parallel.sharded:
+                self.teacher = again()
+                self.generator = self.first_generator()
+            self.update_generator.load_weights(self.generator, weights)
+        return self.described(name, step)
+
+    def described(self, name: str, step: int) -> Student:
+        """The generator as the student that it became, by this average, at this step."""
         teacher = self.teacher
         settings = {"average": name, "step": step, **asdict(self.config), "teacher": self.teacher_name}
         about = {"kind": "student", "name": f"{teacher.name}-student"}
@@ -300,15 +321,17 @@ class Job:
             config={**about, **kept, **self.built_on, "distilled": settings},
         )
 
-    def chosen(self) -> tuple[str, int]:
-        """Fill the generator with the weights that become the student; their average's name and their step."""
+    def chosen(self) -> tuple[str, int, dict[str, Tensor]]:
+        """The average that becomes the student, its step and its weights."""
         names = dict(self.candidates())
         name, step = list(names)[-1], self.trainer.step
         if self.config.keep == "best" and self.best.step:
-            self.update_generator.load_weights(self.generator, self.best.weights())
-            return self.best.name, self.best.step
+            return self.best.name, self.best.step, self.best.weights()
         if self.judge is not None:
             judge = self.judge
             name = min(names, key=lambda one: self.frechet(judge, names[one]))
-        self.generator.load_state_dict(names[name].state_dict())
-        return name, step
+        return name, step, self.weights(names[name])
+
+    def weights(self, generator: nn.Module) -> dict[str, Tensor]:
+        """Those of the generator or an average of it, all of them where they are sharded, for the first process."""
+        return of_tensors(self.parallel.gathered, self.update_generator.weights(generator))

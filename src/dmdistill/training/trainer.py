@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 from dmdistill.core.dmd import NonFiniteError
 from dmdistill.files import first_line, writing, written_whole
 from dmdistill.processes import ALONE, Processes
-from dmdistill.training.checkpoints import Checkpoints, read
+from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
 from dmdistill.training.interruption import interruption
+from dmdistill.training.parallel import Parallel
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.update import Update
 
@@ -75,33 +77,56 @@ class Trainer:
         hooks: (every so many steps, and after the last; a call whose figures join the log).
         """
         alone = self.processes.count == 1
-        with interruption(alone=alone) as interrupted, progress_bar(name, self.steps, start=self.step) as advance:
-            self.began = time.perf_counter() - self.seconds
-            while self.step < self.steps:
-                self.advance(iterate)
-                last = self.step == self.steps
-                stops = bool(self.processes.most(interrupted.is_set())) and not last
-                logs, saves = last or self.step % self.log_every == 0, last or self.step % self.save_every == 0
-                due = [hook for every, hook in hooks if last or self.step % every == 0]
-                if (due or logs or saves or stops) and not self.sound():
-                    self.go_back()
-                    continue
-                row: dict[str, float] = {}
-                for hook in due:
-                    row |= hook(self.step)
-                self.seconds = time.perf_counter() - self.began
-                if row or logs:
-                    means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
-                    moved = {name: update for name, update in self.updates.items() if update.count}
-                    norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
-                    self.processes.by_first(partial(self.log, means | norms | row))
-                    self.sums, self.counts = {}, {}
-                    advance(self.step, means)
-                if saves or stops:
-                    self.save()
-                if stops:
-                    return False
+        with interruption(alone=alone) as interrupted, progress_bar(name, self.steps, start=self.step) as show:
+            try:
+                done = self.go(iterate, hooks, interrupted, show)
+            except BaseException:
+                self.checkpoints.settle()
+                raise
+            self.processes.by_first(self.checkpoints.wait)
+        return done
+
+    def go(
+        self,
+        iterate: Callable[[int], Mapping[str, Tensor]],
+        hooks: Sequence[tuple[int, Hook]],
+        interrupted: Event,
+        show: Callable[..., None],
+    ) -> bool:
+        """The loop itself; what it saves last may still be being written when it ends."""
+        self.began = time.perf_counter() - self.seconds
+        while self.step < self.steps:
+            self.advance(iterate)
+            last = self.step == self.steps
+            stops = self.agree(interrupted) and not last
+            logs, saves = last or self.step % self.log_every == 0, last or self.step % self.save_every == 0
+            due = [hook for every, hook in hooks if last or self.step % every == 0]
+            if (due or logs or saves or stops) and not self.sound():
+                self.go_back()
+                continue
+            row: dict[str, float] = {}
+            for hook in due:
+                row |= hook(self.step)
+            self.seconds = time.perf_counter() - self.began
+            if row or logs:
+                means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
+                moved = {name: update for name, update in self.updates.items() if update.count}
+                norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
+                self.processes.by_first(partial(self.log, means | norms | row))
+                self.sums, self.counts = {}, {}
+                show(self.step, means)
+            if saves or stops:
+                self.save()
+            if stops:
+                return False
         return True
+
+    def agree(self, interrupted: Event) -> bool:
+        """Whether a process was told to stop: then all do, after the same step. OSError where a save has failed."""
+        news = self.processes.most(2 if self.checkpoints.failed else int(interrupted.is_set()))
+        if news == 2:
+            self.processes.by_first(self.checkpoints.wait)
+        return news == 1
 
     def advance(self, iterate: Callable[[int], Mapping[str, Tensor]]) -> None:
         """One step. NonFiniteError, after a save, where it is careful and a loss or gradient is not finite."""
@@ -156,6 +181,7 @@ class Trainer:
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
         }
+        state = of_tensors(Parallel(self.processes).gathered, state)
         self.processes.by_first(lambda: self.checkpoints.write(self.step, state))
 
     def load(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.networks.sharing import copy_sharing_frozen
-from dmdistill.training.parallel import UNDIVIDED, Parallel
+from dmdistill.training.parallel import UNDIVIDED, Parallel, local, spread_like, whole
 
 __all__ = ["Average", "Update"]
 
@@ -26,8 +26,12 @@ class Average:
     def __init__(self, network: nn.Module, *, halflife: float) -> None:
         self.network = copy_sharing_frozen(network).requires_grad_(False)
         self.halflife = halflife
+        self.follow(network)
+
+    def follow(self, network: nn.Module) -> None:
+        """Average this network's parameters from now on: those that it has, once it is spread over processes."""
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        trained = [(mine, theirs.detach()) for mine, theirs in pairs if theirs.requires_grad]
+        trained = [(local(mine), local(theirs.detach())) for mine, theirs in pairs if theirs.requires_grad]
         self.mine: list[Tensor] = [mine for mine, _ in trained]
         self.theirs: list[Tensor] = [theirs for _, theirs in trained]
 
@@ -72,9 +76,13 @@ class Update:
     ) -> None:
         self.network, self.parallel = network, parallel
         self.losses: list[Tensor] = []  # of the parts so far
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        if not self.parameters:
+        if not any(p.requires_grad for p in network.parameters()):
             raise ValueError("the network has no parameters to train")
+        self.averages = [Average(network, halflife=halflife) for halflife in halflives]
+        parallel.spread(network, *(average.network for average in self.averages))
+        for average in self.averages:
+            average.follow(network)
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
         named = network.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.name = name
@@ -97,7 +105,6 @@ class Update:
             return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / steps)) if decay else 1.0)
 
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
-        self.averages = [Average(network, halflife=halflife) for halflife in halflives]
 
     def __call__(self, loss: Tensor) -> None:
         """Add the gradient of a part's loss; after the last part, move the network.
@@ -117,7 +124,7 @@ class Update:
     def move(self, loss: Tensor) -> None:
         """One update by the gradient there is, which is that of this loss."""
         self.losses = []
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.gradient_norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
         finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss)
         if self.careful and not finite:
             self.optimiser.zero_grad()
@@ -137,9 +144,19 @@ class Update:
         return {name: tensor for name, tensor in network.state_dict().items() if name not in self.frozen}
 
     def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
-        if odd := sorted(weights.keys() ^ self.weights(network).keys()):
+        own = self.weights(network)
+        if odd := sorted(weights.keys() ^ own.keys()):
             raise KeyError(f"{len(odd)} names differ from the {self.name}'s, first {odd[0]!r}")
-        network.load_state_dict(weights, strict=False)
+        network.load_state_dict({name: spread_like(w, own[name]) for name, w in weights.items()}, strict=False)
+
+    def spread_moments(self, index: int, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+        """AdamW's state of a parameter, spread and laid out in memory as the parameter is, which its kernel relies on.
+
+        The count of its steps is one number.
+        """
+        like = self.parameters[index].detach()
+        laid = {name: torch.empty_like(like).copy_(spread_like(one, like)) for name, one in moments.items() if one.ndim}
+        return moments | laid
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -154,7 +171,8 @@ class Update:
         self.bad, self.losses = torch.zeros(()), []
         self.optimiser.zero_grad()
         groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
-        self.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
+        moments = {i: self.spread_moments(i, found) for i, found in state["optimiser"]["state"].items()}
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         for average, weights in zip(self.averages, state["averages"], strict=True):
             self.load_weights(average.network, weights)
         self.count = self.schedule.last_epoch = state["count"]
