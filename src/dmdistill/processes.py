@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["ALONE", "Processes", "join_processes", "own_device", "restarted"]
 
@@ -108,11 +110,12 @@ def join_processes(device: str = "cpu") -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group(backend(device))
-    store = dist.distributed_c10d._get_default_store()  # which outlives a process that fails
+    store, rank, count = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt {attempt()}", store)  # torchrun's own may still hold what the dead ones wrote
+    dist.init_process_group(backend(device), store=store, rank=rank, world_size=count)
     try:
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may make pairs when others are done
-        processes = Processes(dist.get_rank(), dist.get_world_size(), patient)
+        processes = Processes(rank, count, patient)
         with open(os.devnull, "w") as nothing, nullcontext() if processes.first else redirect_stdout(nothing):
             yield processes
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
@@ -160,4 +163,8 @@ def own_device(name: str) -> str:
 
 def restarted() -> bool:
     """Whether torchrun started this process anew, after one of its processes had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return attempt() > 0
+
+
+def attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -1,7 +1,11 @@
 """A distillation divided among processes, and into parts, is the same distillation."""
 
 import dataclasses
+import os
+import pickle
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +13,8 @@ import torch
 from dmdistill.app.config import Distill, Machine, Solver
 from dmdistill.app.distill import distill
 from dmdistill.app.job import Job
-from dmdistill.teachers.load import load_model
+from dmdistill.teachers.folder import save_model
+from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.training.trainer import read_metrics
 from together import together
 
@@ -167,3 +172,84 @@ def test_a_run_goes_on_with_any_number_of_processes(settings, whole):
     run_until(again, 2, 0)
     together(2, run, dataclasses.replace(again, strategy="fsdp"))
     same_but_for_rounding(config.out, whole)
+
+
+def test_all_draw_what_is_measured_on_the_way(tmp_path, tiny_teacher):
+    """The same Frechet distance by two processes as by one, the same best state, one file of it."""
+    teacher = load_teacher(str(tiny_teacher))
+    teacher.config["judge"] = "fashion-classifier"
+    save_model(tmp_path / "judged", teacher, card="")
+    found, first = [], []
+    for processes, strategy in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
+        config = Distill(
+            teacher=str(tmp_path / "judged"),
+            out=tmp_path / f"{processes}-{strategy}",
+            strategy=strategy,
+            lambda_reg=0.0,
+            steps=2,
+            batch=2,
+            halflives=(2.0,),
+            log_every=1,
+            sample_every=1,
+            evaluate_every=1,
+            evaluate_images=520,  # of which 500 are drawn at once
+            report_images=0,
+            machine=MACHINE,
+        )
+        together(processes, run, config)
+        figures = [row["frechet_ema2"] for row in read_metrics(config.out)]
+        best = sorted(file.name for file in (config.out / "checkpoints").glob("best-*"))
+        found.append((best, sorted(os.listdir(config.out / "samples")), len(figures)))
+        first = first or figures
+        assert figures == pytest.approx(first, rel=1e-4)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) == 1
+
+
+KILLED = """
+import os, pickle, signal, sys
+from pathlib import Path
+from dmdistill.app.distill import distill
+from dmdistill.app.job import Job
+
+iterate = Job.iterate
+
+def killed(self, step):
+    if step == 3 and self.run.processes.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        self.trainer.checkpoints.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return iterate(self, step)
+
+Job.iterate = killed
+distill(pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
+
+
+def torchrun(script, count, *flags, restarts=0):
+    """A script of so many processes, started as a user does; what it printed, and its exit code."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["--max-restarts", str(restarts), str(script), *map(str, flags)]
+    told = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow  # torchrun and its processes import torch five times
+def test_torchrun_starts_a_killed_process_anew_and_the_run_goes_on(settings, whole, tmp_path):
+    """From the last checkpoint, by the same command, to the same student."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    config = settings("killed")
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    done = torchrun(tmp_path / "killed.py", 2, tmp_path / "config", restarts=1)
+    assert done.returncode == 0, [line for line in done.stderr.splitlines() if "dmdistill" in line or "rror" in line]
+    assert done.stdout.count("distilling 4/4") == 1
+    same_but_for_rounding(config.out, whole)
+
+
+@pytest.mark.slow
+def test_torchrun_shows_one_line_of_what_is_wrong(whole, tmp_path):
+    """Of all processes, one says it."""
+    (tmp_path / "plain.py").write_text("from dmdistill.app.cli import main\nmain()\n")
+    done = torchrun(tmp_path / "plain.py", 2, "distill", "--out", whole, "--device", "cpu")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dmdistill: ")]
+    assert lines == [f"dmdistill: {whole} already exists: choose another --out, or go on with it by --resume {whole}"]
