@@ -15,6 +15,7 @@ from dmdistill.core.losses import denoising_loss
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.images import ImageSet, load_fashion_mnist, save_grid, to_floats
 from dmdistill.teachers.model import Teacher
+from dmdistill.training.loggers import logged, need_logger
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
 
@@ -27,6 +28,7 @@ def teach(config: Teach) -> Teacher | None:
     check_at_least(config, 0, "warmup", "weight_decay")
     check_positive(config, "lr", "clip", "halflife", "p_std")
     check_draws(config)
+    need_logger(config.log_to)
     data = load_fashion_mnist(config.data)
     with Run(config.out, config, resume=config.resume is not None) as run:
         return train(config, data, run)
@@ -72,7 +74,9 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
         update(loss)
         return {"loss": loss.detach()}
 
-    if not trainer.fit(iterate, name="teaching"):
+    with logged(trainer, config.log_to, asdict(config)):
+        done = trainer.fit(iterate, name="teaching")
+    if not done:
         run.say_how_to_resume("teach", trainer.step)
         return None
     teacher.denoiser.load_state_dict(update.averages[0].network.state_dict())
