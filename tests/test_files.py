@@ -72,3 +72,16 @@ def test_where_the_system_has_no_locks_none_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with held_alone(tmp_path):
         assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
+    """A hidden file of the user's own, and what a run within this folder is writing."""
+    mine, theirs = tmp_path / "sub" / ".precious.tmp", tmp_path / "run" / ".step-2.pt.77-88.tmp"
+    for file in (mine, theirs):
+        file.parent.mkdir()
+        file.touch()
+    with held_alone(tmp_path / "run"):
+        theirs.touch()  # begun once the folder was held
+        with held_alone(tmp_path):
+            assert mine.exists()
+            assert theirs.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -14,6 +15,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LOCK = ".lock"
+OURS = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # the temporary names of `written_whole`, `folder_written_whole`
 
 __all__ = [
     "cache_folder",
@@ -77,20 +81,22 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 def held_alone(folder: Path) -> Iterator[None]:
     """A folder, made where it is missing, for this process alone; what a killed one left half-written is removed.
 
+    Of this module's making alone, in the folder and in those of its folders that no other process may be at work in.
     The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = lock_in(folder)
     try:
-        for left in folder.rglob(".*.tmp"):
+        parts = [part for part in folder.iterdir() if part.is_dir() and not (part / LOCK).exists()]
+        for left in [left for place in (folder, *parts) for left in place.iterdir() if OURS.fullmatch(left.name)]:
             with suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         if lock is not None:
             with suppress(OSError):
-                (folder / ".lock").unlink()
+                (folder / LOCK).unlink()
             lock.close()
 
 
@@ -99,9 +105,9 @@ def lock_in(folder: Path) -> IO[bytes] | None:
     try:
         import fcntl
 
-        lock = (folder / ".lock").open("ab")
+        lock = (folder / LOCK).open("ab")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        here = os.stat(folder / ".lock")
+        here = os.stat(folder / LOCK)
     except BlockingIOError:
         raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
     except FileNotFoundError:  # its holder removed it just now

@@ -17,7 +17,7 @@ from dmdistill.app.pairs import with_solver
 from dmdistill.app.prompts import with_prompts
 from dmdistill.app.report import draw_comparison, draw_curves
 from dmdistill.app.run import Run
-from dmdistill.app.settings import check_at_least, check_draws, check_positive
+from dmdistill.app.settings import check_at_least, check_numbers, check_positive, check_shares
 from dmdistill.files import write_json
 from dmdistill.teachers.folder import save_model
 from dmdistill.teachers.load import load_model, load_teacher
@@ -60,16 +60,19 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
 
 def check(config: Distill) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
+    check_numbers(config)
     check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps")
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
     check_at_least(
         config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
     )
-    check_draws(config)
+    check_shares(config, "betas", "match_from")
     check_at_least(config, 2, "evaluate_images")
     if config.report_images == 1:
         raise ValueError("--report-images 1, expected at least 2, or 0 for no report")
-    check_positive(config, "lr", "lr_fake", "clip")
+    check_positive(config, "lr", "lr_fake", "clip", "halflives")
+    if len(set(config.halflives)) < len(config.halflives):
+        raise ValueError(f"--halflives {config.halflives}, expected each once: an average is named by its own")
     need_logger(config.log_to)
     for name in ("lora_student", "lora_fake"):
         if getattr(config, name):
@@ -83,8 +86,6 @@ def check(config: Distill) -> None:
         )
     if config.lambda_reg == 0 and not config.match:
         raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
-    if not 0 <= config.match_from < 1:
-        raise ValueError(f"--match-from {config.match_from}, expected a fraction in [0, 1)")
     if not 0 <= config.fake_from <= 1:
         raise ValueError(f"--fake-from {config.fake_from}, expected a fraction in [0, 1]")
     least = config.match_from if config.match else 1  # a step must have a loss

@@ -51,9 +51,9 @@ class Job:
         distance = self.distance()
         given = self.given_pairs()
         self.generator = self.first_generator()
+        self.fake = self.trained_copy(config.lora_fake)
         run.begin()
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
-        self.fake = self.trained_copy(config.lora_fake)
         self.dmd = DMD(
             self.generator,
             teacher.guided,

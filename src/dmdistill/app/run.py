@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -20,8 +21,9 @@ __all__ = ["Run", "start_machine"]
 
 def start_machine(machine: Machine) -> tuple[torch.device, torch.dtype | None]:
     """Set threads and, with bf16, the fast ways of computing; answer with device and precision."""
-    if machine.threads < 0:
-        raise ValueError(f"--threads {machine.threads}, expected at least 1, or 0 for all")
+    most = 8 * (os.cpu_count() or 1)  # of very many torch ends the process without a word
+    if not 0 <= machine.threads <= most:
+        raise ValueError(f"--threads {machine.threads}, expected 1 to {most}, or 0 for all")
     if machine.threads:
         torch.set_num_threads(machine.threads)
     device = choose_device(machine.device)
