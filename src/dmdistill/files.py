@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dmdistill.seals import check_sealed_tensors, sealed_tensors
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,6 +26,7 @@ __all__ = [
     "first_line",
     "folder_written_whole",
     "held_alone",
+    "on_disk",
     "read_json",
     "read_safetensors",
     "write_json",
@@ -48,9 +51,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            on_disk(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def on_disk(path: Path) -> None:
+    """Wait until the disk has what was written to a file: a name for what a power cut empties would be worse than none.
+
+    That the name itself arrives is not waited for.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -142,22 +155,24 @@ def read_json(path: Path) -> Any:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Tensors of any device and layout."""
+    """Tensors of any device and layout, sealed by a checksum."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as temporary:  # save_file would make it unreadable for others
-        temporary.write_bytes(save(plain, metadata={"format": "pt"}))
+        temporary.write_bytes(sealed_tensors(save(plain, metadata={"format": "pt"})))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The file's tensors, memory-mapped. ValueError, naming the file, where it is missing, cut short or foreign."""
+    """The file's tensors, memory-mapped. ValueError, naming it, where it is missing, cut short, foreign or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        tensors = load_file(path)
+        check_sealed_tensors(path)
+        return tensors
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is cut short, damaged or no safetensors file: {error}") from None

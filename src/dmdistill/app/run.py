@@ -14,6 +14,7 @@ from rich.console import Console
 from dmdistill.app.config import Machine
 from dmdistill.app.settings import to_toml
 from dmdistill.files import held_alone, written_whole
+from dmdistill.seals import sealed_text
 from dmdistill.training.device import choose_device, choose_precision
 
 __all__ = ["Run", "start_machine"]
@@ -62,7 +63,7 @@ class Run:
         """Make the folder, or find it again. ValueError where another process is at work in it."""
         self.held.enter_context(held_alone(self.folder))
         with written_whole(self.folder / "config.toml") as temporary:
-            temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
+            temporary.write_text(sealed_text(to_toml(dataclasses.asdict(self.config))), encoding="utf-8")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

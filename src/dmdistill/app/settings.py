@@ -14,6 +14,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dmdistill.seals import unsealed_text
+
 __all__ = [
     "check_at_least",
     "check_numbers",
@@ -72,13 +74,15 @@ def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
 def with_run(config: Config, folder: Path) -> Config:
     """The configuration of an earlier run, to go on with it."""
     file = folder / "config.toml"
-    return overlay(config, parse_toml(read(file), str(file)) | {"out": folder, "resume": folder}, str(file))
+    if not (table := parse_toml(read(file), str(file))):
+        raise ValueError(f"{file} is empty: what the run was asked for is not known")
+    return overlay(config, table | {"out": folder, "resume": folder}, str(file))
 
 
 def read(file: Path) -> str:
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
-    return file.read_text(encoding="utf-8")
+    return unsealed_text(file)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

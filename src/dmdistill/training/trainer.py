@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.core.dmd import NonFiniteError
-from dmdistill.files import first_line, writing, written_whole
+from dmdistill.files import first_line, on_disk, writing, written_whole
 from dmdistill.training.checkpoints import Checkpoints
 from dmdistill.training.interruption import interruption
 from dmdistill.training.progress import progress_bar
@@ -145,7 +145,8 @@ class Trainer:
             self.logger.figures(self.step, row)
 
     def save(self) -> None:
-        """Write checkpoints/step-N.pt."""
+        """Write checkpoints/step-N.pt, once the disk has the log up to here: it is not written again."""
+        on_disk(self.log_file)
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -178,10 +179,23 @@ class Trainer:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none."""
+    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none.
+
+    ValueError, naming the line, where one is no row.
+    """
     file = folder / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return [read_row(line, f"{file}, line {i}") for i, line in enumerate(lines, 1)]
+
+
+def read_row(line: bytes, where: str) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+        if not isinstance(row["step"], int):
+            raise ValueError(f"step {row['step']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}, is damaged ({first_line(error)}): remove that line to go on without it") from None
+    return row
 
 
 def truncate_metrics(file: Path, step: int) -> None:
