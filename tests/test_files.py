@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -93,13 +94,13 @@ def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
+
+    def told(name, original, *given):
+        done.append(name)
+        return original(*given)
+
     for name in ("fsync", "replace"):
-
-        def told(*given, name=name, original=getattr(os, name)):
-            done.append(name)
-            return original(*given)
-
-        monkeypatch.setattr(os, name, told)
+        monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
     with written_whole(tmp_path / "file") as temporary:
         temporary.write_text("content")
     assert done == ["fsync", "replace"]
