@@ -13,7 +13,7 @@ import dmdistill
 ROOT = Path(dmdistill.__file__).parent
 EXPORTED = sorted(ROOT.glob("exported/*.py"))  # not modules of ours but files that exports are made of
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in EXPORTED]
-TIER = {"files": 0, "download": 0, "processes": 0, "core": 1, "training": 3, "app": 4}
+TIER = {"files": 0, "download": 0, "seals": 0, "processes": 0, "core": 1, "training": 3, "app": 4}
 TIER |= dict.fromkeys(("networks", "teachers", "data", "metrics"), 2)
 HEAVY = {
     *("diffusers", "transformers", "torchvision", "gradio", "matplotlib", "peft"),

@@ -66,6 +66,10 @@ def test_rows_get_equal_compute_and_finished_students_stay(small, tmp_path, caps
     assert (tmp_path / "ablation.png").stat().st_size > 5000
     assert ablating.ablation(config)["rows"] == table["rows"]
     assert "distilling" not in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="seed-0 was made with --steps 2, asked for is --steps 3: choose another --out"
+    ):
+        ablating.ablation(dataclasses.replace(config, steps=3))
 
 
 def test_weights_are_those_of_table_3(small, tmp_path):

@@ -17,13 +17,14 @@ from dmdistill.app.pairs import with_solver
 from dmdistill.app.prompts import with_prompts
 from dmdistill.app.report import draw_comparison, draw_curves
 from dmdistill.app.run import Run
-from dmdistill.app.settings import check_at_least, check_draws, check_positive
+from dmdistill.app.settings import check_at_least, check_numbers, check_positive, check_shares
 from dmdistill.files import write_json
 from dmdistill.processes import ALONE, Processes, join_processes, own_device, restarted
 from dmdistill.teachers.folder import save_model
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.teachers.lora import need_peft
 from dmdistill.teachers.model import Student, Teacher
+from dmdistill.training.loggers import logged, need_logger
 from dmdistill.training.parallel import Parallel
 
 __all__ = ["distill"]
@@ -59,7 +60,9 @@ def placed(config: Distill, teacher: Teacher, run: Run) -> Teacher:
 def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     """Everything after the checks."""
     job = Job(config, teacher, run)
-    if not job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling"):
+    with logged(job.trainer, config.log_to if run.processes.first else None, asdict(config)):
+        done = job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling")
+    if not done:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
     student = job.student(lambda: placed(config, with_solver(load_teacher(config.teacher), config.ode), run))
@@ -73,6 +76,7 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
 
 def check(config: Distill, processes: Processes = ALONE) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
+    check_numbers(config)
     check_at_least(config, 1, "steps", "batch", "batch_reg", "accumulate", "fake_steps")
     parallel = Parallel(processes, config.accumulate)
     parallel.check("--batch", config.batch)
@@ -82,11 +86,14 @@ def check(config: Distill, processes: Processes = ALONE) -> None:
     check_at_least(
         config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
     )
-    check_draws(config)
+    check_shares(config, "betas", "match_from")
     check_at_least(config, 2, "evaluate_images")
     if config.report_images == 1:
         raise ValueError("--report-images 1, expected at least 2, or 0 for no report")
-    check_positive(config, "lr", "lr_fake", "clip")
+    check_positive(config, "lr", "lr_fake", "clip", "halflives")
+    if len(set(config.halflives)) < len(config.halflives):
+        raise ValueError(f"--halflives {config.halflives}, expected each once: an average is named by its own")
+    need_logger(config.log_to)
     for name in ("lora_student", "lora_fake"):
         if getattr(config, name):
             need_peft(f"--{name.replace('_', '-')}")
@@ -99,8 +106,6 @@ def check(config: Distill, processes: Processes = ALONE) -> None:
         )
     if config.lambda_reg == 0 and not config.match:
         raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
-    if not 0 <= config.match_from < 1:
-        raise ValueError(f"--match-from {config.match_from}, expected a fraction in [0, 1)")
     if not 0 <= config.fake_from <= 1:
         raise ValueError(f"--fake-from {config.fake_from}, expected a fraction in [0, 1]")
     least = config.match_from if config.match else 1  # a step must have a loss

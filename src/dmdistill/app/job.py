@@ -56,6 +56,7 @@ class Job:
         distance = self.distance()
         given = self.given_pairs()
         self.generator = self.first_generator()
+        self.fake = self.trained_copy(config.lora_fake)
         run.begin()
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
         if self.pairs is not None and len(self.pairs) < config.batch_reg:
@@ -80,7 +81,6 @@ class Job:
             halflives=config.halflives,
             **shared,
         )
-        self.fake = self.trained_copy(config.lora_fake)  # when the generator is spread already: that takes less memory
         fake_updates = self.match_step - self.follow_step + (config.steps - self.match_step) * config.fake_steps
         self.update_fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=fake_updates, **shared)
         self.parallel.spread(teacher.denoiser)
@@ -255,7 +255,10 @@ class Job:
         grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
         images = self.teacher.decode(grid)
         if self.run.processes.first:
-            save_grid(self.config.out / "samples" / f"step-{step:06d}.png", images, columns=8)
+            file = self.config.out / "samples" / f"step-{step:06d}.png"
+            save_grid(file, images, columns=8)
+            if self.trainer.logger is not None:
+                self.trainer.logger.picture(step, file)
         return {}
 
     def evaluate(self, step: int) -> dict[str, float]:

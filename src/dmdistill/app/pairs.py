@@ -12,6 +12,7 @@ from rich.console import Console
 from dmdistill.app.config import MakePairs, Solver
 from dmdistill.app.prompts import with_prompts
 from dmdistill.app.run import start_machine
+from dmdistill.app.settings import check_numbers
 from dmdistill.data.pairs import Pairs, PairSettings, make_pairs
 from dmdistill.networks.adapters import Adapter
 from dmdistill.processes import ALONE, Processes, join_processes, own_device
@@ -24,6 +25,7 @@ __all__ = ["pairs", "pairs_of", "teacher_id", "with_solver"]
 
 def pairs(config: MakePairs) -> Pairs:
     """Make pairs in config.out, or finish those that are there."""
+    check_numbers(config)
     with join_processes() as processes:
         teacher = with_solver(load_teacher(config.teacher), config.ode)
         device, precision = start_machine(replace(config.machine, device=own_device(config.machine.device)))
@@ -80,6 +82,8 @@ def pairs_of(
 
 def with_solver(teacher: Teacher, ode: Solver) -> Teacher:
     """The teacher, sampled as the configuration says."""
+    if ode.guidance is not None and ode.guidance < 0:
+        raise ValueError(f"--guidance {ode.guidance}, expected at least 0; 1 is none")
     if ode.guidance not in (None, 1) and teacher.conditions is None and teacher.text is None:
         raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher: it allows 1 only")
     if ode.guidance not in (None, 1) and not knows_none(teacher):

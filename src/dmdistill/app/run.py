@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from dmdistill.app.config import Machine
 from dmdistill.app.settings import to_toml
 from dmdistill.files import held_alone, written_whole
 from dmdistill.processes import ALONE, Processes, own_device
+from dmdistill.seals import sealed_text
 from dmdistill.training.device import choose_device, choose_precision
 
 __all__ = ["Run", "start_machine"]
@@ -21,8 +23,9 @@ __all__ = ["Run", "start_machine"]
 
 def start_machine(machine: Machine) -> tuple[torch.device, torch.dtype | None]:
     """Set threads and, with bf16, the fast ways of computing; answer with device and precision."""
-    if machine.threads < 0:
-        raise ValueError(f"--threads {machine.threads}, expected at least 1, or 0 for all")
+    most = 8 * (os.cpu_count() or 1)  # of very many torch ends the process without a word
+    if not 0 <= machine.threads <= most:
+        raise ValueError(f"--threads {machine.threads}, expected 1 to {most}, or 0 for all")
     if machine.threads:
         torch.set_num_threads(machine.threads)
     device = choose_device(machine.device)
@@ -71,7 +74,7 @@ class Run:
     def take(self) -> None:
         self.held.enter_context(held_alone(self.folder))
         with written_whole(self.folder / "config.toml") as temporary:
-            temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
+            temporary.write_text(sealed_text(to_toml(dataclasses.asdict(self.config))), encoding="utf-8")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

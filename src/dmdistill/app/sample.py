@@ -9,6 +9,7 @@ from torch import Tensor
 from dmdistill.app.config import Sample
 from dmdistill.app.prompts import with_prompts, with_texts
 from dmdistill.app.run import start_machine
+from dmdistill.app.settings import check_numbers
 from dmdistill.data.images import save_grid
 from dmdistill.teachers.load import load_model
 from dmdistill.teachers.model import Model
@@ -18,6 +19,7 @@ __all__ = ["sample"]
 
 def sample(config: Sample) -> Tensor:
     """Write one picture of config.count images; return them, B C H W in [-1, 1]."""
+    check_numbers(config)
     if config.count < 1 or config.columns < 1:
         raise ValueError(f"--count {config.count} --columns {config.columns}, expected at least 1")
     if config.out.suffix.lower() != ".png":

@@ -9,6 +9,7 @@ A shard is written whole or not at all, so a half-made set is gone on with by ma
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from dmdistill.processes import ALONE, Processes
 
 __all__ = ["PairSettings", "Pairs", "make_pairs", "seed_of"]
 
+KINDS = {"str": ("str",), "int": ("int",), "float": ("int", "float")}  # of JSON's values, by the field's annotation
 Maker = Callable[[Tensor, Tensor | None], Tensor]
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
@@ -150,11 +152,15 @@ def save_shard(file: Path, z: Tensor, y: Tensor, index: Tensor | None) -> None:
 def read_settings(file: Path) -> tuple[PairSettings, float | None]:
     """What pairs.json says, and the seconds an image took, where known. ValueError where it is something else."""
     found = read_json(file)
-    try:
-        seconds = found.pop("seconds_per_image")
-        return PairSettings(**found), seconds
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} does not describe pairs: {error!r}") from None
+    fields = {field.name: field.type for field in dataclasses.fields(PairSettings)}
+    if not isinstance(found, dict) or (odd := found.keys() ^ {*fields, "seconds_per_image"}):
+        names = f", of {', '.join(sorted(odd))}" if isinstance(found, dict) else ""
+        raise ValueError(f"{file} does not describe pairs: too much or too little{names}")
+    seconds = found.pop("seconds_per_image")
+    for name, kind in fields.items():
+        if type(found[name]).__name__ not in KINDS[str(kind)] or (name in ("count", "shard_size") and found[name] < 1):
+            raise ValueError(f"{file} does not describe pairs: {name} is {found[name]!r}")
+    return PairSettings(**found), seconds
 
 
 def read_shard(file: Path, rows: int) -> dict[str, Tensor]:

@@ -38,9 +38,17 @@ class WithoutData(FakeTensorMode):
         return self  # tensors know their mode: a copied network stays in this one
 
     def copy_of(self, module: Module) -> Module:
-        """A copy of a real network, without its data."""
+        """A copy of a network, without its data. One on the meta device, where none ever was, is taken as the CPU's."""
         tensors = [*module.parameters(), *module.buffers()]
-        return copy.deepcopy(module, {id(tensor): self.from_tensor(tensor) for tensor in tensors})
+        return copy.deepcopy(module, {id(tensor): self.without(tensor) for tensor in tensors})
+
+    def without(self, tensor: Tensor) -> Tensor:
+        """The tensor, without its data."""
+        if tensor.device.type != "meta":
+            return self.from_tensor(tensor)
+        with self:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 class Ledger(TorchDispatchMode):

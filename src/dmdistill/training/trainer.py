@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.core.dmd import NonFiniteError
-from dmdistill.files import first_line, writing, written_whole
+from dmdistill.files import first_line, on_disk, writing, written_whole
 from dmdistill.processes import ALONE, Processes
 from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
 from dmdistill.training.interruption import interruption
@@ -56,6 +56,7 @@ class Trainer:
     ) -> None:
         self.folder, self.steps, self.updates, self.rng, self.processes = folder, steps, updates, rng, processes
         self.log_every, self.save_every = log_every, save_every
+        self.logger: Any = None  # a `Logger` that takes the rows too
         self.step = 0
         self.seconds = 0.0
         self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
@@ -170,9 +171,12 @@ class Trainer:
     def log(self, row: Mapping[str, float]) -> None:
         with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
+        if self.logger is not None:
+            self.logger.figures(self.step, row)
 
     def save(self) -> None:
-        """Write checkpoints/step-N.pt."""
+        """Write checkpoints/step-N.pt, once the disk has the log up to here: it is not written again."""
+        on_disk(self.log_file)
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -220,10 +224,23 @@ class Trainer:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none."""
+    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none.
+
+    ValueError, naming the line, where one is no row.
+    """
     file = folder / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return [read_row(line, f"{file}, line {i}") for i, line in enumerate(lines, 1)]
+
+
+def read_row(line: bytes, where: str) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+        if not isinstance(row["step"], int):
+            raise ValueError(f"step {row['step']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}, is damaged ({first_line(error)}): remove that line to go on without it") from None
+    return row
 
 
 def truncate_metrics(file: Path, step: int) -> None:
