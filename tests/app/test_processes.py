@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 
-from dmdistill.app.config import Distill, Machine, Solver
+from dmdistill.app.config import Distill, Machine, MakePairs, Solver
 from dmdistill.app.distill import distill
 from dmdistill.app.job import Job
+from dmdistill.app.pairs import pairs
 from dmdistill.teachers.folder import save_model
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.training.trainer import read_metrics
@@ -130,7 +131,7 @@ def test_nor_among_processes(settings):
 def refused_or_silent(config):
     try:
         run(config)
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         return str(error)
     except SystemExit as end:
         return end.code or "refused without a word"
@@ -253,3 +254,48 @@ def test_torchrun_shows_one_line_of_what_is_wrong(whole, tmp_path):
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("dmdistill: ")]
     assert lines == [f"dmdistill: {whole} already exists: choose another --out, or go on with it by --resume {whole}"]
+
+
+def spoilt(config, step):
+    """The second process's noise has a NaN at this step. What every process is told."""
+    batch = Job.batch
+
+    def bad(self, now):
+        found = batch(self, now)
+        if now == step and self.run.processes.rank == 1:
+            found.z[0, 0, 0, 0] = torch.nan
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "batch", bad)
+        return refused_or_silent(config)
+
+
+@pytest.mark.parametrize(("strategy", "step"), [("ddp", 0), ("ddp", 3), ("fsdp", 3)])
+def test_all_stop_where_one_meets_nan(strategy, step, settings):
+    """At once while there is no checkpoint; later they go back to the last one and come to the same step again."""
+    config = settings(f"nan-{strategy}-{step}", strategy=strategy)
+    answers = [answer for answer, _ in together(2, spoilt, config, step)]
+    (line,) = (answer for answer in answers if answer != 2)
+    assert line.startswith(
+        f"step {step}: loss_kl is nan: the generator answers with NaN or infinity for 1 of 4 samples"
+    )
+    assert "(process 1)" in line
+    assert [row["step"] for row in read_metrics(config.out)] == [*range(1, step + 1)]
+    assert torch.isfinite(weights(config.out, step)).all()
+
+
+def make_some(config):
+    return len(pairs(config))
+
+
+def test_pairs_are_made_by_all(tiny_teacher, tmp_path):
+    """Each shard by one process, byte for byte the same as by one alone."""
+    config = MakePairs(teacher=str(tiny_teacher), count=11, shard_size=2, batch=3, machine=MACHINE)
+    config = dataclasses.replace(config, ode=Solver(solver_steps=2))
+    make_some(dataclasses.replace(config, out=tmp_path / "one"))
+    (first, printed), (second, silent) = together(2, make_some, dataclasses.replace(config, out=tmp_path / "two"))
+    assert (first, second, silent) == (11, 11, "")
+    assert printed.endswith(f"11 pairs in {tmp_path / 'two'}\n")
+    for file in (tmp_path / "one").glob("*.safetensors"):
+        assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
