@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,3 +300,12 @@ def test_pairs_are_made_by_all(tiny_teacher, tmp_path):
     assert printed.endswith(f"11 pairs in {tmp_path / 'two'}\n")
     for file in (tmp_path / "one").glob("*.safetensors"):
         assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.slow  # the compiler takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_learn_the_same(settings, whole):
+    run(config := settings("compiled", compile=True))
+    same_but_for_rounding(config.out, whole)
+    together(2, run, config := settings("compiled-2", compile=True))
+    same_but_for_rounding(config.out, whole)

@@ -84,6 +84,9 @@ class Job:
         fake_updates = self.match_step - self.follow_step + (config.steps - self.match_step) * config.fake_steps
         self.update_fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=fake_updates, **shared)
         self.parallel.spread(teacher.denoiser)
+        if config.compile:
+            for denoiser in (self.generator.denoiser, self.fake, teacher.denoiser):
+                denoiser.net.compile(dynamic=False)  # in its place: names of weights stay
         self.dmd = self.algorithm(
             rng=run.rng,
             distance=distance,

@@ -193,7 +193,7 @@ def rehearsal(config: Distill, teacher: Teacher, *, data: bool, ledger: bool = F
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = replace(config, out=folder / "run", resume=None, pairs=None, start=None)
+        config = replace(config, out=folder / "run", resume=None, pairs=None, start=None, compile=False)
         run = Run(config.out, config)
         mode = None
         if not data:
