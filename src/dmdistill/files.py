@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ OURS = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # the temporary names of `writt
 
 __all__ = [
     "cache_folder",
+    "check_writable",
     "first_line",
     "folder_written_whole",
     "held_alone",
@@ -73,6 +75,19 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
+
+
+def check_writable(path: Path) -> None:
+    """OSError, naming the file, where it could not be written: to ask before the work whose outcome it is to hold.
+
+    Folders that are missing are not made.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
 
 
 @contextmanager

@@ -79,6 +79,14 @@ def test_weights_are_those_of_table_3(small, tmp_path):
     assert [student.config["distilled"]["weight"] for student in students] == ["eq8", "sigma", "sigma3"]
 
 
+def test_a_start_that_cannot_be_is_refused_before_pairs_are_made(small, tmp_path):
+    for start, match in (("nope", "unknown model 'nope'"), ("fashion-student", "is no student of")):
+        config = Reproduce("ablation", out=tmp_path, seeds=1, start=start, machine=MACHINE)
+        with pytest.raises(ValueError, match=match):
+            ablating.ablation(config)
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_experiment_goes_on(small, terminated, tmp_path, capsys):
     config = Reproduce("weighting", out=tmp_path, seeds=1, steps=4, machine=MACHINE)
     terminated(Job, "iterate", 2)

@@ -265,14 +265,48 @@ def outputs(tiny_teacher, idx_folder, out):
         "sample": ["sample", tiny_teacher, "--out", out / "x.png", "--count", "2", *MACHINE],
         "evaluate": ["evaluate", tiny_teacher, "--json", out / "x.json", "--images", "2", *MACHINE],
         "bench": ["bench", tiny_teacher, "--json", out / "x.json", "--repeats", "1", "--most", "1", *MACHINE],
+        "plan": ["plan", "--teacher", tiny_teacher, "--json", out / "x.json", *QUICK],
     }
 
 
-@pytest.mark.parametrize("command", ["distill", "teach", "classifier", "pairs", "sample", "evaluate", "bench"])
-def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_folder, tmp_path, refused):
+COMMANDS = ["distill", "teach", "classifier", "pairs", "sample", "evaluate", "bench", "plan"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_folder, tmp_path, refused, monkeypatch):
+    """Before any network is asked."""
+
+    def asked(*_):
+        raise AssertionError("a network was asked")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", asked)
     (tmp_path / "file").write_text("precious")
     refused(*outputs(tiny_teacher, idx_folder, tmp_path / "file" / "below")[command], match="Not a directory")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_file_of_figures_cannot_be_a_folder(tiny_teacher, tmp_path, refused):
+    given = outputs(tiny_teacher, None, tmp_path)["evaluate"]
+    (tmp_path / "x.json").mkdir()
+    refused(*given, match="x.json cannot be written: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--lr", "0"], "--lr 0.0, expected above 0"),
+        (["--seed", "-1"], "--seed -1, expected 0 to"),
+        (["--epochs", "0"], "--epochs 0, expected at least 1"),
+        (["--batch", "0"], "--batch 0, expected at least 1"),
+        (["--batch", "999"], "--batch 999, expected at most 200"),
+        (["--out", "full"], "full already exists: choose another --out"),
+    ],
+)
+def test_a_classifier_that_cannot_be_is_refused(arguments, match, idx_folder, tmp_path, refused):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("precious")
+    refused("classifier", "--data", idx_folder, *MACHINE, *arguments, match=match)
+    assert (tmp_path / "full" / "config.json").read_text() == "precious"
 
 
 @contextlib.contextmanager

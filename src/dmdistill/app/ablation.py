@@ -21,6 +21,7 @@ from dmdistill.app.drawn import draw
 from dmdistill.app.pairs import pairs_of, with_solver
 from dmdistill.app.run import start_machine
 from dmdistill.app.settings import flag_of, from_preset, with_run
+from dmdistill.app.start import start_of
 from dmdistill.app.tables import over_seeds, print_rows
 from dmdistill.data.pairs import Pairs
 from dmdistill.files import write_json, written_whole
@@ -78,6 +79,7 @@ class Experiment:
         changes |= {} if config.steps is None else {"steps": config.steps}
         self.full = from_preset(Distill, "fashion-ablation", pairs=self.out / "pairs", **changes)
         self.teacher = with_solver(load_teacher(self.full.teacher), ode)
+        start_of(self.full, self.teacher)  # a --start that cannot be says so before pairs are made
         self.teacher.to(self.device, self.precision)
         self.judge = load_judge(str(self.teacher.judge), self.device)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.app.config import Distill
-from dmdistill.app.drawn import blocks, draw
-from dmdistill.app.evaluate import at_once
+from dmdistill.app.drawn import at_once, blocks, draw
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
+from dmdistill.app.start import ALIKE, start_of, teacher_name
 from dmdistill.core.denoisers import Condition, Denoiser
 from dmdistill.core.dmd import DMD, Batch
 from dmdistill.core.generator import Generator
@@ -27,7 +27,6 @@ from dmdistill.metrics.judge import Judge, load_judge
 from dmdistill.metrics.perceptual import load_lpips
 from dmdistill.networks.checkpointing import checkpoint_blocks
 from dmdistill.teachers.diffusers import load_autoencoder
-from dmdistill.teachers.load import lasting_name, load_model
 from dmdistill.teachers.lora import adapters, add_lora, merge_lora
 from dmdistill.teachers.model import Model, Student, Teacher
 from dmdistill.training.best import Best
@@ -40,7 +39,6 @@ from dmdistill.training.update import Update
 
 __all__ = ["Job"]
 
-ALIKE = ("network", "path", "denoiser", "shape", "classes")  # in the config.json of a teacher and its student
 KEPT = (*ALIKE, "licence", "judge")  # of the teacher's config.json
 FIGURE = "frechet_"  # before the name of an average, in metrics.jsonl
 
@@ -123,15 +121,9 @@ class Job:
         return InParts(generator, self.teacher.guided, fake, parallel=parallel, **settings)
 
     def first_generator(self) -> Generator:
-        """The teacher, or the student of --start. ValueError where that one is of another teacher's kind."""
+        """The teacher, or the student of --start."""
         denoiser = self.trained_copy(self.config.lora_student)
-        if self.config.start is not None:
-            foreign = "network" not in self.teacher.config
-            start = load_model(self.config.start, teacher=self.teacher if foreign else None)
-            if foreign and start.config.get("teacher") != self.teacher_name:
-                raise ValueError(f"--start {self.config.start} is not a student of the teacher {self.teacher_name}")
-            if odd := [key for key in ALIKE if start.config.get(key) != self.teacher.config.get(key)]:
-                raise ValueError(f"--start {self.config.start} is no student of {self.teacher.name}: {odd[0]} differs")
+        if (start := start_of(self.config, self.teacher)) is not None:
             if self.config.lora_student:
                 self.check_adapters(start)
                 denoiser.load_state_dict(adapters(start.denoiser), strict=False)
@@ -150,7 +142,7 @@ class Job:
     @property
     def teacher_name(self) -> str:
         """What the teacher is loaded by, where it was found."""
-        return self.teacher.config.get("source") or lasting_name(self.config.teacher)
+        return teacher_name(self.config, self.teacher)
 
     @property
     def built_on(self) -> dict[str, Any]:

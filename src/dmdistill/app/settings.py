@@ -137,7 +137,7 @@ def check_numbers(config: Any) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise ValueError(f"{flag_of(field.name)} {value}, expected a finite number")
-        if field.name == "seed" and not 0 <= value < 2**63:
+        if field.name == "seed" and not 0 <= config.seed < 2**63:
             raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
 
 

@@ -153,9 +153,10 @@ def read_settings(file: Path) -> tuple[PairSettings, float | None]:
     """What pairs.json says, and the seconds an image took, where known. ValueError where it is something else."""
     found = read_json(file)
     fields = {field.name: field.type for field in dataclasses.fields(PairSettings)}
-    if not isinstance(found, dict) or (odd := found.keys() ^ {*fields, "seconds_per_image"}):
-        names = f", of {', '.join(sorted(odd))}" if isinstance(found, dict) else ""
-        raise ValueError(f"{file} does not describe pairs: too much or too little{names}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} does not describe pairs: it holds a {type(found).__name__}")
+    if odd := found.keys() ^ {*fields, "seconds_per_image"}:
+        raise ValueError(f"{file} does not describe pairs: too much or too little of {', '.join(sorted(odd))}")
     seconds = found.pop("seconds_per_image")
     for name, kind in fields.items():
         if type(found[name]).__name__ not in KINDS[str(kind)] or (name in ("count", "shard_size") and found[name] < 1):
