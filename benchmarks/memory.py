@@ -17,6 +17,7 @@ from rich.table import Table
 
 from dmdistill.app.config import Distill, Machine, Solver
 from dmdistill.app.rehearsal import Counted, rehearsal
+from dmdistill.teachers.load import load_teacher
 
 GB = 1e9
 PARTS = ("teacher", "generator", "fake score", "gradients", "optimiser", "averages", "activations")
@@ -38,7 +39,7 @@ def counted(name: str, *, student_rank: int, fake_rank: int, checkpointing: bool
         ode=Solver(guidance=3.0),
         machine=Machine(device="cpu", precision="bf16", threads=1),
     )
-    teacher = getattr(large_teachers, name)()
+    teacher = load_teacher(f"large_teachers:{name}")
     teacher.denoiser.precision = torch.bfloat16
     with rehearsal(config, teacher, data=False) as job:
         return job.count(job.phases[-1])

@@ -18,6 +18,7 @@ from dmdistill.core.paths import EDM
 from dmdistill.data.prompts import PromptSet
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Teacher
+from dmdistill.training.counting import WithoutData
 
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)
 WEIGHTS = ("teacher", "generator", "fake score", "averages")
@@ -182,6 +183,15 @@ def test_a_teacher_without_weights_is_planned_as_one_with(settings, monkeypatch)
     assert found[0] == found[1]
     with pytest.raises(ValueError, match="reader is on the meta device and cannot be timed: give --peak-tflops"):
         plan(settings(peak_tflops=None))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_networks_share_their_copies_share(device):
+    layer = nn.Linear(3, 5, device=device)
+    mode = WithoutData()
+    one, other = mode.copy_of(nn.Sequential(layer)), mode.copy_of(nn.Sequential(layer, nn.ReLU()))
+    assert one[0].weight is other[0].weight
+    assert one[0].weight.device.type == "cpu"
 
 
 def test_the_parts_add_up(settings, tmp_path):

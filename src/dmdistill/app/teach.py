@@ -30,7 +30,9 @@ def teach(config: Teach) -> Teacher | None:
     check_at_least(config, 1, "network.group_channels", "network.patch_size")
     check_at_least(config, 0, "warmup", "weight_decay")
     check_positive(config, "lr", "clip", "halflife", "p_std")
-    check_shares(config, "betas", "label_dropout")
+    check_shares(config, "betas")
+    if not 0 <= config.label_dropout <= 1:
+        raise ValueError(f"--label-dropout {config.label_dropout}, expected 0 to 1")
     need_logger(config.log_to)
     data = load_fashion_mnist(config.data)
     with Run(config.out, config, resume=config.resume is not None) as run:

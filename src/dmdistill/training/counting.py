@@ -33,6 +33,7 @@ class WithoutData(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self.empty: dict[int, tuple[Tensor, Tensor]] = {}  # tensors on the meta device, and what stands for them
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # tensors know their mode: a copied network stays in this one
@@ -46,9 +47,12 @@ class WithoutData(FakeTensorMode):
         """The tensor, without its data."""
         if tensor.device.type != "meta":
             return self.from_tensor(tensor)
-        with self:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        if id(tensor) not in self.empty:  # what networks share stays shared
+            with self:
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                like = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            self.empty[id(tensor)] = tensor, like
+        return self.empty[id(tensor)][1]
 
 
 class Ledger(TorchDispatchMode):
