@@ -16,7 +16,8 @@ from dmdistill.files import held_alone, read_safetensors, write_safetensors, wri
 from dmdistill.seals import sealed_text, unsealed_text
 
 HOLDING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have it ignored
 from pathlib import Path
 from dmdistill.files import held_alone
 with held_alone(Path(sys.argv[1])):
