@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from dmdistill.files import held_alone, read_safetensors, write_safetensors, wri
 from dmdistill.seals import sealed_text, unsealed_text
 
 HOLDING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have it ignored
 from pathlib import Path
 from dmdistill.files import held_alone
 with held_alone(Path(sys.argv[1])):
@@ -78,14 +80,31 @@ def test_where_the_system_has_no_locks_none_is_asked_for(tmp_path, monkeypatch):
         assert os.listdir(tmp_path) == []
 
 
+def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
+    """A hidden file of the user's own, and what a run within this folder is writing."""
+    mine, theirs = tmp_path / "sub" / ".precious.tmp", tmp_path / "run" / ".step-2.pt.77-88.tmp"
+    for file in (mine, theirs):
+        file.parent.mkdir()
+        file.touch()
+    with held_alone(tmp_path / "run"):
+        theirs.touch()  # begun once the folder was held
+        with held_alone(tmp_path):
+            assert mine.exists()
+            assert theirs.exists()
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda number: done.append("on disk") or fsync(number))
-    monkeypatch.setattr(os, "replace", lambda a, b: done.append("named") or replace(a, b))
+
+    def told(name, original, *given):
+        done.append(name)
+        return original(*given)
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
     with written_whole(tmp_path / "file") as temporary:
         temporary.write_text("content")
-    assert done == ["on disk", "named"]
+    assert done == ["fsync", "replace"]
 
 
 def test_no_flipped_bit_of_tensors_is_believed(tmp_path):

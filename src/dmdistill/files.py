@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -17,8 +19,12 @@ from dmdistill.seals import check_sealed_tensors, sealed_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOCK = ".lock"
+OURS = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # the temporary names of `written_whole`, `folder_written_whole`
+
 __all__ = [
     "cache_folder",
+    "check_writable",
     "first_line",
     "folder_written_whole",
     "held_alone",
@@ -71,6 +77,19 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
 
 
+def check_writable(path: Path) -> None:
+    """OSError, naming the file, where it could not be written: to ask before the work whose outcome it is to hold.
+
+    Folders that are missing are not made.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+
+
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """An empty folder to fill; it takes the place of `path` when the block ends, and is gone when the block fails."""
@@ -90,20 +109,22 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 def held_alone(folder: Path) -> Iterator[None]:
     """A folder, made where it is missing, for this process alone; what a killed one left half-written is removed.
 
+    Of this module's making alone, in the folder and in those of its folders that no other process may be at work in.
     The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = lock_in(folder)
     try:
-        for left in folder.rglob(".*.tmp"):
+        parts = [part for part in folder.iterdir() if part.is_dir() and not (part / LOCK).exists()]
+        for left in [left for place in (folder, *parts) for left in place.iterdir() if OURS.fullmatch(left.name)]:
             with suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         if lock is not None:
             with suppress(OSError):
-                (folder / ".lock").unlink()
+                (folder / LOCK).unlink()
             lock.close()
 
 
@@ -112,9 +133,9 @@ def lock_in(folder: Path) -> IO[bytes] | None:
     try:
         import fcntl
 
-        lock = (folder / ".lock").open("ab")
+        lock = (folder / LOCK).open("ab")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        here = os.stat(folder / ".lock")
+        here = os.stat(folder / LOCK)
     except BlockingIOError:
         raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
     except FileNotFoundError:  # its holder removed it just now

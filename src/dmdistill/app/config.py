@@ -99,6 +99,8 @@ class Teach:
     """Seed of every random draw."""
     log_every: int = 100
     """Steps between two lines of metrics.jsonl."""
+    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Where the figures and samples go beside metrics.jsonl; each is an extra of that name (pip)."""
     save_every: int = 1000
     """Steps between two checkpoints."""
     store: Literal["fp32", "fp16"] = "fp32"
@@ -168,15 +170,21 @@ class Distill:
     steps: int = 1000
     """Updates of the generator."""
     batch: int = 64
-    """Generated images per step, for distribution matching and for the fake score."""
+    """Generated images per step, of all processes, for distribution matching and for the fake score."""
     batch_reg: int = 64
-    """Pairs per step."""
+    """Pairs per step, of all processes."""
+    accumulate: int = 1
+    """Parts in which a process takes its share of a step, one after the other, with one update: less memory."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How processes hold the networks: ddp, each all of them; fsdp, each a share of every weight: less memory."""
     lora_student: int = 0
     """Rank of the student's adapters (LoRA); 0 trains all its weights."""
     lora_fake: int = 0
     """Rank of the fake score's adapters; 0 trains all its weights."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the networks by torch.compile: minutes at the start, faster steps; losses change by rounding."""
     lr: float = 1e-3
     """Learning rate of the generator, reached after the warm-up."""
     lr_fake: float = 1e-3
@@ -227,6 +235,8 @@ class Distill:
     """Seed of every random draw."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
+    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Where the figures and samples go beside metrics.jsonl; each is an extra of that name (pip)."""
     sample_every: int = 250
     """Steps between two grids of samples."""
     evaluate_every: int = 250

@@ -10,11 +10,12 @@ from dmdistill.app.cards import teacher_card
 from dmdistill.app.config import Teach
 from dmdistill.app.lessons import LESSONS
 from dmdistill.app.run import Run
-from dmdistill.app.settings import check_at_least, check_draws, check_positive
+from dmdistill.app.settings import check_at_least, check_numbers, check_positive, check_shares
 from dmdistill.core.losses import denoising_loss
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.images import ImageSet, load_fashion_mnist, save_grid, to_floats
 from dmdistill.teachers.model import Teacher
+from dmdistill.training.loggers import logged, need_logger
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
 
@@ -23,10 +24,16 @@ __all__ = ["teach"]
 
 def teach(config: Teach) -> Teacher | None:
     """Train, write the teacher to out/teacher, return it; None where it was interrupted."""
+    check_numbers(config)
     check_at_least(config, 1, "steps", "batch", "log_every", "save_every")
+    check_at_least(config, 1, *(f"network.{name}" for name in ("model_channels", "channel_mult", "num_blocks")))
+    check_at_least(config, 1, "network.group_channels", "network.patch_size")
     check_at_least(config, 0, "warmup", "weight_decay")
     check_positive(config, "lr", "clip", "halflife", "p_std")
-    check_draws(config)
+    check_shares(config, "betas")
+    if not 0 <= config.label_dropout <= 1:
+        raise ValueError(f"--label-dropout {config.label_dropout}, expected 0 to 1")
+    need_logger(config.log_to)
     data = load_fashion_mnist(config.data)
     with Run(config.out, config, resume=config.resume is not None) as run:
         return train(config, data, run)
@@ -72,7 +79,9 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
         update(loss)
         return {"loss": loss.detach()}
 
-    if not trainer.fit(iterate, name="teaching"):
+    with logged(trainer, config.log_to, asdict(config)):
+        done = trainer.fit(iterate, name="teaching")
+    if not done:
         run.say_how_to_resume("teach", trainer.step)
         return None
     teacher.denoiser.load_state_dict(update.averages[0].network.state_dict())
