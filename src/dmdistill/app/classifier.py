@@ -12,7 +12,8 @@ from torch import Tensor
 from dmdistill.app.cards import judge_card
 from dmdistill.app.config import Classifier as Settings
 from dmdistill.app.run import start_machine
-from dmdistill.data.images import ImageSet, load_fashion_mnist, to_floats
+from dmdistill.data.images import ImageSet, to_floats
+from dmdistill.data.labelled import load_labelled
 from dmdistill.files import write_json, written_whole
 from dmdistill.metrics.frechet import gather, save_statistics
 from dmdistill.metrics.judge import Judge
@@ -27,7 +28,7 @@ def train_classifier(config: Settings) -> Judge:
     """Train, then write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
     if config.epochs < 1 or config.batch < 1:
         raise ValueError(f"--epochs {config.epochs} --batch {config.batch}, expected at least 1")
-    data, held_out = load_fashion_mnist(config.data), load_fashion_mnist(config.data, train=False)
+    data, held_out = load_labelled(config.data), load_labelled(config.data, train=False)
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}: there are no more images")
     device, precision = start_machine(config.machine)

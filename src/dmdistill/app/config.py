@@ -43,6 +43,8 @@ class Network:
     """Least channels per normalisation group; 16 is far faster than EDM's 4 on CPUs."""
     patch_size: int = 2
     """Pixels on a side that become channels at the network's door; 1 for ddpm."""
+    dropout: float = 0.0
+    """Share of features forgotten in training; distillation forgets none."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Teach:
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     """Of ddpm alone: the noise, or v, which is far easier to distill: the noise of pure noise shows no image."""
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of Fashion-MNIST's official .gz files."""
+    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
@@ -95,12 +97,20 @@ class Teach:
     """Standard deviation of ln sigma in training; of edm alone."""
     label_dropout: float = 0.1
     """Share of samples trained without their label, which makes guidance possible."""
+    mirror: bool = False
+    """Exchange left and right in half of the images."""
+    augment: float = 0.0
+    """Probability of each of EDM's changes to an image, of which the network is told (EDM: 0.12); mirrors too."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute or two at first, then faster on a GPU."""
     seed: int = 0
     """Seed of every random draw."""
     log_every: int = 100
     """Steps between two lines of metrics.jsonl."""
     save_every: int = 1000
     """Steps between two checkpoints."""
+    sample_every: int = 0
+    """Steps between two grids of samples of the average; 0 for one at the end alone."""
     store: Literal["fp32", "fp16"] = "fp32"
     """How the teacher's weights are stored."""
     resume: Path | None = None
@@ -384,7 +394,7 @@ class Classifier:
     """Train the small classifier in whose features the Frechet distance is measured."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of Fashion-MNIST's official .gz files."""
+    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
     preset: str = ""
