@@ -107,6 +107,8 @@ class Teach:
     """Seed of every random draw."""
     log_every: int = 100
     """Steps between two lines of metrics.jsonl."""
+    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Where the figures and samples go beside metrics.jsonl; each is an extra of that name (pip)."""
     save_every: int = 1000
     """Steps between two checkpoints."""
     sample_every: int = 0
@@ -237,6 +239,8 @@ class Distill:
     """Seed of every random draw."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
+    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Where the figures and samples go beside metrics.jsonl; each is an extra of that name (pip)."""
     sample_every: int = 250
     """Steps between two grids of samples."""
     evaluate_every: int = 250

@@ -23,6 +23,7 @@ from dmdistill.teachers.folder import save_model
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.teachers.lora import need_peft
 from dmdistill.teachers.model import Student, Teacher
+from dmdistill.training.loggers import logged, need_logger
 
 __all__ = ["distill"]
 
@@ -45,7 +46,9 @@ def distill(config: Distill) -> Student | None:
 def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     """Everything after the checks."""
     job = Job(config, teacher, run)
-    if not job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling"):
+    with logged(job.trainer, config.log_to, asdict(config)):
+        done = job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling")
+    if not done:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
     student = job.student()
@@ -67,6 +70,7 @@ def check(config: Distill) -> None:
     if config.report_images == 1:
         raise ValueError("--report-images 1, expected at least 2, or 0 for no report")
     check_positive(config, "lr", "lr_fake", "clip")
+    need_logger(config.log_to)
     for name in ("lora_student", "lora_fake"):
         if getattr(config, name):
             need_peft(f"--{name.replace('_', '-')}")

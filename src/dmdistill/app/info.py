@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmdistill.app.config import Info
+from dmdistill.app.standing import health, standing
 from dmdistill.networks.adapters import Adapter
 from dmdistill.teachers.load import load_model
 from dmdistill.teachers.model import Model
@@ -23,12 +24,14 @@ def info(config: Info) -> None:
     table = Table(show_header=False)
     if rows:
         table.add_row("run", str(run))
-        table.add_row("step", str(rows[-1]["step"]))
-        table.add_row("training", f"{rows[-1]['seconds'] / 60:.1f} min")
+        for name, text in standing(run, rows).items():
+            table.add_row(name, text)
         latest = {key: value for row in rows for key, value in row.items() if key not in ("step", "seconds")}
         for key, value in latest.items():
             if not key.startswith(("gap_", "fake_loss_")):
                 table.add_row(key, f"{value:.4g}")
+        for name, text in health(rows).items():
+            table.add_row(name, text)
     if not rows or any((run / kind / "config.json").exists() for kind in ("student", "teacher")):
         model = load_model(config.model)
         parameters = sum(p.numel() for p in model.network.parameters())

@@ -220,7 +220,10 @@ class Job:
     def look(self, step: int) -> dict[str, float]:
         """A grid of the newest average's images of the probe's noise."""
         grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
-        save_grid(self.config.out / "samples" / f"step-{step:06d}.png", self.teacher.decode(grid), columns=8)
+        file = self.config.out / "samples" / f"step-{step:06d}.png"
+        save_grid(file, self.teacher.decode(grid), columns=8)
+        if self.trainer.logger is not None:
+            self.trainer.logger.picture(step, file)
         return {}
 
     def evaluate(self, step: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from dmdistill.data.images import ImageSet, save_grid
 from dmdistill.data.labelled import load_labelled
 from dmdistill.data.pairs import seed_of
 from dmdistill.teachers.model import Teacher
+from dmdistill.training.loggers import logged, need_logger
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
 
@@ -33,6 +34,7 @@ def teach(config: Teach) -> Teacher | None:
     check_positive(config, "lr", "clip", "halflife", "p_std")
     check_draws(config)
     check_shares(config)
+    need_logger(config.log_to)
     data = load_labelled(config.data)
     with Run(config.out, config, resume=config.resume is not None) as run:
         return train(config, data, run)
@@ -84,10 +86,16 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
         return {"loss": loss.detach()}
 
     def look(step: int) -> dict[str, float]:
-        draw_grid(taught, config.out / "samples" / f"step-{step:06d}.png", seed=config.seed)
+        file = config.out / "samples" / f"step-{step:06d}.png"
+        draw_grid(taught, file, seed=config.seed)
+        if trainer.logger is not None:
+            trainer.logger.picture(step, file)
         return {}
 
-    if not trainer.fit(iterate, hooks=[(config.sample_every, look)] if config.sample_every else [], name="teaching"):
+    hooks = [(config.sample_every, look)] if config.sample_every else []
+    with logged(trainer, config.log_to, asdict(config)):
+        done = trainer.fit(iterate, hooks=hooks, name="teaching")
+    if not done:
         run.say_how_to_resume("teach", trainer.step)
         return None
     lesson.save(config.out / "teacher", taught, card=teacher_card(taught, asdict(config)), dtype=run.storage)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -49,6 +50,7 @@ class Trainer:
     ) -> None:
         self.folder, self.steps, self.updates, self.rng = folder, steps, updates, rng
         self.log_every, self.save_every = log_every, save_every
+        self.logger: Any = None  # a `Logger` that takes the rows too
         self.step = 0
         self.seconds = 0.0
         self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
@@ -139,6 +141,8 @@ class Trainer:
     def log(self, row: Mapping[str, float]) -> None:
         with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
+        if self.logger is not None:
+            self.logger.figures(self.step, row)
 
     def save(self) -> None:
         """Write checkpoints/step-N.pt."""
