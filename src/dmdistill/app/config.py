@@ -151,6 +151,8 @@ class MakePairs:
     """Pairs per file."""
     batch: int = 500
     """Pairs made at once."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute at first, then faster on a GPU."""
     seed: int = 0
     """Seed of noise and labels."""
     ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
@@ -189,6 +191,8 @@ class Distill:
     """Rank of the fake score's adapters; 0 trains all its weights."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the networks by torch.compile: minutes at first, then faster on a GPU."""
     lr: float = 1e-3
     """Learning rate of the generator, reached after the warm-up."""
     lr_fake: float = 1e-3
@@ -249,6 +253,8 @@ class Distill:
     """Images of such a measurement."""
     report_images: int = 10000
     """Images of the final measurement; 0 leaves the report out."""
+    reference: str | None = None
+    """Real images, as of `evaluate`: the states on the way are then compared by FID, not by the teacher's judge."""
     keep: Literal["best", "last"] = "best"
     """Which state becomes the student: the best measured on the way, or the last; without a judge it is the last."""
     save_every: int = 500

@@ -46,6 +46,8 @@ def distill(config: Distill) -> Student | None:
 def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     """Everything after the checks."""
     job = Job(config, teacher, run)
+    if config.compile:
+        job.compile()
     with logged(job.trainer, config.log_to, asdict(config)):
         done = job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling")
     if not done:

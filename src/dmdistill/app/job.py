@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dmdistill.app.config import Distill
 from dmdistill.app.drawn import draw
 from dmdistill.app.evaluate import at_once
+from dmdistill.app.judging import Judging, judge_of
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
 from dmdistill.core.denoisers import Denoiser
@@ -22,7 +23,6 @@ from dmdistill.core.generator import Generator
 from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
 from dmdistill.data.images import save_grid
 from dmdistill.data.pairs import Pairs
-from dmdistill.metrics.judge import Judge, load_judge
 from dmdistill.metrics.perceptual import load_lpips
 from dmdistill.networks.checkpointing import checkpoint_blocks
 from dmdistill.teachers.diffusers import load_autoencoder
@@ -47,7 +47,7 @@ class Job:
     def __init__(self, config: Distill, teacher: Teacher, run: Run) -> None:
         self.config, self.teacher, self.run = config, teacher, run
         self.many = at_once(teacher, config.batch)
-        self.judge = load_judge(teacher.judge, run.device) if teacher.judge else None
+        self.judge = judge_of(config.reference, teacher, device=run.device, say=run.say)
         distance = self.distance()
         given = self.given_pairs()
         self.generator = self.first_generator()
@@ -192,6 +192,11 @@ class Job:
 
         return distance
 
+    def compile(self) -> None:
+        """Compile the three networks, each for every size of batch that it meets; averages stay as they are."""
+        for denoiser in (self.generator.denoiser, self.fake, self.teacher.denoiser):
+            denoiser.net.compile(dynamic=False)
+
     def iterate(self, step: int) -> dict[str, Tensor]:
         """One iteration of Algorithm 1, with this step's weight of the regression."""
         self.dmd.careful = self.trainer.careful
@@ -241,7 +246,7 @@ class Job:
         return [(f"ema{a.halflife:g}", a.network) for a in averages] or [("raw", self.generator)]
 
     @torch.no_grad()
-    def frechet(self, judge: Judge, generator: nn.Module) -> float:
+    def frechet(self, judge: Judging, generator: nn.Module) -> float:
         config, many = self.config, self.many
         drawn = draw(self.teacher, config.evaluate_images, batch=many, seed=config.seed + 2, generate=generator)
         return judge.distance(drawn)

@@ -27,6 +27,8 @@ def pairs(config: MakePairs) -> Pairs:
     device, precision = start_machine(config.machine)
     teacher = with_prompts(teacher, config.prompts, device=device)
     teacher.to(device, precision)
+    if config.compile:
+        teacher.network.compile(dynamic=False)
     made = pairs_of(
         teacher,
         config.out,

@@ -77,7 +77,7 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     def iterate(step: int) -> dict[str, torch.Tensor]:
         if (
             config.network.dropout
-        ):  # which draws from torch's own generator: from the step, a resumed run draws the same
+        ):  # torch's own generator draws it: from the step, so that a resumed run draws the same
             torch.manual_seed(seed_of(config.seed, step))
         x, cond = examples.draw(config.batch)
         t = lesson.sample_t(config.batch, rng=run.rng)
