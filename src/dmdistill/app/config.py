@@ -235,6 +235,8 @@ class Distill:
     """Of the regression loss; auto takes LPIPS where --lpips-weights is given, else pseudo-Huber."""
     lpips_weights: Path | None = None
     """Safetensors file of VGG16's features and LPIPS' heads."""
+    lpips_side: int = 224
+    """Pixels on a side that LPIPS brings images to, 224 in the paper; 0 leaves their size: 49 times less work at 32."""
     decoder: str | None = None
     """Autoencoder (AutoencoderTiny) that makes images of latents for LPIPS; the teacher's own where none is given."""
     halflives: tuple[float, ...] = (50.0, 200.0)

@@ -68,6 +68,8 @@ def check(config: Distill) -> None:
         config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
     )
     check_draws(config)
+    if config.lpips_side and config.lpips_side < 16:
+        raise ValueError(f"--lpips-side {config.lpips_side}, expected at least 16, or 0 for the images' own")
     check_at_least(config, 2, "evaluate_images")
     if config.report_images == 1:
         raise ValueError("--report-images 1, expected at least 2, or 0 for no report")

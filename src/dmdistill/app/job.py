@@ -178,7 +178,7 @@ class Job:
     def distance(self) -> Distance:
         if self.config.distance == "huber" or self.config.lpips_weights is None:
             return pseudo_huber
-        lpips = load_lpips(self.config.lpips_weights).to(self.run.device)
+        lpips = load_lpips(self.config.lpips_weights, resize=self.config.lpips_side or None).to(self.run.device)
         decode = self.teacher.decode
         if self.config.decoder is not None:
             decode = load_autoencoder(self.config.decoder).to(self.run.device).decode
