@@ -1,6 +1,6 @@
 """The metrics beside independent implementations of them, on real images through the real networks.
 
-python benchmarks/metrics_check.py CIFAR_FOLDER [--images 1400] [--changed 150] [--cache features.npz]
+python benchmarks/metrics_check.py CIFAR_FOLDER [--images 1400] [--pairwise 400] [--changed 150] [--cache F.npz]
 
 CIFAR_FOLDER holds CIFAR-10's binary version: data_batch_1.bin and test_batch.bin. $DMDISTILL_ASSETS has Inception's and
 LPIPS's weights. Beside numpy, the packages torchmetrics, scipy, prdc and lpips are asked where they are installed.
@@ -54,6 +54,11 @@ def blurred(images: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(images.float(), size, 1, size // 2, count_include_pad=False).round().to(torch.uint8)
 
 
+def moved(images: Tensor, pixels: int) -> Tensor:
+    """Down and to the right; the edge is repeated."""
+    return F.pad(images.float(), (pixels, 0, pixels, 0), mode="replicate")[..., :-pixels, :-pixels].to(torch.uint8)
+
+
 def sets(folder: Path, images: int) -> dict[str, Tensor]:
     return {"test": cifar(folder / "test_batch.bin")[:images], "train": cifar(folder / "data_batch_1.bin")[:images]}
 
@@ -65,6 +70,8 @@ def worse(some: Tensor) -> dict[str, Tensor]:
         "noise 40": noised(some, 40),
         "blur 3": blurred(some, 3),
         "blur 7": blurred(some, 7),
+        "moved 3": moved(some, 3),
+        "moved 10": moved(some, 10),
     }
 
 
@@ -196,10 +203,10 @@ def perceptual(x: Tensor, y: Tensor) -> list[tuple[str, str, str, float]]:
     return [("LPIPS", pairs, name, float(((mine - other) / other).abs().max())) for name, other in others.items()]
 
 
-def agreement(x: Tensor, y: Tensor) -> list[tuple[str, str, str, float]]:
-    """(metric, our value, by whom, the difference).
+def agreement(x: Tensor, y: Tensor, pairwise: int) -> list[tuple[str, str, str, float]]:
+    """(metric, our value, by whom, the difference). pairwise: images for what is compared pair by pair.
 
-    Of half as many features as images: where a covariance lacks rank, the others' roots lose digits.
+    Of at most half as many features as images: where a covariance lacks rank, the others' roots lose digits.
     """
     rows = []
     x, y = (f[:, : len(f) // 2] for f in (x, y))
@@ -210,7 +217,7 @@ def agreement(x: Tensor, y: Tensor) -> list[tuple[str, str, str, float]]:
     for metric, ours, others in measures:
         mine = ours()
         rows += [(metric, f"{mine:.8g}", name, abs(mine / other - 1)) for name, other in others(x, y)]
-    x, y = x[:400], y[:400]  # pair by pair is slow
+    x, y = x[:pairwise], y[:pairwise]
     for k, names in ((3, MANIFOLD[:2]), (5, MANIFOLD[2:])):
         mine = dict(zip(MANIFOLD, (*precision_recall(x, y, k=k), *density_coverage(x, y, k=k)), strict=True))
         for who, found in manifold_others(x, y, k):
@@ -248,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=1400)
+    parser.add_argument("--pairwise", type=int, default=400)
     parser.add_argument("--changed", type=int, default=150)
     parser.add_argument("--cache", type=Path)
     arguments = parser.parse_args()
@@ -255,8 +263,10 @@ def main() -> None:
     images = sets(arguments.data, arguments.images)
     features, count = seen(images, arguments.cache), arguments.images
     head = ["metric", "ours", "beside", "difference (relative; of shares absolute)"]
-    rows = perceptual(images["train"][:100], images["test"][:100]) + agreement(features["test"], features["train"])
-    show(f"agreement, on {count // 2} features", head, [[*row[:3], f"{row[3]:.1e}"] for row in rows])
+    rows = perceptual(images["train"][:100], images["test"][:100]) + agreement(
+        features["test"], features["train"], arguments.pairwise
+    )
+    show(f"agreement, on {min(2048, count // 2)} features", head, [[*row[:3], f"{row[3]:.1e}"] for row in rows])
     names = ["", "fid", "kid", "kid_error", *MANIFOLD]
     sizes = {"test images": features["test"], "the training images themselves": features["train"]}
     rows = [[name, *figures(found, features["train"], min(1000, count))] for name, found in sizes.items()]

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 import pipelines
+from dmdistill.app.classifier import train_classifier
 from dmdistill.app.cli import main
-from dmdistill.app.config import Network, Teach
+from dmdistill.app.config import Classifier, Machine, Network, Teach
 from dmdistill.app.lessons import EDMLesson
 from dmdistill.data.images import ImageSet
 from dmdistill.networks.layers import Resample
 from dmdistill.teachers.folder import save_model
+from dmdistill.teachers.load import load_teacher
 
 torch.set_num_threads(1)  # tensors this small only wait for a second core; and one thread adds in one order
 
@@ -105,6 +108,24 @@ def idx_folder(tmp_path_factory) -> Path:
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
     return folder
+
+
+@pytest.fixture(scope="session")
+def judge(idx_folder, tmp_path_factory) -> Path:
+    """The folder of a judge of random images."""
+    folder = tmp_path_factory.mktemp("judge")
+    machine = Machine(device="cpu", precision="fp32", threads=1)
+    train_classifier(Classifier(data=idx_folder, out=folder, epochs=1, batch=50, machine=machine))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judged(judge, tiny_teacher, tmp_path_factory) -> str:
+    """The folder of the tiny teacher with that judge."""
+    teacher = load_teacher(str(tiny_teacher))
+    folder = tmp_path_factory.mktemp("models") / "judged"
+    save_model(folder, replace(teacher, config=teacher.config | {"judge": str(judge)}), card="")
+    return str(folder)
 
 
 class Persistent:

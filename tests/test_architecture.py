@@ -13,7 +13,7 @@ import dmdistill
 ROOT = Path(dmdistill.__file__).parent
 EXPORTED = sorted(ROOT.glob("exported/*.py"))  # not modules of ours but files that exports are made of
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in EXPORTED]
-TIER = {"files": 0, "download": 0, "core": 1, "training": 3, "app": 4}
+TIER = {"files": 0, "download": 0, "seals": 0, "processes": 0, "core": 1, "training": 3, "app": 4}
 TIER |= dict.fromkeys(("networks", "teachers", "data", "metrics"), 2)
 HEAVY = {
     *("diffusers", "transformers", "torchvision", "gradio", "matplotlib", "peft"),
@@ -53,7 +53,7 @@ def part(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.parent != ROOT or f.stem in TIER], ids=lambda f: f.stem)
 def test_imports_run_one_way(file):
-    """core <- networks, teachers, data, metrics <- training <- app; `files` and `download` are below all."""
+    """core <- networks, teachers, data, metrics <- training <- app; `files`, `download`, `processes` are below all."""
     ours = [name.split(".")[1] for name in imports(parsed(file)) if name.startswith("dmdistill.")]
     assert [other for other in ours if TIER[other] > TIER[part(file)]] == []
 

@@ -1,17 +1,23 @@
 """Files and folders: whole or not at all, and in one process's hands at a time."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from dmdistill.files import held_alone
+from dmdistill.files import held_alone, read_safetensors, write_safetensors, written_whole
+from dmdistill.seals import sealed_text, unsealed_text
 
 HOLDING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have it ignored
 from pathlib import Path
 from dmdistill.files import held_alone
 with held_alone(Path(sys.argv[1])):
@@ -72,3 +78,70 @@ def test_where_the_system_has_no_locks_none_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with held_alone(tmp_path):
         assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
+    """A hidden file of the user's own, and what a run within this folder is writing."""
+    mine, theirs = tmp_path / "sub" / ".precious.tmp", tmp_path / "run" / ".step-2.pt.77-88.tmp"
+    for file in (mine, theirs):
+        file.parent.mkdir()
+        file.touch()
+    with held_alone(tmp_path / "run"):
+        theirs.touch()  # begun once the folder was held
+        with held_alone(tmp_path):
+            assert mine.exists()
+            assert theirs.exists()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+
+    def told(name, original, *given):
+        done.append(name)
+        return original(*given)
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
+    with written_whole(tmp_path / "file") as temporary:
+        temporary.write_text("content")
+    assert done == ["fsync", "replace"]
+
+
+def test_no_flipped_bit_of_tensors_is_believed(tmp_path):
+    """Of 300 single flips anywhere in the file each is found, or changes nothing; others read it as ever."""
+    tensors = {"a": torch.randn(5, 3), "b": torch.arange(7)}
+    file, rng = tmp_path / "tensors.safetensors", random.Random(0)
+    write_safetensors(file, tensors)
+    whole, found = file.read_bytes(), 0
+    assert all(torch.equal(load_file(file)[name], tensor) for name, tensor in tensors.items())
+    for _ in range(300):
+        at = rng.randrange(8 * len(whole))
+        file.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
+        try:
+            read = read_safetensors(file)
+        except ValueError as error:
+            assert str(error).startswith(f"{file} is cut short, damaged or no safetensors file: ")  # noqa: PT017
+            found += 1
+        else:
+            assert read.keys() == tensors.keys(), f"byte {at // 8}, bit {at % 8}"
+            assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert found > 200, "most flips are found"
+
+
+def test_equal_tensors_make_equal_files(tmp_path):
+    for name in "abcdef":
+        write_safetensors(tmp_path / name, {"x": torch.ones(3), "y": torch.zeros(2)})
+    assert len({(tmp_path / name).read_bytes() for name in "abcdef"}) == 1
+
+
+def test_a_sealed_text_is_read_as_it_was_written_or_not_at_all(tmp_path):
+    file, text = tmp_path / "config.toml", 'name = "a"\nsteps = 300\n'
+    sealed = sealed_text(text).encode()
+    first = sealed.index(b"\n") + 1
+    for content, believed in ((sealed, True), (sealed[first:], True), (sealed[:-3], False), (sealed + b"x", False)):
+        file.write_bytes(content)
+        if believed:
+            assert unsealed_text(file).endswith(text)
+        else:
+            with pytest.raises(ValueError, match=r"config\.toml is not as it was written"):
+                unsealed_text(file)

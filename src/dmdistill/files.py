@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -12,14 +14,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dmdistill.seals import check_sealed_tensors, sealed_tensors
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOCK = ".lock"
+OURS = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # the temporary names of `written_whole`, `folder_written_whole`
+
 __all__ = [
     "cache_folder",
+    "check_writable",
     "first_line",
     "folder_written_whole",
     "held_alone",
+    "on_disk",
     "read_json",
     "read_safetensors",
     "write_json",
@@ -44,9 +53,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            on_disk(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def on_disk(path: Path) -> None:
+    """Wait until the disk has what was written to a file: a name for what a power cut empties would be worse than none.
+
+    That the name itself arrives is not waited for.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -56,6 +75,19 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
+
+
+def check_writable(path: Path) -> None:
+    """OSError, naming the file, where it could not be written: to ask before the work whose outcome it is to hold.
+
+    Folders that are missing are not made.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
 
 
 @contextmanager
@@ -77,20 +109,22 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 def held_alone(folder: Path) -> Iterator[None]:
     """A folder, made where it is missing, for this process alone; what a killed one left half-written is removed.
 
+    Of this module's making alone, in the folder and in those of its folders that no other process may be at work in.
     The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = lock_in(folder)
     try:
-        for left in folder.rglob(".*.tmp"):
+        parts = [part for part in folder.iterdir() if part.is_dir() and not (part / LOCK).exists()]
+        for left in [left for place in (folder, *parts) for left in place.iterdir() if OURS.fullmatch(left.name)]:
             with suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         if lock is not None:
             with suppress(OSError):
-                (folder / ".lock").unlink()
+                (folder / LOCK).unlink()
             lock.close()
 
 
@@ -99,9 +133,9 @@ def lock_in(folder: Path) -> IO[bytes] | None:
     try:
         import fcntl
 
-        lock = (folder / ".lock").open("ab")
+        lock = (folder / LOCK).open("ab")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        here = os.stat(folder / ".lock")
+        here = os.stat(folder / LOCK)
     except BlockingIOError:
         raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
     except FileNotFoundError:  # its holder removed it just now
@@ -136,22 +170,24 @@ def read_json(path: Path) -> Any:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Tensors of any device and layout."""
+    """Tensors of any device and layout, sealed by a checksum."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as temporary:  # save_file would make it unreadable for others
-        temporary.write_bytes(save(plain, metadata={"format": "pt"}))
+        temporary.write_bytes(sealed_tensors(save(plain, metadata={"format": "pt"})))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The file's tensors, memory-mapped. ValueError, naming the file, where it is missing, cut short or foreign."""
+    """The file's tensors, memory-mapped. ValueError, naming it, where it is missing, cut short, foreign or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        tensors = load_file(path)
+        check_sealed_tensors(path)
+        return tensors
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is cut short, damaged or no safetensors file: {error}") from None

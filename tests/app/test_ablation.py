@@ -66,6 +66,10 @@ def test_rows_get_equal_compute_and_finished_students_stay(small, tmp_path, caps
     assert (tmp_path / "ablation.png").stat().st_size > 5000
     assert ablating.ablation(config)["rows"] == table["rows"]
     assert "distilling" not in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="seed-0 was made with --steps 2, asked for is --steps 3: choose another --out"
+    ):
+        ablating.ablation(dataclasses.replace(config, steps=3))
 
 
 def test_weights_are_those_of_table_3(small, tmp_path):
@@ -73,6 +77,14 @@ def test_weights_are_those_of_table_3(small, tmp_path):
     students = [load_model(str(tmp_path / name / "seed-0" / "student")) for name in ablating.WEIGHTING]
     assert [row["row"] for row in table["rows"]] == ["the teacher", *ablating.WEIGHTING]
     assert [student.config["distilled"]["weight"] for student in students] == ["eq8", "sigma", "sigma3"]
+
+
+def test_a_start_that_cannot_be_is_refused_before_pairs_are_made(small, tmp_path):
+    for start, match in (("nope", "unknown model 'nope'"), ("fashion-student", "is no student of")):
+        config = Reproduce("ablation", out=tmp_path, seeds=1, start=start, machine=MACHINE)
+        with pytest.raises(ValueError, match=match):
+            ablating.ablation(config)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_experiment_goes_on(small, terminated, tmp_path, capsys):

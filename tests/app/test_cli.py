@@ -121,13 +121,17 @@ def test_a_student_is_no_teacher(model, refused):
         (["--decoder", "tiny"], "--decoder tiny is for LPIPS, which needs --lpips-weights"),
         (["--lpips-weights", "none.safetensors"], "none.safetensors does not exist"),
         (["--low", "0.9", "--high", "0.1"], "expected 0 <= low < high <= 1"),
-        (["--match-from", "1"], "expected a fraction in"),
+        (["--match-from", "1"], "--match-from 1.0, expected 0 or more, below 1"),
         (["--fake-from", "2"], "--fake-from 2.0, expected a fraction in"),
         (["--match-from", "0.5", "--regress-until", "0.4"], "--regress-until 0.4, expected 0.5 to 1"),
         (["--no-match", "--regress-until", "0.5"], "--regress-until 0.5, expected 1 to 1"),
         (["--start", "fashion-student"], "is no student of tiny: network differs"),
         (["--seed", "-1"], "--seed -1, expected 0 to"),
-        (["--betas", "1.5", "0.9"], "expected two numbers in"),
+        (["--betas", "1.5", "0.9"], "--betas (1.5, 0.9), expected 0 or more, below 1"),
+        (["--halflives", "9", "-5"], "--halflives (9.0, -5.0), expected above 0"),
+        (["--halflives", "50", "50"], "--halflives (50.0, 50.0), expected each once"),
+        (["--guidance", "-3"], "--guidance -3.0, expected at least 0"),
+        (["--lora-fake", "100000"], "adapters of rank 100000, expected at most"),
         (["--steps", "0"], "--steps 0, expected at least 1"),
         (["--batch", "0"], "--batch 0, expected at least 1"),
         (["--fake-steps", "0"], "--fake-steps 0, expected at least 1"),
@@ -138,6 +142,7 @@ def test_a_student_is_no_teacher(model, refused):
         (["--solver-steps", "0"], "--solver-steps 0, expected at least 1"),
         (["--device", "gpu"], "device 'gpu' cannot be used"),
         (["--threads", "-1"], "--threads -1"),
+        (["--threads", "99999999"], "--threads 99999999, expected 1 to"),
         (["--pairs", "nowhere"], "nowhere/pairs.json does not exist"),
     ],
 )
@@ -151,6 +156,9 @@ def test_contradictions_are_found_before_anything_is_written(arguments, match, t
         (["--steps", "0"], "--steps 0"),
         (["--batch", "0"], "--batch 0"),
         (["--log-every", "0"], "--log-every 0"),
+        (["--label-dropout", "7"], "--label-dropout 7.0, expected 0 to 1"),
+        (["--network.group-channels", "0"], "--network.group-channels 0, expected at least 1"),
+        (["--network.channel-mult", "1", "0"], "--network.channel-mult (1, 0), expected at least 1"),
         (["--network.patch-size", "5"], "12"),
         (["--network.channel-mult", "1", "1", "1", "1"], "12"),
         (["--data", "nowhere"], "no train-images-idx3-ubyte.gz in nowhere"),
@@ -167,6 +175,7 @@ def test_teaching_refuses_what_cannot_be(arguments, match, idx_folder, refused):
         (["--labels", "99"], "labels from 99 to 99, expected 0 to 9"),
         (["--labels", "1", "99", "--count", "1"], "99, expected 0 to 9"),
         (["--count", "0"], "--count 0"),
+        (["--seed", "-1"], "--seed -1, expected 0 to"),
         (["--columns", "0"], "--columns 0"),
         (["--out", "x.jpg"], "expected a file that ends in .png"),
     ],
@@ -256,14 +265,48 @@ def outputs(tiny_teacher, idx_folder, out):
         "sample": ["sample", tiny_teacher, "--out", out / "x.png", "--count", "2", *MACHINE],
         "evaluate": ["evaluate", tiny_teacher, "--json", out / "x.json", "--images", "2", *MACHINE],
         "bench": ["bench", tiny_teacher, "--json", out / "x.json", "--repeats", "1", "--most", "1", *MACHINE],
+        "plan": ["plan", "--teacher", tiny_teacher, "--json", out / "x.json", *QUICK],
     }
 
 
-@pytest.mark.parametrize("command", ["distill", "teach", "classifier", "pairs", "sample", "evaluate", "bench"])
-def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_folder, tmp_path, refused):
+COMMANDS = ["distill", "teach", "classifier", "pairs", "sample", "evaluate", "bench", "plan"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_folder, tmp_path, refused, monkeypatch):
+    """Before any network is asked."""
+
+    def asked(*_):
+        raise AssertionError("a network was asked")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", asked)
     (tmp_path / "file").write_text("precious")
     refused(*outputs(tiny_teacher, idx_folder, tmp_path / "file" / "below")[command], match="Not a directory")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_file_of_figures_cannot_be_a_folder(tiny_teacher, tmp_path, refused):
+    given = outputs(tiny_teacher, None, tmp_path)["evaluate"]
+    (tmp_path / "x.json").mkdir()
+    refused(*given, match="x.json cannot be written: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--lr", "0"], "--lr 0.0, expected above 0"),
+        (["--seed", "-1"], "--seed -1, expected 0 to"),
+        (["--epochs", "0"], "--epochs 0, expected at least 1"),
+        (["--batch", "0"], "--batch 0, expected at least 1"),
+        (["--batch", "999"], "--batch 999, expected at most 200"),
+        (["--out", "full"], "full already exists: choose another --out"),
+    ],
+)
+def test_a_classifier_that_cannot_be_is_refused(arguments, match, idx_folder, tmp_path, refused):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("precious")
+    refused("classifier", "--data", idx_folder, *MACHINE, *arguments, match=match)
+    assert (tmp_path / "full" / "config.json").read_text() == "precious"
 
 
 @contextlib.contextmanager
@@ -350,3 +393,24 @@ def test_the_installed_command_fails_as_main_does(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory: try a smaller --batch or --batch-reg\n"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "try a smaller --batch or --batch-reg\n",
+        ),
+    ],
+)
+def test_what_needs_too_much_memory_is_one_line_with_flags_of_the_command(error, said, monkeypatch, capsys):
+    def distill(config):
+        raise error
+
+    monkeypatch.setattr("dmdistill.app.distill.distill", distill)
+    with pytest.raises(SystemExit) as end:
+        main(["distill"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(said)

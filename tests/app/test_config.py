@@ -9,7 +9,7 @@ import pytest
 from dmdistill.app import config, settings
 from dmdistill.app.cli import COMMANDS, parse
 from dmdistill.app.config import Classifier, Distill, MakePairs, Network, Solver, Teach
-from dmdistill.app.settings import overlay, presets, to_toml
+from dmdistill.app.settings import check_numbers, overlay, presets, to_toml
 
 CHANGED = [
     Teach(
@@ -225,3 +225,34 @@ def test_every_setting_says_what_it_is():
                 assert isinstance(field, ast.AnnAssign)
                 assert isinstance(text.value, ast.Constant)
                 assert text.value.value.endswith(".")
+
+
+NUMBERS = [
+    (kind, field.name)
+    for kind in (*(command.config for command in COMMANDS.values()), Solver)
+    for field in dataclasses.fields(kind)
+    if "float" in str(field.type)
+]
+
+
+def configured(kind, **changes):
+    """A configuration with what it must be given, or that of a command with the nested one."""
+    needed = {config.Evaluate: {"model": "fashion"}, config.Bench: {"model": "fashion"}, config.Sample: {"model": "f"}}
+    needed |= {config.Reproduce: {"what": "fig3"}}
+    made = kind(**needed.get(kind, {}), **changes)
+    return MakePairs(ode=made) if kind is Solver else made
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda one: getattr(one, "__name__", one))
+def test_no_setting_is_nan_or_infinite(kind, name, odd):
+    pair = "tuple" in next(str(field.type) for field in dataclasses.fields(kind) if field.name == name)
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} .*expected a finite number"):
+        check_numbers(configured(kind, **{name: (odd, odd) if pair else odd}))
+
+
+@pytest.mark.parametrize("kind", [command.config for command in COMMANDS.values() if hasattr(command.config, "seed")])
+def test_every_seed_is_one_that_generators_take(kind):
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"--seed {seed}, expected 0 to "):
+            check_numbers(configured(kind, seed=seed))

@@ -1,6 +1,7 @@
 """`dmdistill convert`: EDM's checkpoint becomes a folder, which is the same teacher."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from dmdistill.app.cli import main
 from dmdistill.networks.song import SongUNet
+from dmdistill.teachers.folder import bundled
 from dmdistill.teachers.load import load_teacher
 
 KWARGS = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 30, "num_blocks": 1}
@@ -33,6 +35,23 @@ def test_a_checkpoint_becomes_a_folder(checkpoint, tmp_path, capsys, rng):
     card = (tmp_path / "empty" / "README.md").read_text()
     assert "Conditioned on 30 classes: class 0, class 1, class 2, ..., class 29." in card
     assert "mine.pkl" in card
+
+
+def test_the_code_of_a_card_draws_with_the_model_beside_it(checkpoint, tmp_path, monkeypatch):
+    """A folder has any name: the card says where to put its own."""
+    monkeypatch.chdir(tmp_path)
+    main(["convert", str(checkpoint), "somewhere"])
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "somewhere" / "README.md").read_text(), flags=re.S)
+    names = {}
+    exec(code.replace("path/to/this/folder", "somewhere"), names)
+    assert names["model"].name == "mine"
+    assert names["images"].shape == (64, 3, 8, 8)
+    assert (tmp_path / "images.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["fashion", "fashion-student"])
+def test_the_code_of_a_bundled_card_has_its_name(name):
+    assert f'load_model("{name}")' in (bundled()[name] / "README.md").read_text(encoding="utf-8")
 
 
 def test_half_precision_is_asked_for(checkpoint, tmp_path):

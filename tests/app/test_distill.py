@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from dmdistill.app import distill as distilling
 from dmdistill.app import evaluate as evaluating
 from dmdistill.app import teach as teaching
-from dmdistill.app.classifier import batches, train_classifier
+from dmdistill.app.classifier import batches
 from dmdistill.app.config import (
-    Classifier,
     Distill,
     Evaluate,
     Info,
@@ -42,7 +41,6 @@ from dmdistill.data.pairs import Pairs
 from dmdistill.metrics.frechet import gather
 from dmdistill.metrics.judge import load_judge
 from dmdistill.metrics.perceptual import load_lpips
-from dmdistill.teachers.folder import save_model
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.training.trainer import read_metrics
 
@@ -423,13 +421,6 @@ def test_teaching_writes_a_teacher_and_resumes_bit_for_bit(lesson, terminated, r
     assert figures(whole.out) == figures(stopped.out)
 
 
-@pytest.fixture(scope="module")
-def judge(idx_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judge")
-    train_classifier(Classifier(data=idx_folder, out=folder, epochs=1, batch=50, machine=MACHINE))
-    return folder
-
-
 def test_a_judge_opens_with_the_statistics_of_its_images(judge, idx_folder):
     opened, data = load_judge(str(judge), torch.device("cpu")), load_fashion_mnist(idx_folder)
     again = gather(opened.classifier.features, batches(data, torch.device("cpu")))
@@ -441,15 +432,6 @@ def test_a_judge_opens_with_the_statistics_of_its_images(judge, idx_folder):
     test_images = batches(load_fashion_mnist(idx_folder, train=False), torch.device("cpu"))
     assert held["frechet_test_images"] == pytest.approx(opened.distance(test_images), rel=1e-4)
     assert 0 <= held["accuracy"] <= 1
-
-
-@pytest.fixture
-def judged(judge, tiny_teacher, tmp_path):
-    """The folder of the tiny teacher with a judge."""
-    teacher = load_teacher(str(tiny_teacher))
-    judged = dataclasses.replace(teacher, config=teacher.config | {"judge": str(judge)})
-    save_model(tmp_path / "judged", judged, card="")
-    return str(tmp_path / "judged")
 
 
 def test_a_judge_measures_a_run_and_picks_the_best_state(judge, judged, settings):
@@ -502,8 +484,8 @@ def test_a_judged_run_is_resumed_to_the_same_student(stop, judged, settings, mon
 def test_evaluate_writes_what_it_returns(tiny_teacher, tmp_path):
     report = evaluate(Evaluate(str(tiny_teacher), images=4, json=tmp_path / "x.json", machine=MACHINE))
     assert json.loads((tmp_path / "x.json").read_text()) == report
-    assert (report["model"], report["evaluations_per_image"], report["images"]) == ("tiny", 35, 4)
-    assert report["metrics"] == {}
+    assert (report["model"], report["evaluations_per_image"], report["images"]) == ("tiny", 35, 0)
+    assert report["metrics"] == {}, "it has no judge: no image was drawn"
 
 
 def test_info_says_what_and_where(settings, tiny_teacher, capsys):

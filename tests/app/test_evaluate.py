@@ -22,7 +22,7 @@ from dmdistill.data.images import to_floats
 from dmdistill.data.sources import open_images
 from dmdistill.metrics.clip import ClipScore
 from dmdistill.metrics.frechet import frechet_distance, gather
-from dmdistill.training.processes import Processes
+from dmdistill.processes import Processes
 from models import student_of
 
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)
@@ -289,7 +289,7 @@ def given(student, photos, tmp_path):
         ("STUDENT --reference nowhere.npz", "nowhere.npz does not exist"),
         ("STUDENT --images 1", "--images 1, expected at least 2"),
         ("STUDENT --batch 0", "--batch 0, expected at least 1"),
-        ("STUDENT --seed -1", "--seed -1, expected at least 0"),
+        ("STUDENT --seed -1", "--seed -1, expected 0 to"),
         ("STUDENT --side 0", "--side 0, expected at least 1"),
         ("nothing", "unknown model 'nothing'"),
     ],

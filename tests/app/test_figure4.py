@@ -89,11 +89,3 @@ def test_the_command_writes_picture_and_table(tmp_path, capsys):
     assert table["rows"][0]["gradient"] == "undefined"
     assert all(math.isfinite(row["gradient"] + row["KL"]) for row in table["rows"][1:])
     assert "undefined" in capsys.readouterr().out
-
-
-def test_steps_are_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["reproduce", "fig4", "--out", str(tmp_path), "--steps", "3"])
-    assert end.value.code == 2
-    assert "--steps 3 for fig4, which trains nothing: leave it out" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []

@@ -18,9 +18,11 @@ from dmdistill.app.judging import judge_of
 from dmdistill.data.images import to_floats
 from dmdistill.data.sources import open_images
 from dmdistill.metrics.frechet import frechet_distance, gather
+from dmdistill.processes import ALONE
 from dmdistill.teachers.load import load_teacher
 from dmdistill.training.trainer import read_metrics
 
+HERE = {"device": torch.device("cpu"), "processes": ALONE}
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)
 
 
@@ -88,17 +90,19 @@ def test_the_best_state_by_fid_becomes_the_student(config, quarters):
 def test_what_was_seen_of_the_images_is_kept(config, quarters, monkeypatch):
     teacher, said = load_teacher(config.teacher), []
     for _ in range(2):
-        judge = judge_of(config.reference, teacher, device=torch.device("cpu"), say=said.append)
+        judge = judge_of(config.reference, teacher, **HERE, say=said.append)
     assert [("looked at before" in line) for line in said] == [True]
     images = open_images(config.reference).images(range(30))
-    assert judge.distance([to_floats(images[:11]), to_floats(images[11:])]) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(gather(judge.features, map(to_floats, images.split(11))), judge.reference) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_without_a_reference_the_teachers_judge_compares(tiny_teacher):
     teacher = load_teacher(str(tiny_teacher))
-    assert judge_of(None, teacher, device=torch.device("cpu"), say=print) is None
+    assert judge_of(None, teacher, **HERE, say=print) is None
     named = dataclasses.replace(teacher, judge="fashion-classifier")
-    assert judge_of(None, named, device=torch.device("cpu"), say=print).name == "fashion-classifier"
+    assert judge_of(None, named, **HERE, say=print).name == "fashion-classifier"
 
 
 def test_images_of_another_shape_are_refused_before_the_run_begins(config, quarters, idx_folder):
@@ -110,7 +114,7 @@ def test_images_of_another_shape_are_refused_before_the_run_begins(config, quart
 def test_statistics_of_edm_will_do(quarters, tiny_teacher, tmp_path):
     seen = gather(Quarters(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)])
     np.savez(tmp_path / "x.npz", mu=seen.mean.numpy(), sigma=seen.covariance.numpy())
-    judge = judge_of(str(tmp_path / "x.npz"), load_teacher(str(tiny_teacher)), device=torch.device("cpu"), say=print)
+    judge = judge_of(str(tmp_path / "x.npz"), load_teacher(str(tiny_teacher)), **HERE, say=print)
     assert frechet_distance(judge.reference, seen) == pytest.approx(0, abs=1e-6)
 
 

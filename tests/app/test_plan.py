@@ -15,8 +15,10 @@ from dmdistill.app.plan import plan
 from dmdistill.app.rehearsal import rehearsal
 from dmdistill.core.denoisers import X0Denoiser
 from dmdistill.core.paths import EDM
+from dmdistill.data.prompts import PromptSet
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Teacher
+from dmdistill.training.counting import WithoutData
 
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)
 WEIGHTS = ("teacher", "generator", "fake score", "averages")
@@ -142,6 +144,56 @@ def test_adapters_shrink_the_optimiser_and_share_weights(settings, tiny_teacher)
         assert adapted[part] < whole[part] / 2
 
 
+class Reads(nn.Module):
+    """A prompt of 5 numbers, brought to the three channels of an image and added to what the layers make of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.read = Layers(3, 7), nn.Linear(5, 3)
+
+    def forward(self, x, t, cond):
+        return self.layers(x) + self.read(cond.tensors["prompt_embeds"]).mean(1)[:, :, None, None]
+
+
+def reader(device="cpu"):
+    """A teacher told two prompts of 4 words."""
+    shard, empty = ({"prompt_embeds": torch.zeros(rows, 4, 5)} for rows in (2, 1))
+    with torch.device(device):
+        denoiser = X0Denoiser(Reads(), EDM())
+    return Teacher(name="reader", denoiser=denoiser, shape=(3, 6, 5), conditions=PromptSet(["a", "b"], [shard], empty))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_prompts_are_counted_as_those_with_data(guidance, settings):
+    config, told = settings(), dataclasses.replace(reader(), guidance=guidance)
+    found = []
+    for data in (False, True):
+        with rehearsal(config, told, data=data, ledger=True) as job:
+            found.append(job.count(job.phases[-1]))
+    assert found[0].flops == found[1].flops
+    assert sum(found[0].memory.values()) == pytest.approx(sum(found[1].memory.values()), rel=0.02)
+
+
+def test_a_teacher_without_weights_is_planned_as_one_with(settings, monkeypatch):
+    """On the meta device, where the largest takes no room."""
+    found = []
+    for device in ("cpu", "meta"):
+        monkeypatch.setattr("dmdistill.app.plan.load_teacher", lambda _, device=device: reader(device))
+        found.append(plan(settings()).figures())
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="reader is on the meta device and cannot be timed: give --peak-tflops"):
+        plan(settings(peak_tflops=None))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_networks_share_their_copies_share(device):
+    layer = nn.Linear(3, 5, device=device)
+    mode = WithoutData()
+    one, other = mode.copy_of(nn.Sequential(layer)), mode.copy_of(nn.Sequential(layer, nn.ReLU()))
+    assert one[0].weight is other[0].weight
+    assert one[0].weight.device.type == "cpu"
+
+
 def test_the_parts_add_up(settings, tmp_path):
     config = settings(json=tmp_path / "plan.json", match_from=0.5, processes=2)
     estimate = plan(config)
@@ -197,7 +249,7 @@ def test_what_does_not_fit_is_timed_at_a_smaller_batch_and_said(settings, monkey
     asked.clear()
     halved = plan(settings(peak_tflops=None))
     assert asked[-4:] == [3] * 4
-    assert "at 0.5 of the batches" in halved.speed
+    assert "in steps of 50% of each batch" in halved.speed
     assert math.isfinite(halved.hours)
     assert halved.hours > 0
 

@@ -2,9 +2,13 @@
 
 import dataclasses
 import errno
+import json
 import os
+import random
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,8 +20,10 @@ from dmdistill.app import distill as distilling
 from dmdistill.app import evaluate as evaluating
 from dmdistill.app.cli import main
 from dmdistill.app.config import Distill, Machine, Solver
+from dmdistill.app.settings import with_run
 from dmdistill.data.pairs import Pairs, make_pairs
 from dmdistill.teachers.load import load_teacher
+from dmdistill.training.trainer import read_metrics
 
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)
 
@@ -188,6 +194,75 @@ def test_finished_pairs_in_a_read_only_folder_are_opened(settings, whole, read_o
     assert torch.equal(again[range(6)][1], made[range(6)][1])
 
 
+@pytest.fixture(scope="module")
+def done(judged, settings):
+    """A run with a judge, and so with a best state, that nothing happened to."""
+    config = settings("judged")
+    config = dataclasses.replace(config, teacher=judged, evaluate_every=1, evaluate_images=20, lr=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures.__wrapped__(patch)
+        distilling.distill(config)
+    return config.out
+
+
+def resumed(folder):
+    """As by `dmdistill distill --resume`: the bytes of the student, or the line that says why there is none."""
+    try:
+        distilling.distill(with_run(Distill(), folder))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return student_of(folder)
+
+
+READ = ("config.toml", "pairs/pairs.json", "pairs/shard-*", "checkpoints/step-*", "checkpoints/best-*")
+
+
+@pytest.mark.parametrize("pattern", READ)
+@pytest.mark.parametrize("damage", ["flip", "flip again", "cut short", "empty", "foreign"])
+def test_whatever_file_is_spoilt_a_resumed_run_is_right_or_refused(pattern, damage, done, tmp_path):
+    """In place of a damaged newest checkpoint the one before is used; of all else a line names what is spoilt."""
+    folder, rng = tmp_path / "run", random.Random(f"{pattern} {damage}")
+    shutil.copytree(done, folder)
+    file = max(folder.glob(pattern))
+    content = file.read_bytes()
+    at = rng.randrange(len(content))
+    spoilt = {"cut short": content[:at], "empty": b"", "foreign": b"\xff\xd8 not what you think\n"}
+    flipped = content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+    file.write_bytes(spoilt.get(damage, flipped))
+    shutil.rmtree(folder / "student")
+    outcome = resumed(folder)
+    if "step-" in pattern or isinstance(outcome, bytes):
+        assert outcome == student_of(done)
+    else:
+        assert str(file) in outcome or f"{file.parent} holds pairs of other settings" in outcome
+        assert "\n" not in outcome
+
+
+@pytest.mark.parametrize("left", ["no newline", "half a line", "nothing"])
+def test_a_log_cut_short_in_its_last_line_is_as_whole(left, settings, whole, tmp_path):
+    """Killed in step 4, while its line was written, before its checkpoint was."""
+    folder = tmp_path / "run"
+    shutil.copytree(settings("whole").out, folder)
+    log = folder / "metrics.jsonl"
+    content = log.read_bytes()
+    last = content[:-1].rindex(b"\n") + 1
+    log.write_bytes(content[: {"no newline": -1, "half a line": (last + len(content)) // 2, "nothing": last}[left]])
+    (folder / "checkpoints" / "step-00000004.pt").unlink()
+    assert resumed(folder) == whole
+    rows = [[{**row, "seconds": 0} for row in read_metrics(one)] for one in (folder, settings("whole").out)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[3]", b'{"seconds": 1}', b'{"step": "2"}', b"\xff\xd8"])
+def test_a_line_of_the_log_that_is_no_row_is_named(line, settings, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(settings("whole").out, folder)
+    log = folder / "metrics.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+    assert f"{log}, line 2, is damaged" in resumed(folder)
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait for a device: the values it asks for."""
 
@@ -217,3 +292,25 @@ def test_a_step_asks_the_device_for_nothing(fake_steps, settings, monkeypatch):
     distilling.distill(config)
     careful = 2 + 2 * fake_steps + 1  # two losses of the generator and its gradient; one and one of the fake score
     assert counts == [careful, careful, 0, 0]
+
+
+@pytest.mark.parametrize("runs", [3, pytest.param(24, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_gone_on_with_it_is_as_never_killed(runs, judged, tmp_path):
+    """kill -9 while pairs are made, in a step, while a file is written: student and log are the same bit for bit.
+
+    Of 24 runs every second is killed once more while it goes on: up to 36 kills.
+    """
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "killed.py", judged, tmp_path, str(runs), "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    print(done.stdout)
+    assert [one["digest"] for one in told["killed"]] == [told["whole"]] * runs
+    assert [one["left"] for one in told["killed"]] == [[]] * runs
+    signals = [kill.split("signal ")[1] for one in told["killed"] for kill in one["kills"]]
+    assert sum(number != "0" for number in signals) >= runs - 1, "few were killed before they were done"

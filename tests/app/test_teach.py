@@ -174,7 +174,7 @@ def test_what_is_done_to_the_images_changes_what_is_learnt(changes, coloured):
     ("changes", "line"),
     [
         ({"augment": 1.5}, "--augment 1.5, expected a probability"),
-        ({"network": Network(dropout=1.0)}, "--network.dropout 1.0, expected a share"),
+        ({"network": Network(dropout=1.0)}, "--network.dropout 1.0, expected 0 or more, below 1"),
         ({"kind": "ddpm", "network": SMALL}, "--augment 0.4 with --kind ddpm: a UNet2DModel cannot be told"),
     ],
 )

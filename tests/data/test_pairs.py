@@ -177,6 +177,15 @@ def test_a_foreign_description_is_one_clear_line(text, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["pairs.json"]
 
 
+@pytest.mark.parametrize(("name", "value"), [("shard_size", 0), ("count", "many"), ("guidance", "x"), ("teacher", 3)])
+def test_a_description_with_a_value_that_cannot_be_is_named(name, value, tmp_path):
+    make(tmp_path)
+    described = json.loads((tmp_path / "pairs.json").read_text())
+    (tmp_path / "pairs.json").write_text(json.dumps(described | {name: value}))
+    with pytest.raises(ValueError, match=rf"pairs\.json does not describe pairs: {name} is {value!r}"):
+        Pairs(tmp_path)
+
+
 def test_nan_from_the_solver_is_never_stored(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinity"):
         make(tmp_path, generate=lambda z, index: z / 0)

@@ -1,6 +1,7 @@
 """States on disk: whatever spoils one, it is never believed."""
 
 import random
+import threading
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (3, 6, 9):
         checkpoints.write(step, state(step))
+    checkpoints.wait()
     return checkpoints
 
 
@@ -117,5 +119,66 @@ def test_where_none_is_whole_it_is_one_clear_line(kept):
 @pytest.mark.parametrize(("keep", "steps"), [(1, [7]), (2, [6, 7]), (5, [3, 6, 7])])
 def test_what_is_later_than_the_newest_goes_with_the_old(keep, steps, kept):
     """A run that went back to step 6 leaves the damaged state of step 9 behind as soon as it has a new one."""
-    Checkpoints(kept.folder.parent, keep=keep).write(7, state(7))
+    Checkpoints(kept.folder.parent, keep=keep, background=False).write(7, state(7))
     assert kept.steps() == steps
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """torch.save begins to write once it is told to."""
+    told, save = threading.Event(), torch.save
+
+    def wait(*arguments):
+        assert told.wait(10)
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", wait)
+    return told
+
+
+def test_what_is_written_is_the_state_at_the_call_however_long_the_disk_takes(tmp_path, slow_disk):
+    checkpoints, mine = Checkpoints(tmp_path, keep=2), state(3)
+    checkpoints.write(3, mine)
+    assert (checkpoints.files(), checkpoints.steps()) == ([], [3])
+    mine["updates"]["a"]["optimiser"][0]["exp_avg"].zero_()
+    mine["updates"]["a"]["count"] = mine["step"] = 99
+    slow_disk.set()
+    assert same(checkpoints.newest(say=refuse)[1], state(3))  # which waits
+
+
+def test_a_second_state_waits_for_the_first(tmp_path, slow_disk):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.write(3, state(3))
+    threading.Timer(0.1, slow_disk.set).start()
+    checkpoints.write(6, state(6))
+    assert [file.name for file in checkpoints.files()][:1] == ["step-00000003.pt"]
+    assert checkpoints.steps() == [3, 6]
+    checkpoints.wait()
+    assert same(read(checkpoints.files()[1]), state(6))
+
+
+@pytest.mark.parametrize("how", ["wait", "write"])
+def test_a_failed_write_is_told_once_by_what_comes_next(how, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def full(*_):
+        raise RuntimeError("file write failed\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        checkpoints.write(3, state(3))
+        checkpoints.thread.submit(int).result()  # after it
+        assert checkpoints.failed
+        with pytest.raises(OSError, match=r"step-00000003.pt cannot be written: file write failed$"):
+            checkpoints.wait() if how == "wait" else checkpoints.write(6, state(6))
+    assert not checkpoints.failed
+    assert checkpoints.files() == []
+    checkpoints.write(9, state(9))
+    checkpoints.wait()
+    assert checkpoints.steps() == [9]
+
+
+def test_without_a_thread_it_is_on_disk_at_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, background=False)
+    checkpoints.write(3, state(3))
+    assert same(read(checkpoints.files()[0]), state(3))

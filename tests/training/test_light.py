@@ -107,7 +107,8 @@ def test_a_run_goes_on_from_a_light_file_as_well(run, tmp_path):
     assert (other / "config.toml").read_text() == "seed = 0\n"
     before = rng.get_state()
     there, _, _ = taught(other, steps=60, resume=True)
-    assert (there.step, there.seconds) == (60, trainer.seconds)
+    assert there.step == 60
+    assert 0 < there.seconds <= trainer.seconds  # the rest went by after its last checkpoint
     assert torch.equal(there.rng.get_state(), before)
     assert read_metrics(other) == read_metrics(folder)
     taught(other, steps=90, resume=True)

@@ -343,6 +343,7 @@ def test_a_failed_save_leaves_the_checkpoints_before(tmp_path, monkeypatch):
 
     def fill(step):
         if step == 6:
+            toy.trainer.checkpoints.wait()
             monkeypatch.setattr(torch, "save", full)
 
     toy.before = fill

@@ -284,3 +284,17 @@ def test_averages_follow_each_its_own_halflife():
 
     quick, slow = (average.network for average in update.averages)
     assert gap(quick, net) < gap(slow, net) < gap(start, net)
+
+
+def test_moments_are_laid_out_as_their_weights_are():
+    """AdamW's kernel walks through memory: a state that was saved with other strides must not go to other weights."""
+    torch.manual_seed(0)
+    nets = [nn.Conv2d(3, 5, 2), nn.Conv2d(3, 5, 2).to(memory_format=torch.channels_last)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    updates = [build(net, halflives=[]) for net in nets]
+    x = torch.randn(2, 3, 4, 6)
+    updates[0](nets[0](x).square().mean())
+    updates[1].load_state_dict(copy.deepcopy(updates[0].state_dict()))
+    for net, update in zip(nets, updates, strict=True):
+        update(net(x).square().mean())
+    torch.testing.assert_close(nets[0].weight, nets[1].weight)

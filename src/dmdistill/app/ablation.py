@@ -8,7 +8,7 @@ finished stay, so an experiment that was interrupted goes on when it is asked fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from dmdistill.app.distill import distill
 from dmdistill.app.drawn import draw
 from dmdistill.app.pairs import pairs_of, with_solver
 from dmdistill.app.run import start_machine
-from dmdistill.app.settings import from_preset, with_run
+from dmdistill.app.settings import flag_of, from_preset, with_run
+from dmdistill.app.start import start_of
 from dmdistill.app.tables import over_seeds, print_rows
 from dmdistill.data.pairs import Pairs
 from dmdistill.files import write_json, written_whole
@@ -78,6 +79,7 @@ class Experiment:
         changes |= {} if config.steps is None else {"steps": config.steps}
         self.full = from_preset(Distill, "fashion-ablation", pairs=self.out / "pairs", **changes)
         self.teacher = with_solver(load_teacher(self.full.teacher), ode)
+        start_of(self.full, self.teacher)  # a --start that cannot be says so before pairs are made
         self.teacher.to(self.device, self.precision)
         self.judge = load_judge(str(self.teacher.judge), self.device)
 
@@ -110,10 +112,12 @@ class Experiment:
     def student(self, settings: Distill, seed: int, row: Path) -> dict[str, float]:
         """The figures of the student of one seed, which is distilled unless it is there."""
         folder = row / f"seed-{seed}"
-        if not (folder / "student").exists():
-            begun = (folder / "config.toml").exists()
-            if distill(with_run(Distill(), folder) if begun else replace(settings, out=folder, seed=seed)) is None:
-                raise KeyboardInterrupt
+        wanted = replace(settings, out=folder, seed=seed)
+        if begun := (folder / "config.toml").exists():
+            wanted = replace(wanted, resume=folder)
+            check_same(with_run(Distill(), folder), wanted)
+        if not (begun and (folder / "student").exists()) and distill(wanted) is None:
+            raise KeyboardInterrupt
         student = load_model(str(folder / "student"))
         student.to(self.device, self.precision)
         features = self.features(draw(student, IMAGES, batch=500, seed=1))
@@ -131,6 +135,14 @@ class Experiment:
     def frechet(self, features: Tensor) -> float:
         """Distance of a set to the real images."""
         return frechet_distance(gather(lambda rows: rows, [features]), self.judge.reference)
+
+
+def check_same(found: Distill, wanted: Distill) -> None:
+    """ValueError, naming what differs, where a run that is there was made otherwise; on which machine is all one."""
+    names = [field.name for field in fields(Distill) if field.name not in ("machine", "pairs", "preset")]
+    if odd := [name for name in names if getattr(found, name) != getattr(wanted, name)]:
+        made, asked = (f"{flag_of(odd[0])} {getattr(one, odd[0])}" for one in (found, wanted))
+        raise ValueError(f"{wanted.out} was made with {made}, asked for is {asked}: choose another --out")
 
 
 def batches(pairs: Pairs, size: int = 500) -> Iterable[Tensor]:

@@ -17,7 +17,7 @@ from dmdistill.app.prompts import with_texts
 from dmdistill.app.run import start_machine
 from dmdistill.app.settings import check_at_least, overlay
 from dmdistill.app.timing import clock_on
-from dmdistill.files import first_line, write_json
+from dmdistill.files import check_writable, first_line, write_json
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.teachers.model import Model, Teacher
 
@@ -30,6 +30,8 @@ PROMPT = "a photograph"  # the network takes equally long over all prompts; enco
 def bench(config: Bench) -> dict[str, Any]:
     """Print latency and throughput, all of one run; write them to config.json where asked."""
     check_at_least(config, 1, "repeats", "most")
+    if config.json is not None:
+        check_writable(config.json)
     models = models_of(config)
     device, precision = start_machine(config.machine)
     models = [with_prompt(model, device).to(device, precision).ready() for model in models]

@@ -47,7 +47,7 @@ def calibrate(job: Rehearsal, counted: dict[str, Counted], *, drawing: str) -> S
     for phase in job.phases:
         rates[phase.name] = rate(job, partial(job.iterate, phase.first), device)
     rates[drawing] = rate(job, partial(job.ask_teacher, max(1, int(share * job.many))), device)
-    smaller = f", at {share:.2g} of the batches, by its memory or time" if share < 1 else ""
+    smaller = f", in steps of {share:.0%} of each batch, which the whole would take too long" if share < 1 else ""
     return Speed(rates, f"timed on this machine, {device}{smaller}")
 
 

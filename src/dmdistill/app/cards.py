@@ -19,6 +19,8 @@ LICENCES = (  # of the hub's names
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "bsd-3-clause"),
 )
 
+HERE = "path/to/this/folder"  # in a card's code: a name is that of a bundled model, which this is not
+
 USE = """```python
 import torch
 from dmdistill import load_model, save_grid
@@ -65,7 +67,7 @@ pipeline_tag: {"unconditional-image-generation" if model.text is None else "text
 
 {summary} {parameters / 1e6:.2f} M parameters. Images: {height} x {width}, {channels} channel(s). {told}
 
-{(USE if model.text is None else USE_TEXT).format(folder=model.name)}
+{(USE if model.text is None else USE_TEXT).format(folder=HERE)}
 
 ## Settings
 
@@ -127,7 +129,8 @@ def quality(report: dict[str, Any]) -> str:
         figures = [f"{row['metrics'][name]:.4g}" for name in names]
         cells = [row["model"], str(row["evaluations_per_image"]), *figures, f"{1e3 * row['seconds_per_image']:.4g}"]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n## Quality\n\nOf {} images each.\n\n{}\n".format(rows[-1]["images"], "\n".join(lines))
+    measured = f"Of {rows[-1]['images']} images each.\n\n" if names else ""
+    return "\n## Quality\n\n{}{}\n".format(measured, "\n".join(lines))
 
 
 def shown(value: Any) -> Any:

@@ -12,9 +12,10 @@ from torch import Tensor
 from dmdistill.app.cards import judge_card
 from dmdistill.app.config import Classifier as Settings
 from dmdistill.app.run import start_machine
+from dmdistill.app.settings import check_at_least, check_positive
 from dmdistill.data.images import ImageSet, to_floats
 from dmdistill.data.labelled import load_labelled
-from dmdistill.files import write_json, written_whole
+from dmdistill.files import check_writable, write_json, written_whole
 from dmdistill.metrics.frechet import gather, save_statistics
 from dmdistill.metrics.judge import Judge
 from dmdistill.networks.classifier import Classifier
@@ -26,8 +27,7 @@ __all__ = ["train_classifier"]
 
 def train_classifier(config: Settings) -> Judge:
     """Train, then write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
-    if config.epochs < 1 or config.batch < 1:
-        raise ValueError(f"--epochs {config.epochs} --batch {config.batch}, expected at least 1")
+    check(config)
     data, held_out = load_labelled(config.data), load_labelled(config.data, train=False)
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}: there are no more images")
@@ -53,6 +53,17 @@ def train_classifier(config: Settings) -> Judge:
         markup=False,
     )
     return judge
+
+
+def check(config: Settings) -> None:
+    """ValueError where a number cannot be or the folder holds something, OSError where it could not be written."""
+    check_at_least(config, 1, "epochs", "batch")
+    check_positive(config, "lr")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"--seed {config.seed}, expected 0 to 2**63 - 1")
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise ValueError(f"{config.out} already exists: choose another --out")
+    check_writable(config.out / "model.safetensors")
 
 
 def fit(

@@ -14,10 +14,11 @@ import tyro
 from tyro.conf import subcommand
 
 from dmdistill.app import config
-from dmdistill.app.settings import with_preset, with_run
+from dmdistill.app.settings import check_numbers, flag_of, with_preset, with_run
 
 __all__ = ["main"]
 
+SIZES = ("batch", "batch_reg", "count", "most")  # the settings that decide how much memory is asked for
 DESCRIPTION = "Turn a pretrained diffusion model into a one-step generator by distribution matching distillation."
 
 
@@ -49,9 +50,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. What the user can mend ends in one line and exit code 2; DMDISTILL_DEBUG=1 shows a traceback."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments, asked = list(sys.argv[1:] if arguments is None else arguments), None
     try:
-        asked = parse(arguments)
+        check_numbers(asked := parse(arguments))
         command = next(command for command in COMMANDS.values() if type(asked) is command.config)
         module = importlib.import_module(f"dmdistill.app.{command.module}")
         getattr(module, command.function)(asked)
@@ -60,10 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"dmdistill: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("DMDISTILL_DEBUG"):
+    except (RuntimeError, MemoryError) as error:
+        from dmdistill.training.device import out_of_memory  # which loads torch: whoever ran out of memory has
+
+        if os.environ.get("DMDISTILL_DEBUG") or not out_of_memory(error):
             raise
-        print("dmdistill: out of memory: try smaller batches (--batch, --batch-reg)", file=sys.stderr)
+        flags = [flag_of(name) for name in SIZES if hasattr(asked, name)]
+        print(f"dmdistill: out of memory: try a smaller {' or '.join(flags) or 'model'}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("dmdistill: interrupted", file=sys.stderr)

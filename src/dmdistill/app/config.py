@@ -182,9 +182,13 @@ class Distill:
     steps: int = 1000
     """Updates of the generator."""
     batch: int = 64
-    """Generated images per step, for distribution matching and for the fake score."""
+    """Generated images per step, of all processes, for distribution matching and for the fake score."""
     batch_reg: int = 64
-    """Pairs per step."""
+    """Pairs per step, of all processes."""
+    accumulate: int = 1
+    """Parts in which a process takes its share of a step, one after the other, with one update: less memory."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How processes hold the networks: ddp, each all of them; fsdp, each a share of every weight: less memory."""
     lora_student: int = 0
     """Rank of the student's adapters (LoRA); 0 trains all its weights."""
     lora_fake: int = 0
@@ -192,7 +196,7 @@ class Distill:
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     compile: bool = False
-    """Compile the networks by torch.compile: minutes at first, then faster on a GPU."""
+    """Compile the networks by torch.compile: minutes at the start, faster steps; losses change by rounding."""
     lr: float = 1e-3
     """Learning rate of the generator, reached after the warm-up."""
     lr_fake: float = 1e-3

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmdistill.app.timing import Clock, Spread, Work, best_batch, in_rounds, out_of_memory
+from dmdistill.app.timing import Clock, Spread, Work, best_batch, in_rounds
 from dmdistill.teachers.model import Model, Student
+from dmdistill.training.device import out_of_memory
 
 __all__ = ["Contestant", "compare", "compiled"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -17,25 +17,34 @@ from dmdistill.app.pairs import with_solver
 from dmdistill.app.prompts import with_prompts
 from dmdistill.app.report import draw_comparison, draw_curves
 from dmdistill.app.run import Run
-from dmdistill.app.settings import check_at_least, check_draws, check_positive
+from dmdistill.app.settings import check_at_least, check_numbers, check_positive, check_shares
 from dmdistill.files import write_json
+from dmdistill.processes import ALONE, Processes, join_processes, own_device, restarted
 from dmdistill.teachers.folder import save_model
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.teachers.lora import need_peft
 from dmdistill.teachers.model import Student, Teacher
 from dmdistill.training.loggers import logged, need_logger
+from dmdistill.training.parallel import Parallel
 
 __all__ = ["distill"]
 
 
 def distill(config: Distill) -> Student | None:
     """Distill, write the student to out/student, report, return it; None where it was interrupted."""
-    check(config)
+    with join_processes(own_device(config.machine.device)) as processes:
+        if restarted() and (config.out / "config.toml").exists():
+            config = replace(config, resume=config.out)
+        check(config, processes)
+        return distill_together(config, processes)
+
+
+def distill_together(config: Distill, processes: Processes) -> Student | None:
+    """One process's part in it; the first one answers with the student."""
     teacher = with_solver(load_teacher(config.teacher), config.ode)
-    with Run(config.out, config, resume=config.resume is not None) as run:
-        teacher = with_prompts(teacher, config.prompts, device=run.device)
+    with Run(config.out, config, resume=config.resume is not None, processes=processes) as run:
+        teacher = placed(config, teacher, run)
         torch.manual_seed(config.seed)
-        teacher.to(run.device, run.precision)
         try:
             return make_student(config, teacher, run)
         except KeyboardInterrupt:  # while pairs or figures were made: what is finished is kept
@@ -43,37 +52,49 @@ def distill(config: Distill) -> Student | None:
             raise
 
 
+def placed(config: Distill, teacher: Teacher, run: Run) -> Teacher:
+    """A teacher with its prompts, on the run's device."""
+    return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision)
+
+
 def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     """Everything after the checks."""
     job = Job(config, teacher, run)
-    if config.compile:
-        job.compile()
-    with logged(job.trainer, config.log_to, asdict(config)):
+    with logged(job.trainer, config.log_to if run.processes.first else None, asdict(config)):
         done = job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling")
     if not done:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
-    student = job.student()
+    student = job.student(lambda: placed(config, with_solver(load_teacher(config.teacher), config.ode), run))
+    if not run.processes.first:
+        return None
     if job.best.step:
         run.say(f"best: {job.best.name} of step {job.best.step}, Frechet distance {job.best.figure:.4g}")
     save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=run.storage)
     return report(config, job, run) if config.report_images else student
 
 
-def check(config: Distill) -> None:
+def check(config: Distill, processes: Processes = ALONE) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
-    check_at_least(config, 1, "steps", "batch", "batch_reg", "fake_steps")
+    check_numbers(config)
+    check_at_least(config, 1, "steps", "batch", "batch_reg", "accumulate", "fake_steps")
+    parallel = Parallel(processes, config.accumulate)
+    parallel.check("--batch", config.batch)
+    if config.lambda_reg > 0:
+        parallel.check("--batch-reg", config.batch_reg)
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
     check_at_least(
         config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
     )
-    check_draws(config)
     if config.lpips_side and config.lpips_side < 16:
         raise ValueError(f"--lpips-side {config.lpips_side}, expected at least 16, or 0 for the images' own")
+    check_shares(config, "betas", "match_from")
     check_at_least(config, 2, "evaluate_images")
     if config.report_images == 1:
         raise ValueError("--report-images 1, expected at least 2, or 0 for no report")
-    check_positive(config, "lr", "lr_fake", "clip")
+    check_positive(config, "lr", "lr_fake", "clip", "halflives")
+    if len(set(config.halflives)) < len(config.halflives):
+        raise ValueError(f"--halflives {config.halflives}, expected each once: an average is named by its own")
     need_logger(config.log_to)
     for name in ("lora_student", "lora_fake"):
         if getattr(config, name):
@@ -87,8 +108,6 @@ def check(config: Distill) -> None:
         )
     if config.lambda_reg == 0 and not config.match:
         raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
-    if not 0 <= config.match_from < 1:
-        raise ValueError(f"--match-from {config.match_from}, expected a fraction in [0, 1)")
     if not 0 <= config.fake_from <= 1:
         raise ValueError(f"--fake-from {config.fake_from}, expected a fraction in [0, 1]")
     least = config.match_from if config.match else 1  # a step must have a loss

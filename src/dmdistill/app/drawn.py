@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -81,13 +81,21 @@ def numbered(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition
 
 
 def draw(
-    model: Model, count: int, *, batch: int, seed: int, name: str = "", generate: Callable[..., Tensor] | None = None
+    model: Model,
+    count: int,
+    *,
+    batch: int,
+    seed: int,
+    name: str = "",
+    generate: Callable[..., Tensor] | None = None,
+    share: Callable[[Sequence[range]], Sequence[range]] = lambda parts: parts,
 ) -> Iterator[Tensor]:
     """Images 0 ... count - 1 in batches: B C H W in about [-1, 1].
 
-    name: of the progress, shown where it is given. generate: in place of the model's own.
+    name: of the progress, shown where it is given. generate: in place of the model's own. share: of the batches, which
+    of them are drawn.
     """
-    parts = blocks(count, batch)
+    parts = share(blocks(count, batch))
     for rows in track(parts, name) if name else parts:
         told = numbered(model, rows, seed=seed)
         yield model.decode(generate(*told)) if generate is not None else model.images(*told)

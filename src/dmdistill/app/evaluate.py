@@ -13,17 +13,16 @@ from rich.table import Table
 from torch import Tensor
 
 from dmdistill.app.config import Evaluate
-from dmdistill.app.drawn import at_once
 from dmdistill.app.evaluation import Evaluation
 from dmdistill.app.figures import figures_of
 from dmdistill.app.measures import METRICS, asked, rounded
 from dmdistill.app.run import start_machine
-from dmdistill.files import write_json
+from dmdistill.files import check_writable, write_json
 from dmdistill.metrics.judge import load_judge
+from dmdistill.processes import join_processes, own_device
 from dmdistill.teachers.model import Model
-from dmdistill.training.processes import join_processes, own_device
 
-__all__ = ["at_once", "evaluate", "measure", "print_table", "seconds_per_image"]
+__all__ = ["evaluate", "measure", "print_table", "seconds_per_image"]
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
@@ -66,18 +65,20 @@ def check(config: Evaluate) -> None:
         raise ValueError("--metrics clip needs what the images show: give --prompts FILE, one a line")
     if "clip" in names and config.skip_corrupt:
         raise ValueError("--skip-corrupt with clip: the pictures behind a damaged one would meet others' prompts")
+    if config.json is not None:
+        check_writable(config.json)
 
 
 def measure(model: Model, batches: Iterator[Tensor], *, images: int, batch: int = 100) -> dict[str, Any]:
     """{"model", "evaluations_per_image", "images", "seconds_per_image", "metrics": {...}} of its images in batches.
 
-    batch: images drawn at once to take the time.
+    Without a judge no image is drawn, and "images" is 0. batch: images drawn at once to take the time.
     """
     judge = load_judge(model.judge, model.device) if model.judge else None
     return {
         "model": model.name,
         "evaluations_per_image": model.evaluations,
-        "images": images,
+        "images": images if judge else 0,
         "seconds_per_image": seconds_per_image(model, batch=min(batch, 100)),
         "metrics": {f"frechet_{judge.name}": rounded(judge.distance(batches))} if judge else {},
     }
@@ -97,7 +98,8 @@ def seconds_per_image(model: Model, *, batch: int = 100, repeats: int = 3) -> fl
 def print_figures(report: dict[str, Any]) -> None:
     """One model's, one below the other: there may be many."""
     table = Table("", report["model"])
-    table.add_row("images", str(report["images"]))
+    if report["images"]:
+        table.add_row("images", str(report["images"]))
     for name, value in report["metrics"].items():
         table.add_row(name.replace("_", " ", 1), f"{value:.4g}")
     if report["seconds_per_image"] is not None:

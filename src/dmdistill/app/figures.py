@@ -15,16 +15,19 @@ from dmdistill.metrics.clip import load_clip
 from dmdistill.metrics.gathering import Description, Gathering
 from dmdistill.metrics.inception import load_inception
 from dmdistill.metrics.report import Settings, compute
-from dmdistill.training.processes import Processes
+from dmdistill.processes import Processes
 
 __all__ = ["figures_of"]
 
 
 def figures_of(evaluation: Evaluation, processes: Processes) -> tuple[dict[str, float], int]:
-    """Figures by name, and of how many images; for the first process, which says what their reader must know."""
+    """Figures by name, and of how many images; for the first process, which says what their reader must know.
+
+    Where nothing is asked for, no image is drawn.
+    """
     looks = looks_of(evaluation)
     if not looks:
-        return {}, evaluation.count
+        return {}, 0
     references = references_of(evaluation, looks, processes)
     source, batch = evaluation.source, evaluation.batch
     what = "drawing images" if evaluation.model is not None else f"looking at {source.name}"

@@ -12,31 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.app.config import Distill
-from dmdistill.app.drawn import draw
-from dmdistill.app.evaluate import at_once
+from dmdistill.app.drawn import at_once, blocks, draw
 from dmdistill.app.judging import Judging, judge_of
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
-from dmdistill.core.denoisers import Denoiser
+from dmdistill.app.start import ALIKE, start_of, teacher_name
+from dmdistill.core.denoisers import Condition, Denoiser
 from dmdistill.core.dmd import DMD, Batch
 from dmdistill.core.generator import Generator
 from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
 from dmdistill.data.images import save_grid
 from dmdistill.data.pairs import Pairs
+from dmdistill.metrics.frechet import Moments, frechet_distance, moments_of
 from dmdistill.metrics.perceptual import load_lpips
 from dmdistill.networks.checkpointing import checkpoint_blocks
 from dmdistill.teachers.diffusers import load_autoencoder
-from dmdistill.teachers.load import lasting_name, load_model
 from dmdistill.teachers.lora import adapters, add_lora, merge_lora
 from dmdistill.teachers.model import Model, Student, Teacher
 from dmdistill.training.best import Best
+from dmdistill.training.checkpoints import of_tensors
 from dmdistill.training.health import Probe
+from dmdistill.training.parallel import UNDIVIDED, Parallel
+from dmdistill.training.parts import InParts, portion
 from dmdistill.training.trainer import Trainer
 from dmdistill.training.update import Update
 
 __all__ = ["Job"]
 
-ALIKE = ("network", "path", "denoiser", "shape", "classes")  # in the config.json of a teacher and its student
 KEPT = (*ALIKE, "licence", "judge")  # of the teacher's config.json
 FIGURE = "frechet_"  # before the name of an average, in metrics.jsonl
 
@@ -46,28 +48,19 @@ class Job:
 
     def __init__(self, config: Distill, teacher: Teacher, run: Run) -> None:
         self.config, self.teacher, self.run = config, teacher, run
+        self.parallel = Parallel(run.processes, config.accumulate, config.strategy)
         self.many = at_once(teacher, config.batch)
-        self.judge = judge_of(config.reference, teacher, device=run.device, say=run.say)
+        self.judge = judge_of(config.reference, teacher, device=run.device, processes=run.processes, say=run.say)
         distance = self.distance()
         given = self.given_pairs()
         self.generator = self.first_generator()
+        self.fake = self.trained_copy(config.lora_fake)
         run.begin()
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
-        self.fake = self.trained_copy(config.lora_fake)
-        self.dmd = DMD(
-            self.generator,
-            teacher.guided,
-            self.fake,
-            rng=run.rng,
-            distance=distance,
-            lambda_reg=config.lambda_reg,
-            match=config.match,
-            match_pairs=config.match_pairs,
-            low=config.low,
-            high=config.high,
-            weight=WEIGHTS[config.weight],
-        )
+        if self.pairs is not None and len(self.pairs) < config.batch_reg:
+            self.parallel.check("the number of pairs", len(self.pairs))
         shared = {
+            "parallel": self.parallel,
             "betas": config.betas,
             "weight_decay": config.weight_decay,
             "warmup": config.warmup,
@@ -88,6 +81,20 @@ class Job:
         )
         fake_updates = self.match_step - self.follow_step + (config.steps - self.match_step) * config.fake_steps
         self.update_fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=fake_updates, **shared)
+        self.parallel.spread(teacher.denoiser)
+        if config.compile:
+            for denoiser in (self.generator.denoiser, self.fake, teacher.denoiser):
+                denoiser.net.compile(dynamic=False)  # in its place: names of weights stay
+        self.dmd = self.algorithm(
+            rng=run.rng,
+            distance=distance,
+            lambda_reg=config.lambda_reg,
+            match=config.match,
+            match_pairs=config.match_pairs,
+            low=config.low,
+            high=config.high,
+            weight=WEIGHTS[config.weight],
+        )
         updates = {"generator": self.update_generator} | ({"fake": self.update_fake} if config.match else {})
         self.trainer = Trainer(
             config.out,
@@ -97,22 +104,26 @@ class Job:
             log_every=config.log_every,
             save_every=config.save_every,
             resume=config.resume is not None,
+            processes=run.processes,
         )
         self.best = Best(self.trainer, prefix=FIGURE)
         rng = torch.Generator(run.device).manual_seed(config.seed + 1)
         z, cond = teacher.noise(min(128, self.many), rng=rng)
         self.probe = Probe(z, cond, torch.randn(z.shape, generator=rng, device=run.device))
 
+    def algorithm(self, **settings: Any) -> DMD:
+        """Algorithm 1 of the three networks, as they are called in training."""
+        parallel = self.parallel
+        generator, fake = self.generator, self.fake
+        if parallel == UNDIVIDED:
+            return DMD(generator, self.teacher.guided, fake, **settings)
+        generator, fake = parallel.called(generator), parallel.called(fake)
+        return InParts(generator, self.teacher.guided, fake, parallel=parallel, **settings)
+
     def first_generator(self) -> Generator:
-        """The teacher, or the student of --start. ValueError where that one is of another teacher's kind."""
+        """The teacher, or the student of --start."""
         denoiser = self.trained_copy(self.config.lora_student)
-        if self.config.start is not None:
-            foreign = "network" not in self.teacher.config
-            start = load_model(self.config.start, teacher=self.teacher if foreign else None)
-            if foreign and start.config.get("teacher") != self.teacher_name:
-                raise ValueError(f"--start {self.config.start} is not a student of the teacher {self.teacher_name}")
-            if odd := [key for key in ALIKE if start.config.get(key) != self.teacher.config.get(key)]:
-                raise ValueError(f"--start {self.config.start} is no student of {self.teacher.name}: {odd[0]} differs")
+        if (start := start_of(self.config, self.teacher)) is not None:
             if self.config.lora_student:
                 self.check_adapters(start)
                 denoiser.load_state_dict(adapters(start.denoiser), strict=False)
@@ -131,7 +142,7 @@ class Job:
     @property
     def teacher_name(self) -> str:
         """What the teacher is loaded by, where it was found."""
-        return self.teacher.config.get("source") or lasting_name(self.config.teacher)
+        return teacher_name(self.config, self.teacher)
 
     @property
     def built_on(self) -> dict[str, Any]:
@@ -173,7 +184,8 @@ class Job:
     def own_pairs(self) -> Pairs:
         config = self.config
         folder, batch = config.out / "pairs", self.many
-        return pairs_of(self.teacher, folder, count=config.pair_count, seed=config.seed, batch=batch)
+        made = {"count": config.pair_count, "seed": config.seed, "batch": batch}
+        return pairs_of(self.teacher, folder, **made, processes=self.run.processes)
 
     def distance(self) -> Distance:
         if self.config.distance == "huber" or self.config.lpips_weights is None:
@@ -192,11 +204,6 @@ class Job:
 
         return distance
 
-    def compile(self) -> None:
-        """Compile the three networks, each for every size of batch that it meets; averages stay as they are."""
-        for denoiser in (self.generator.denoiser, self.fake, self.teacher.denoiser):
-            denoiser.net.compile(dynamic=False)
-
     def iterate(self, step: int) -> dict[str, Tensor]:
         """One iteration of Algorithm 1, with this step's weight of the regression."""
         self.dmd.careful = self.trainer.careful
@@ -207,15 +214,31 @@ class Job:
         return self.dmd.step(self.batch(step), self.update_generator, self.update_fake)
 
     def batch(self, step: int) -> Batch:
-        config, rng, device = self.config, self.run.rng, self.run.device
-        z, cond = self.teacher.noise(config.batch, rng=rng)
+        """What this process takes of a step's batch."""
+        config, device = self.config, self.run.device
+        z, cond = self.noise()
         z_ref = y_ref = cond_ref = z_fake = cond_fake = None
         if self.pairs is not None and step < self.regress_end:
-            z_ref, y_ref, index = self.pairs.batch(step, config.batch_reg)
+            z_ref, y_ref, index = self.some_pairs(self.pairs, step)
             z_ref, y_ref, cond_ref = z_ref.to(device), y_ref.to(device), self.teacher.condition(index)
         if config.fake_steps > 1 and self.dmd.match:
-            z_fake, cond_fake = self.teacher.noise((config.fake_steps - 1) * config.batch, rng=rng)
+            z_fake, cond_fake = self.noise(batches=config.fake_steps - 1)
         return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake)
+
+    def noise(self, *, batches: int = 1) -> tuple[Tensor, Condition | None]:
+        """Noise and conditions of so many batches: the whole is drawn, and of each this process's portion taken."""
+        processes, sizes = self.run.processes, batches * [self.config.batch]
+        drawn = self.teacher.draw(sum(sizes), rng=self.run.rng)
+        z, index = (portion(one, sizes, processes.rank, processes.count) for one in drawn)
+        return z, self.teacher.condition(index)
+
+    def some_pairs(self, pairs: Pairs, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This process's portion of a step's pairs."""
+        processes, size = self.run.processes, self.config.batch_reg
+        if processes.count == 1:
+            return pairs.batch(step, size)
+        rows = pairs.rows(step, size)
+        return pairs[portion(rows, [len(rows)], processes.rank, processes.count)]
 
     @property
     def hooks(self) -> list[tuple[int, Callable[[int], dict[str, float]]]]:
@@ -225,10 +248,12 @@ class Job:
     def look(self, step: int) -> dict[str, float]:
         """A grid of the newest average's images of the probe's noise."""
         grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
-        file = self.config.out / "samples" / f"step-{step:06d}.png"
-        save_grid(file, self.teacher.decode(grid), columns=8)
-        if self.trainer.logger is not None:
-            self.trainer.logger.picture(step, file)
+        images = self.teacher.decode(grid)
+        if self.run.processes.first:
+            file = self.config.out / "samples" / f"step-{step:06d}.png"
+            save_grid(file, images, columns=8)
+            if self.trainer.logger is not None:
+                self.trainer.logger.picture(step, file)
         return {}
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -237,7 +262,7 @@ class Job:
         if self.judge is not None:
             for name, generator in self.candidates():
                 row[FIGURE + name] = figure = self.frechet(self.judge, generator)
-                self.best.offer(step, name, figure, partial(self.update_generator.weights, generator))
+                self.best.offer(step, name, figure, partial(self.weights, generator))
         return row
 
     def candidates(self) -> list[tuple[str, nn.Module]]:
@@ -247,13 +272,37 @@ class Job:
 
     @torch.no_grad()
     def frechet(self, judge: Judging, generator: nn.Module) -> float:
-        config, many = self.config, self.many
-        drawn = draw(self.teacher, config.evaluate_images, batch=many, seed=config.seed + 2, generate=generator)
-        return judge.distance(drawn)
+        """Of as many images as are measured, of which each process draws some."""
+        config, processes = self.config, self.run.processes
+        told = {"batch": self.many, "seed": config.seed + 2, "share": processes.share}
+        drawn = draw(self.teacher, config.evaluate_images, generate=generator, **told)
+        own = moments_of(judge.features, drawn)
+        if processes.count > 1:
+            self.keep_pace(generator)
+            own = sum(processes.exchanged(Moments() + own), Moments())
+        return frechet_distance(own.statistics(), judge.reference)
 
-    def student(self) -> Student:
-        """The best average of the run, or of its last step, by Frechet distance where there is a judge."""
-        name, step = self.chosen()
+    def keep_pace(self, generator: nn.Module) -> None:
+        """Call a sharded network as often as the others do who had a batch more to draw: all gather it together."""
+        processes, batches = self.run.processes, blocks(self.config.evaluate_images, self.many)
+        if self.parallel.sharded and len(processes.share(batches)) * processes.count < len(batches):
+            generator(self.probe.z, self.probe.cond)
+
+    def student(self, again: Callable[[], Teacher]) -> Student:
+        """The best average of the run, or of its last step, by Frechet distance where there is a judge.
+
+        again: the teacher anew, for when it was sharded. All processes must ask; the first gets the student.
+        """
+        name, step, weights = self.chosen()
+        if self.run.processes.first:
+            if self.parallel.sharded:
+                self.teacher = again()
+                self.generator = self.first_generator()
+            self.update_generator.load_weights(self.generator, weights)
+        return self.described(name, step)
+
+    def described(self, name: str, step: int) -> Student:
+        """The generator as the student that it became, by this average, at this step."""
         teacher = self.teacher
         settings = {"average": name, "step": step, **asdict(self.config), "teacher": self.teacher_name}
         about = {"kind": "student", "name": f"{teacher.name}-student"}
@@ -270,15 +319,17 @@ class Job:
             config={**about, **kept, **self.built_on, "distilled": settings},
         )
 
-    def chosen(self) -> tuple[str, int]:
-        """Fill the generator with the weights that become the student; their average's name and their step."""
+    def chosen(self) -> tuple[str, int, dict[str, Tensor]]:
+        """The average that becomes the student, its step and its weights."""
         names = dict(self.candidates())
         name, step = list(names)[-1], self.trainer.step
         if self.config.keep == "best" and self.best.step:
-            self.update_generator.load_weights(self.generator, self.best.weights())
-            return self.best.name, self.best.step
+            return self.best.name, self.best.step, self.best.weights()
         if self.judge is not None:
             judge = self.judge
             name = min(names, key=lambda one: self.frechet(judge, names[one]))
-        self.generator.load_state_dict(names[name].state_dict())
-        return name, step
+        return name, step, self.weights(names[name])
+
+    def weights(self, generator: nn.Module) -> dict[str, Tensor]:
+        """Those of the generator or an average of it, all of them where they are sharded, for the first process."""
+        return of_tensors(self.parallel.gathered, self.update_generator.weights(generator))

@@ -24,7 +24,7 @@ from dmdistill.data.sources import ImageSource
 from dmdistill.metrics.clip import ClipScore
 from dmdistill.metrics.features import Classifying, Features
 from dmdistill.metrics.gathering import KEPT, Gathering
-from dmdistill.training.processes import Processes
+from dmdistill.processes import Processes
 from dmdistill.training.progress import progress_bar
 
 __all__ = ["FeatureLook", "Look", "PromptLook", "look_at"]

@@ -12,8 +12,10 @@ from rich.console import Console
 from dmdistill.app.config import MakePairs, Solver
 from dmdistill.app.prompts import with_prompts
 from dmdistill.app.run import start_machine
+from dmdistill.app.settings import check_numbers
 from dmdistill.data.pairs import Pairs, PairSettings, make_pairs
 from dmdistill.networks.adapters import Adapter
+from dmdistill.processes import ALONE, Processes, join_processes, own_device
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Model, Teacher
 from dmdistill.training.progress import track
@@ -23,28 +25,36 @@ __all__ = ["pairs", "pairs_of", "teacher_id", "with_solver"]
 
 def pairs(config: MakePairs) -> Pairs:
     """Make pairs in config.out, or finish those that are there."""
-    teacher = with_solver(load_teacher(config.teacher), config.ode)
-    device, precision = start_machine(config.machine)
-    teacher = with_prompts(teacher, config.prompts, device=device)
-    teacher.to(device, precision)
-    if config.compile:
-        teacher.network.compile(dynamic=False)
-    made = pairs_of(
-        teacher,
-        config.out,
-        count=config.count,
-        shard_size=config.shard_size,
-        batch=config.batch,
-        seed=config.seed,
-    )
-    Console(highlight=False).print(f"{len(made)} pairs in {config.out}", markup=False)
-    return made
+    check_numbers(config)
+    with join_processes() as processes:
+        teacher = with_solver(load_teacher(config.teacher), config.ode)
+        device, precision = start_machine(replace(config.machine, device=own_device(config.machine.device)))
+        teacher = with_prompts(teacher, config.prompts, device=device)
+        teacher.to(device, precision)
+        made = pairs_of(
+            teacher,
+            config.out,
+            count=config.count,
+            shard_size=config.shard_size,
+            batch=config.batch,
+            seed=config.seed,
+            processes=processes,
+        )
+        Console(highlight=False).print(f"{len(made)} pairs in {config.out}", markup=False)
+        return made
 
 
 def pairs_of(
-    teacher: Teacher, folder: Path, *, count: int, seed: int, shard_size: int = 2000, batch: int = 500
+    teacher: Teacher,
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    shard_size: int = 2000,
+    batch: int = 500,
+    processes: Processes = ALONE,
 ) -> Pairs:
-    """count pairs of a teacher, on its device, in `folder`; whatever is there already is kept."""
+    """count pairs of a teacher, on its device, in `folder`, by all processes; whatever is there already is kept."""
     if count < 1:
         raise ValueError(f"{count} pairs, expected at least 1; to do without pairs set --lambda-reg 0")
     settings = PairSettings(
@@ -66,11 +76,14 @@ def pairs_of(
         batch=batch,
         device=teacher.device,
         track=track,
+        processes=processes,
     )
 
 
 def with_solver(teacher: Teacher, ode: Solver) -> Teacher:
     """The teacher, sampled as the configuration says."""
+    if ode.guidance is not None and ode.guidance < 0:
+        raise ValueError(f"--guidance {ode.guidance}, expected at least 0; 1 is none")
     if ode.guidance not in (None, 1) and teacher.conditions is None and teacher.text is None:
         raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher: it allows 1 only")
     if ode.guidance not in (None, 1) and not knows_none(teacher):

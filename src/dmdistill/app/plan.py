@@ -19,7 +19,7 @@ from dmdistill.app.run import start_machine
 from dmdistill.app.settings import check_at_least, check_positive
 from dmdistill.core.solvers import evaluations
 from dmdistill.data.pairs import Pairs
-from dmdistill.files import write_json
+from dmdistill.files import check_writable, write_json
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.health import BINS
@@ -82,7 +82,11 @@ def plan(config: Plan) -> Estimate:
     if config.pairs is not None:
         Pairs(config.pairs)  # they are there
     torch.manual_seed(config.seed)
-    teacher.to(device, precision)
+    if teacher.device.type != "meta":
+        teacher.to(device, precision)
+    elif config.peak_tflops is None:
+        raise ValueError(f"{teacher.name} is on the meta device and cannot be timed: give --peak-tflops, a device's")
+    teacher.denoiser.precision = precision
     own = replace(
         config, batch=-(-config.batch // config.processes), batch_reg=-(-config.batch_reg // config.processes)
     )
@@ -106,13 +110,15 @@ def plan(config: Plan) -> Estimate:
 
 
 def check_plan(config: Plan) -> None:
-    """ValueError where a setting cannot be."""
+    """ValueError where a setting cannot be, OSError where the figures could not be written."""
     check(config)
     check_at_least(config, 1, "processes")
     if not 0 < config.utilisation <= 1:
         raise ValueError(f"--utilisation {config.utilisation}, expected a share, above 0 and at most 1")
     if config.peak_tflops is not None:
         check_positive(config, "peak_tflops")
+    if config.json is not None:
+        check_writable(config.json)
     if config.processes > config.batch:
         raise ValueError(f"--processes {config.processes}, expected at most --batch {config.batch}: an image for each")
 
@@ -170,10 +176,11 @@ def show(estimate: Estimate) -> None:
         table.add_row(one.name, f"{one.flops / 1e12:.4g}", f"{one.seconds / 3600:.3g}")
     table.add_row("sum", f"{sum(one.flops for one in estimate.work) / 1e12:.4g}", f"{estimate.hours:.3g}")
     console.print(table)
+    one = estimate.processes == 1
     console.print(
-        f"{estimate.processes} processes of {estimate.batch} generated images and {estimate.batch_reg} pairs a step: "
-        f"{sum(estimate.peak.values()) / 1e9:.3g} GB each, {estimate.hours:.3g} hours, "
-        f"{estimate.hours * estimate.processes:.3g} device-hours, {estimate.speed}",
+        f"{'one process' if one else f'{estimate.processes} processes'} of {estimate.batch} generated images and "
+        f"{estimate.batch_reg} pairs a step: {sum(estimate.peak.values()) / 1e9:.3g} GB{'' if one else ' each'}, "
+        f"{estimate.hours:.3g} hours, {estimate.hours * estimate.processes:.3g} device-hours, {estimate.speed}",
         soft_wrap=True,
         markup=False,
     )

@@ -15,7 +15,7 @@ from dmdistill.files import cache_folder, read_safetensors, write_safetensors
 from dmdistill.metrics.features import Features
 from dmdistill.metrics.frechet import Statistics, load_statistics, save_statistics
 from dmdistill.metrics.gathering import KEPT, Description
-from dmdistill.training.processes import Processes
+from dmdistill.processes import Processes
 
 __all__ = ["Reference", "see_reference"]
 

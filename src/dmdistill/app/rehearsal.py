@@ -21,6 +21,7 @@ from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.dmd import Batch
 from dmdistill.core.losses import Distance
 from dmdistill.data.pairs import Pairs
+from dmdistill.data.prompts import Prompts, PromptSet
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.counting import Ledger, WithoutData, tensors_of
 
@@ -59,6 +60,18 @@ class NoisePairs(Pairs):
         return torch.randn(size, *self.teacher.shape), torch.randn(size, *self.teacher.shape), index
 
 
+class BlankPrompts(PromptSet):
+    """Prompts of a set's shapes, whatever their number: without data nobody knows which one is asked for."""
+
+    def __init__(self, prompts: PromptSet) -> None:
+        super().__init__(prompts.texts, prompts.shards, prompts.empty, rows=prompts.rows)
+
+    def select(self, index: Tensor) -> Prompts:
+        empty = {name: index.new_zeros(row.shape, dtype=torch.float32) for name, row in self.empty.items()}
+        told = {name: index.new_zeros(len(index), *row.shape[1:], dtype=torch.float32) for name, row in empty.items()}
+        return Prompts(told, empty)
+
+
 class Rehearsal(Job):
     """A distillation of which single steps are asked, in any order.
 
@@ -82,6 +95,8 @@ class Rehearsal(Job):
         self.ledger, self.mode, self.real = ledger, mode, teacher
         if mode is not None:
             teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
+            if isinstance(teacher.conditions, PromptSet):
+                teacher = replace(teacher, conditions=BlankPrompts(teacher.conditions))
         super().__init__(config, teacher, run)
         if ledger is not None:
             self.tell(ledger)
@@ -178,8 +193,8 @@ def rehearsal(config: Distill, teacher: Teacher, *, data: bool, ledger: bool = F
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        judged = bool(teacher.judge or config.reference)
-        config = replace(config, out=folder / "run", resume=None, pairs=None, start=None, reference=None)
+        judged, none = bool(teacher.judge or config.reference), dict.fromkeys(("resume", "pairs", "start", "reference"))
+        config = replace(config, out=folder / "run", compile=False, **none)
         run = Run(config.out, config)
         mode = None
         if not data:

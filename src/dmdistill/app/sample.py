@@ -9,7 +9,9 @@ from torch import Tensor
 from dmdistill.app.config import Sample
 from dmdistill.app.prompts import with_prompts, with_texts
 from dmdistill.app.run import start_machine
+from dmdistill.app.settings import check_numbers
 from dmdistill.data.images import save_grid
+from dmdistill.files import check_writable
 from dmdistill.teachers.load import load_model
 from dmdistill.teachers.model import Model
 
@@ -18,10 +20,12 @@ __all__ = ["sample"]
 
 def sample(config: Sample) -> Tensor:
     """Write one picture of config.count images; return them, B C H W in [-1, 1]."""
+    check_numbers(config)
     if config.count < 1 or config.columns < 1:
         raise ValueError(f"--count {config.count} --columns {config.columns}, expected at least 1")
     if config.out.suffix.lower() != ".png":
         raise ValueError(f"--out {config.out}, expected a file that ends in .png")
+    check_writable(config.out)
     model = load_model(config.model)
     if config.labels and (model.conditions is None or model.text is not None):
         told = "is unconditional" if model.text is None else "is told prompts: give --prompt TEXT"

@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
+from collections.abc import Callable
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dmdistill.seals import unsealed_text
+
 __all__ = [
     "check_at_least",
-    "check_draws",
+    "check_numbers",
     "check_positive",
+    "check_shares",
+    "flag_of",
     "from_preset",
     "overlay",
     "parse_toml",
@@ -67,13 +74,15 @@ def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
 def with_run(config: Config, folder: Path) -> Config:
     """The configuration of an earlier run, to go on with it."""
     file = folder / "config.toml"
-    return overlay(config, parse_toml(read(file), str(file)) | {"out": folder, "resume": folder}, str(file))
+    if not (table := parse_toml(read(file), str(file))):
+        raise ValueError(f"{file} is empty: what the run was asked for is not known")
+    return overlay(config, table | {"out": folder, "resume": folder}, str(file))
 
 
 def read(file: Path) -> str:
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
-    return file.read_text(encoding="utf-8")
+    return unsealed_text(file)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -119,26 +128,47 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     raise ValueError(f"{where} = {value!r}, expected {expected}")
 
 
+def check_numbers(config: Any) -> None:
+    """ValueError, naming the flag, where a number is NaN or infinite, or the seed none that a generator takes."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_numbers(value)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{flag_of(field.name)} {value}, expected a finite number")
+        if field.name == "seed" and not 0 <= config.seed < 2**63:
+            raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
+
+
 def check_at_least(config: Any, least: int, *names: str) -> None:
-    """ValueError, naming the flag, where one of these numbers is less."""
+    """ValueError, naming the flag, where one of these numbers, or of these tuples of numbers, is less."""
     for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}, expected at least {least}")
-
-
-def check_draws(config: Any) -> None:
-    """ValueError where the seed or AdamW's betas cannot be."""
-    if not 0 <= config.seed < 2**63:
-        raise ValueError(f"--seed {config.seed}, expected 0 to 2**63 - 1")
-    if not all(0 <= beta < 1 for beta in config.betas):
-        raise ValueError(f"--betas {config.betas}, expected two numbers in [0, 1)")
+        check_each(config, name, lambda number: number >= least, f"at least {least}")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """ValueError, naming the flag, where one of these numbers is 0 or less."""
+    """ValueError, naming the flag, where one of these numbers, or of these tuples of numbers, is 0 or less."""
     for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}, expected above 0")
+        check_each(config, name, lambda number: number > 0, "above 0")
+
+
+def check_shares(config: Any, *names: str) -> None:
+    """ValueError, naming the flag, where one of these numbers, or of these tuples of numbers, is not in [0, 1)."""
+    for name in names:
+        check_each(config, name, lambda number: 0 <= number < 1, "0 or more, below 1")
+
+
+def check_each(config: Any, name: str, good: Callable[[float], bool], wanted: str) -> None:
+    """name: of a field, or of a nested one with a dot between."""
+    value = attrgetter(name)(config)
+    if not all(map(good, value if isinstance(value, tuple) else (value,))):
+        raise ValueError(f"{flag_of(name)} {value}, expected {wanted}")
+
+
+def flag_of(name: str) -> str:
+    """A field's, as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def to_toml(table: dict[str, Any], prefix: str = "") -> str:

@@ -12,7 +12,7 @@ from dmdistill.app.cards import teacher_card
 from dmdistill.app.config import Teach
 from dmdistill.app.lessons import LESSONS
 from dmdistill.app.run import Run
-from dmdistill.app.settings import check_at_least, check_draws, check_positive
+from dmdistill.app.settings import check_at_least, check_numbers, check_positive, check_shares, flag_of
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import denoising_loss
 from dmdistill.data.examples import Examples
@@ -29,11 +29,16 @@ __all__ = ["teach"]
 
 def teach(config: Teach) -> Teacher | None:
     """Train, write the teacher to out/teacher, return it; None where it was interrupted."""
+    check_numbers(config)
     check_at_least(config, 1, "steps", "batch", "log_every", "save_every")
+    check_at_least(config, 1, *(f"network.{name}" for name in ("model_channels", "channel_mult", "num_blocks")))
+    check_at_least(config, 1, "network.group_channels", "network.patch_size")
     check_at_least(config, 0, "warmup", "weight_decay", "sample_every")
     check_positive(config, "lr", "clip", "halflife", "p_std")
-    check_draws(config)
-    check_shares(config)
+    check_shares(config, "betas", "network.dropout")
+    for name in ("label_dropout", "augment"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{flag_of(name)} {getattr(config, name)}, expected a probability, 0 to 1")
     need_logger(config.log_to)
     data = load_labelled(config.data)
     with Run(config.out, config, resume=config.resume is not None) as run:
@@ -103,14 +108,6 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     draw_grid(taught, picture, seed=config.seed)
     run.say(f"teacher in {config.out / 'teacher'}, samples in {picture}")
     return taught
-
-
-def check_shares(config: Teach) -> None:
-    """ValueError where a probability or a share is none."""
-    if not 0 <= config.augment <= 1:
-        raise ValueError(f"--augment {config.augment}, expected a probability, 0 to 1")
-    if not 0 <= config.network.dropout < 1:
-        raise ValueError(f"--network.dropout {config.network.dropout}, expected a share from 0 to below 1")
 
 
 def draw_grid(teacher: Teacher, file: Path, *, seed: int) -> None:

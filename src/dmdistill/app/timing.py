@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import torch
 
+from dmdistill.training.device import out_of_memory
 from dmdistill.training.progress import track
 
-__all__ = ["Clock", "Spread", "Work", "best_batch", "clock_on", "in_rounds", "out_of_memory"]
+__all__ = ["Clock", "Spread", "Work", "best_batch", "clock_on", "in_rounds"]
 
 Work = Callable[[], object]
 Clock = Callable[[], float]
@@ -107,8 +108,3 @@ def powers_of_two(most: int) -> Iterator[int]:
     while batch <= most:
         yield batch
         batch *= 2
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says; the CPU's allocator has no class of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

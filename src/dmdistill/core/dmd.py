@@ -92,6 +92,15 @@ class DMD:
 
     def step(self, batch: Batch, update_generator: Update, update_fake: Update) -> dict[str, Tensor]:
         """One iteration of Algorithm 1 of Yin et al. (2024). Returns its losses, detached, on their device."""
+        x, cond, losses = self.generator_losses(batch)
+        update_generator(self.total(losses))
+        for images, told in self.fake_batches(x, cond, batch):
+            losses["loss_fake"] = self.fake_loss(images, told)
+            update_fake(losses["loss_fake"])
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def generator_losses(self, batch: Batch) -> tuple[Tensor, Condition | None, dict[str, Tensor]]:
+        """Generated images, detached, and their conditions; the losses of the generator by name."""
         x, cond, x_ref = self.generate(batch)
         losses = {}
         if self.match:
@@ -103,15 +112,18 @@ class DMD:
             self.check_pairs(losses["loss_reg"], x_ref, batch.y_ref)
         if not losses:
             raise ValueError("nothing to train the generator on: match is False and the batch has no z_ref and y_ref")
-        update_generator(losses.get("loss_kl", 0) + self.lambda_reg * losses.get("loss_reg", 0))
+        return x.detach(), cond, losses
 
-        if self.match or self.follow:
-            for images, told in self.fake_batches(x.detach(), cond, batch):
-                t, eps = self.draw(images)
-                losses["loss_fake"] = denoising_loss(self.fake, images, t, eps, told)
-                self.check("loss_fake", losses["loss_fake"], images, t, eps, told)
-                update_fake(losses["loss_fake"])
-        return {name: loss.detach() for name, loss in losses.items()}
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The generator's loss."""
+        return torch.as_tensor(losses.get("loss_kl", 0) + self.lambda_reg * losses.get("loss_reg", 0))
+
+    def fake_loss(self, x: Tensor, cond: Condition | None) -> Tensor:
+        """Eq. 6 of images, which is the fake score's loss."""
+        t, eps = self.draw(x)
+        loss = denoising_loss(self.fake, x, t, eps, cond)
+        self.check("loss_fake", loss, x, t, eps, cond)
+        return loss
 
     def generate(self, batch: Batch) -> tuple[Tensor, Condition | None, Tensor | None]:
         """x, which is judged and learnt, its conditions, and x_ref = G(z_ref), from one call.
@@ -132,6 +144,8 @@ class DMD:
         self, x: Tensor, cond: Condition | None, batch: Batch
     ) -> Iterator[tuple[Tensor, Condition | None]]:
         """Images for the fake score: the generator's own x first, as in Algorithm 1, then fresh ones from one call."""
+        if not (self.match or self.follow):
+            return
         yield x, cond
         if batch.z_fake is not None:
             with torch.no_grad():
@@ -151,9 +165,10 @@ class DMD:
         if not self.careful or torch.isfinite(loss):
             return
         x_t = self.real.path.diffuse(x, eps, t)
+        mu_real, mu_fake = self.real(x_t, t, cond), self.fake(x_t, t, cond)
         blame(name, loss, "the generator", x, torch.full_like(t, self.real.path.last))
-        blame(name, loss, "mu_real", self.real(x_t, t, cond), t)
-        blame(name, loss, "mu_fake", self.fake(x_t, t, cond), t)
+        blame(name, loss, "mu_real", mu_real, t)
+        blame(name, loss, "mu_fake", mu_fake, t)
         raise NonFiniteError(f"{name} is {loss.item()} though every network's answer is finite")
 
     @torch.no_grad()

@@ -9,9 +9,11 @@ A shard is written whole or not at all, so a half-made set is gone on with by ma
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor
 
 from dmdistill.files import held_alone, read_json, read_safetensors, write_json, write_safetensors
+from dmdistill.processes import ALONE, Processes
 
 __all__ = ["PairSettings", "Pairs", "make_pairs", "seed_of"]
 
+KINDS = {"str": ("str",), "int": ("int",), "float": ("int", "float")}  # of JSON's values, by the field's annotation
 Maker = Callable[[Tensor, Tensor | None], Tensor]
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
@@ -69,21 +73,37 @@ def make_pairs(
     batch: int,
     device: torch.device,
     track: Track = lambda items, name: items,
+    processes: Processes = ALONE,
 ) -> Pairs:
     """Make the shards that are missing and open the set.
 
     Args:
         draw: (n, rng) -> (z, index), the conditions by their numbers. generate: (z, index) -> y, the teacher's ODE.
         batch: pairs per call. track: wraps the list of batches to show progress.
+        processes: that make them together, each some of the shards.
 
-    ValueError where the folder holds pairs made otherwise, or another process is making pairs in it.
+    ValueError where the folder holds pairs made otherwise, or a process of others is making pairs in it.
     """
     if min(settings.count, settings.shard_size, batch) < 1:
         raise ValueError(f"{settings.count} pairs, {settings.shard_size} a shard, {batch} a batch: expected 1 or more")
-    with held_alone(folder):
-        describe(folder, settings)
+    with ExitStack() as held:
+
+        def take() -> list[int]:
+            held.enter_context(held_alone(folder))
+            describe(folder, settings)
+            return [shard for shard in range(settings.shards) if not shard_file(folder, shard).exists()]
+
+        started = time.perf_counter()
+        missing = processes.by_first(take)
         rng = torch.Generator(device)
-        make_missing(folder, settings, draw=draw, generate=generate, batch=batch, rng=rng, track=track)
+        own = processes.share(missing)
+        make(own, folder, settings, draw=draw, generate=generate, batch=batch, rng=rng, track=track)
+        processes.wait()
+        if missing and processes.first:
+            made = sum(settings.rows(shard) for shard in missing)
+            seconds = (time.perf_counter() - started) / made
+            write_json(folder / "pairs.json", {**asdict(settings), "seconds_per_image": seconds})
+        processes.wait()
     return Pairs(folder)
 
 
@@ -98,7 +118,8 @@ def describe(folder: Path, settings: PairSettings) -> None:
         write_json(described, {**asdict(settings), "seconds_per_image": None})
 
 
-def make_missing(
+def make(
+    shards: Sequence[int],
     folder: Path,
     settings: PairSettings,
     *,
@@ -108,10 +129,8 @@ def make_missing(
     rng: torch.Generator,
     track: Track,
 ) -> None:
-    """The shards that are not there yet, and how long one of their images took."""
-    missing = [shard for shard in range(settings.shards) if not shard_file(folder, shard).exists()]
-    jobs = [(shard, start) for shard in missing for start in range(0, settings.rows(shard), batch)]
-    started = time.perf_counter()
+    """Make these shards."""
+    jobs = [(shard, start) for shard in shards for start in range(0, settings.rows(shard), batch)]
     z, index, y = torch.empty(0), None, []
     for shard, start in track(jobs, "making pairs"):
         if start == 0:  # a whole shard's noise in one draw, so that it does not depend on the batch
@@ -121,10 +140,6 @@ def make_missing(
         y.append(generate(z[rows], index[rows] if index is not None else None))
         if start + batch >= len(z):
             save_shard(shard_file(folder, shard), z, torch.cat(y), index)
-    if missing:
-        made = sum(settings.rows(shard) for shard in missing)
-        seconds = (time.perf_counter() - started) / made
-        write_json(folder / "pairs.json", {**asdict(settings), "seconds_per_image": seconds})
 
 
 def save_shard(file: Path, z: Tensor, y: Tensor, index: Tensor | None) -> None:
@@ -137,11 +152,16 @@ def save_shard(file: Path, z: Tensor, y: Tensor, index: Tensor | None) -> None:
 def read_settings(file: Path) -> tuple[PairSettings, float | None]:
     """What pairs.json says, and the seconds an image took, where known. ValueError where it is something else."""
     found = read_json(file)
-    try:
-        seconds = found.pop("seconds_per_image")
-        return PairSettings(**found), seconds
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} does not describe pairs: {error!r}") from None
+    fields = {field.name: field.type for field in dataclasses.fields(PairSettings)}
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} does not describe pairs: it holds a {type(found).__name__}")
+    if odd := found.keys() ^ {*fields, "seconds_per_image"}:
+        raise ValueError(f"{file} does not describe pairs: too much or too little of {', '.join(sorted(odd))}")
+    seconds = found.pop("seconds_per_image")
+    for name, kind in fields.items():
+        if type(found[name]).__name__ not in KINDS[str(kind)] or (name in ("count", "shard_size") and found[name] < 1):
+            raise ValueError(f"{file} does not describe pairs: {name} is {found[name]!r}")
+    return PairSettings(**found), seconds
 
 
 def read_shard(file: Path, rows: int) -> dict[str, Tensor]:
@@ -182,10 +202,14 @@ class Pairs:
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The step-th batch of an endless walk that shuffles each epoch: a function of the step alone."""
+        return self[self.rows(step, size)]
+
+    def rows(self, step: int, size: int) -> list[int]:
+        """Of that batch."""
         size = min(size, len(self))
         epoch, index = divmod(step, len(self) // size)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed_of(self.settings.seed, epoch)))
-        return self[order[index * size : (index + 1) * size].tolist()]
+        return order[index * size : (index + 1) * size].tolist()
 
 
 def shard_file(folder: Path, shard: int) -> Path:

@@ -26,6 +26,7 @@ __all__ = [
     "gather",
     "load_edm_statistics",
     "load_statistics",
+    "moments_of",
     "save_statistics",
 ]
 
@@ -95,10 +96,16 @@ def gather(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> S
     A network in training mode is the caller's mistake. ValueError for fewer than two images, or features that are
     not finite or not B D.
     """
+    return moments_of(features, batches).statistics()
+
+
+@torch.no_grad()
+def moments_of(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Moments:
+    """The sums of one process's share of the images, from which `gather` makes statistics."""
     moments = Moments()
     for batch in batches:
         moments.add(features(batch))
-    return moments.statistics()
+    return moments
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -7,7 +7,9 @@ import importlib
 import os
 import re
 import sys
+import traceback
 
+from dmdistill.files import first_line
 from dmdistill.teachers.model import Teacher
 
 __all__ = ["is_custom", "load_custom"]
@@ -30,13 +32,23 @@ def load_custom(name: str) -> Teacher:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"teacher {name}: {error}") from None
+    except Exception as error:  # whatever its author's code raises is for its author
+        raise ValueError(f"teacher {name}: {said(error)}") from error
     if getattr(function, "__annotations__", {}).get("return") not in (Teacher, "Teacher"):
         raise ValueError(f"teacher {name}: expected a function that is annotated `-> Teacher`")
-    teacher = function()
+    try:
+        teacher = function()
+    except Exception as error:
+        raise ValueError(f"teacher {name}: {said(error)}") from error
     if not isinstance(teacher, Teacher):
         raise ValueError(f"teacher {name}: the function answers with a {type(teacher).__name__}, expected a Teacher")
     teacher.denoiser.eval().requires_grad_(False)
     about = {"kind": "teacher", "name": teacher.name, "licence": teacher.licence, "judge": teacher.judge}
     return dataclasses.replace(teacher, config={**about, **teacher.config, "source": name})
+
+
+def said(error: Exception) -> str:
+    """What went wrong, in a line, and where in the author's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames[1:] else ""
+    return f"{type(error).__name__}: {first_line(error)}{where}"

@@ -53,6 +53,7 @@ def described(config: Any, file: Path) -> Model:
     if not isinstance(config, dict) or config.get("kind") not in ("teacher", "student"):
         raise ValueError(f"{file} describes no teacher or student of dmdistill")
     try:
+        check_values(config)
         denoiser = build(config["denoiser"], net=build(config["network"]), path=build(config["path"]))
         classes = config.get("classes")
         fields = {
@@ -70,6 +71,22 @@ def described(config: Any, file: Path) -> Model:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be used: {error!r}") from None
     return Teacher(**fields) if config["kind"] == "teacher" else Student(**fields)
+
+
+def check_values(config: dict[str, Any]) -> None:
+    """ValueError where a number in a config.json is none that it could be."""
+    sizes = config["shape"]
+    if not (isinstance(sizes, list) and len(sizes) == 3 and all(type(size) is int and size > 0 for size in sizes)):
+        raise ValueError(f"shape {sizes!r}, expected [C, H, W]")
+    classes, known = config.get("classes") or [], config["network"].get("label_dim", 0)
+    if classes and known and len(classes) != known:
+        raise ValueError(f"{len(classes)} classes, the network knows {known}")
+    if config["kind"] == "teacher":
+        steps, guidance = config["steps"], config["guidance"]
+        if type(steps) is not int or steps < 1:
+            raise ValueError(f"steps {steps!r}, expected an integer above 0")
+        if type(guidance) not in (int, float) or guidance < 0:
+            raise ValueError(f"guidance {guidance!r}, expected a number of at least 0")
 
 
 def save_model(folder: Path, model: Model, *, card: str, dtype: torch.dtype = torch.float32) -> None:

@@ -69,7 +69,12 @@ def find(name: str, teacher: Teacher | None) -> Model:
     if is_custom(name):
         return load_custom(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".pkl":
-        return load_diffusers(name)
+        try:
+            return load_diffusers(name)
+        except ValueError as error:
+            if path.parent.is_dir():  # owner/name of the hub looks just like a path
+                raise ValueError(f"there is no folder {name}, and as a name of the hub: {error}") from None
+            raise
     raise unknown(name)
 
 

@@ -42,8 +42,11 @@ def add_lora(network: Network, *, rank: int, alpha: float | None = None) -> Netw
     need_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
+    names = layers(network)
+    if rank > (widest := max(max(network.get_submodule(name).weight.shape[:2]) for name in names)):  # type: ignore[arg-type, union-attr]
+        raise ValueError(f"adapters of rank {rank}, expected at most {widest}, the channels of the widest layer")
     adapted = copy_sharing_frozen(network)
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers(network))  # pyright: ignore[reportArgumentType]
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=names)  # pyright: ignore[reportArgumentType]
     inject_adapter_in_model(config, adapted)
     del adapted.peft_config  # peft's note to itself
     for name, parameter in adapted.named_parameters():

@@ -34,20 +34,28 @@ class Best:
     def __init__(self, trainer: Trainer, *, prefix: str) -> None:
         self.trainer, self.prefix = trainer, prefix
         self.folder = trainer.folder / "checkpoints"
-        for step in self.steps():
-            if step > trainer.step:
-                self.file(step).unlink()
-        known = [row for row in read_metrics(trainer.folder) if row["step"] in self.steps()]
-        found = [(row[name], int(row["step"]), name) for row in known for name in row if name.startswith(prefix)]
-        self.figure, self.step, name = min(found, key=lambda one: one[:2], default=(math.inf, 0, prefix))
+        self.figure, self.step, name = trainer.processes.by_first(self.find)
         self.name = name.removeprefix(prefix)
 
+    def find(self) -> tuple[float, int, str]:
+        """The figure, step and its name, of the best until the step that the run goes on from; no other file stays."""
+        for step in self.steps():
+            if step > self.trainer.step:
+                self.file(step).unlink()
+        known = [row for row in read_metrics(self.trainer.folder) if row["step"] in self.steps()]
+        found = [(row[name], int(row["step"]), name) for row in known for name in row if name.startswith(self.prefix)]
+        return min(found, key=lambda one: one[:2], default=(math.inf, 0, self.prefix))
+
     def offer(self, step: int, name: str, figure: float, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Keep this state where it is better than all before. weights: asked only then."""
+        """Keep this state where it is better than all before. weights: asked only then, of every process."""
         if not figure < self.figure:
             return
         self.figure, self.step, self.name = figure, step, name
-        write_safetensors(self.file(step), weights())
+        found = weights()
+        self.trainer.processes.by_first(lambda: self.write(found))
+
+    def write(self, weights: dict[str, Tensor]) -> None:
+        write_safetensors(self.file(self.step), weights)
         for old in set(self.steps()) - self.needed():
             self.file(old).unlink()
 

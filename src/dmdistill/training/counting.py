@@ -33,14 +33,26 @@ class WithoutData(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self.empty: dict[int, tuple[Tensor, Tensor]] = {}  # tensors on the meta device, and what stands for them
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # tensors know their mode: a copied network stays in this one
 
     def copy_of(self, module: Module) -> Module:
-        """A copy of a real network, without its data."""
+        """A copy of a network, without its data. One on the meta device, where none ever was, is taken as the CPU's."""
         tensors = [*module.parameters(), *module.buffers()]
-        return copy.deepcopy(module, {id(tensor): self.from_tensor(tensor) for tensor in tensors})
+        return copy.deepcopy(module, {id(tensor): self.without(tensor) for tensor in tensors})
+
+    def without(self, tensor: Tensor) -> Tensor:
+        """The tensor, without its data."""
+        if tensor.device.type != "meta":
+            return self.from_tensor(tensor)
+        if id(tensor) not in self.empty:  # what networks share stays shared
+            with self:
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                like = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            self.empty[id(tensor)] = tensor, like
+        return self.empty[id(tensor)][1]
 
 
 class Ledger(TorchDispatchMode):

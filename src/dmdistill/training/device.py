@@ -6,7 +6,7 @@ import torch
 
 from dmdistill.files import first_line
 
-__all__ = ["choose_device", "choose_precision"]
+__all__ = ["choose_device", "choose_precision", "out_of_memory"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,3 +34,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
 def cpu_has_bf16() -> bool:
     """AVX-512 BF16 or better: without it bf16 is emulated and slower than fp32."""
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says; the CPU's allocator has no class of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -12,15 +12,18 @@ __all__ = ["interruption"]
 
 
 @contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step in hand can end. A second Ctrl-C interrupts at once."""
+def interruption(*, alone: bool = True) -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the step in hand can end. A second Ctrl-C interrupts at once.
+
+    alone: False where torchrun passes on what the terminal has already sent: then a second signal says nothing new.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def handle(number: int, frame: Any) -> None:
-        if event.is_set():
+        if event.is_set() and alone:
             raise KeyboardInterrupt
         event.set()
 

@@ -35,7 +35,7 @@ def pack_run(folder: Path, file: Path) -> int:
     found = None if missing else Checkpoints(folder, keep=1).newest(say=print)
     if found is None:
         raise ValueError(f"{folder} has no {missing or 'checkpoint'}: it is no run, or has not saved yet")
-    state = found[1] | {"updates": {name: lightened(one) for name, one in found[1]["updates"].items()}}
+    state: dict[str, Any] = found[1] | {"updates": {name: lightened(one) for name, one in found[1]["updates"].items()}}
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in TEXTS}
     with written_whole(file) as temporary:
         torch.save({"texts": texts, "state": state}, temporary)
@@ -49,7 +49,7 @@ def unpack_run(file: Path, folder: Path) -> int:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
         texts, state = found["texts"], found["state"]
-        state = state | {"updates": {name: restored(one) for name, one in state["updates"].items()}}
+        state |= {"updates": {name: restored(one) for name, one in state["updates"].items()}}
         written = {name: str(texts[name]) for name in TEXTS}
     except Exception as error:  # torch has many ways of stumbling over foreign bytes
         raise ValueError(f"{file} is no light file of a run, or is damaged ({first_line(error)})") from None

@@ -55,9 +55,10 @@ class TensorBoard:
 
 
 class Tracker:
-    """A run of Weights & Biases, or of trackio, whose functions have the same names. A resumed run goes on with its own.
+    """A run of Weights & Biases, or of trackio, whose functions have the same names.
 
-    name: of the package. config: what was asked for, shown beside the run. Raises ValueError where it does not begin.
+    A resumed run goes on with its own. name: of the package. config: what was asked for, shown beside the run.
+    ValueError where the package does not begin.
     """
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -68,8 +69,8 @@ class Tracker:
             self.package.init(project="dmdistill", name=run, config=dict(config), resume="allow", **own)
         except Exception as error:  # each package has its own
             raise ValueError(
-                f"--log-to {name}: {name} did not begin ({first_line(error)}). Log in to it, set WANDB_MODE=offline for "
-                f"Weights & Biases, or leave --log-to out: metrics.jsonl has every figure"
+                f"--log-to {name}: {name} did not begin ({first_line(error)}). Log in to it, set WANDB_MODE=offline "
+                f"for Weights & Biases, or leave --log-to out: metrics.jsonl has every figure"
             ) from None
 
     def figures(self, step: int, row: Mapping[str, float]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.core.dmd import NonFiniteError
-from dmdistill.files import first_line, writing, written_whole
-from dmdistill.training.checkpoints import Checkpoints
+from dmdistill.files import first_line, on_disk, writing, written_whole
+from dmdistill.processes import ALONE, Processes
+from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
 from dmdistill.training.interruption import interruption
+from dmdistill.training.parallel import Parallel
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.update import Update
 
@@ -34,6 +38,7 @@ class Trainer:
         rng: the generator of every random draw of the run.
         log_every, save_every: in steps. keep: how many checkpoints stay.
         resume: go on from the newest whole checkpoint in `folder`, from the start where the run ended before its first.
+        processes: that train together. All take the same steps and read the same files; the first one writes.
     """
 
     def __init__(
@@ -47,8 +52,9 @@ class Trainer:
         save_every: int = 500,
         keep: int = 2,
         resume: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
-        self.folder, self.steps, self.updates, self.rng = folder, steps, updates, rng
+        self.folder, self.steps, self.updates, self.rng, self.processes = folder, steps, updates, rng, processes
         self.log_every, self.save_every = log_every, save_every
         self.logger: Any = None  # a `Logger` that takes the rows too
         self.step = 0
@@ -57,7 +63,7 @@ class Trainer:
         self.counts: dict[str, int] = {}
         self.checkpoints = Checkpoints(folder, keep=keep)
         self.careful_until = 0 if resume and self.load() else save_every
-        truncate_metrics(self.log_file, self.step)
+        processes.by_first(lambda: truncate_metrics(self.log_file, self.step))
 
     @property
     def log_file(self) -> Path:
@@ -71,33 +77,57 @@ class Trainer:
         iterate: returns the step's losses, which are averaged over each log interval.
         hooks: (every so many steps, and after the last; a call whose figures join the log).
         """
-        with interruption() as interrupted, progress_bar(name, self.steps, start=self.step) as advance:
-            self.began = time.perf_counter() - self.seconds
-            while self.step < self.steps:
-                self.advance(iterate)
-                last = self.step == self.steps
-                stops = interrupted.is_set() and not last
-                logs, saves = last or self.step % self.log_every == 0, last or self.step % self.save_every == 0
-                due = [hook for every, hook in hooks if last or self.step % every == 0]
-                if (due or logs or saves or stops) and not self.sound():
-                    self.go_back()
-                    continue
-                row: dict[str, float] = {}
-                for hook in due:
-                    row |= hook(self.step)
-                self.seconds = time.perf_counter() - self.began
-                if row or logs:
-                    means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
-                    moved = {name: update for name, update in self.updates.items() if update.count}
-                    norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
-                    self.log(means | norms | row)
-                    self.sums, self.counts = {}, {}
-                    advance(self.step, means)
-                if saves or stops:
-                    self.save()
-                if stops:
-                    return False
+        alone = self.processes.count == 1
+        with interruption(alone=alone) as interrupted, progress_bar(name, self.steps, start=self.step) as show:
+            try:
+                done = self.go(iterate, hooks, interrupted, show)
+            except BaseException:
+                self.checkpoints.settle()
+                raise
+            self.processes.by_first(self.checkpoints.wait)
+        return done
+
+    def go(
+        self,
+        iterate: Callable[[int], Mapping[str, Tensor]],
+        hooks: Sequence[tuple[int, Hook]],
+        interrupted: Event,
+        show: Callable[..., None],
+    ) -> bool:
+        """The loop itself; what it saves last may still be being written when it ends."""
+        self.began = time.perf_counter() - self.seconds
+        while self.step < self.steps:
+            self.advance(iterate)
+            last = self.step == self.steps
+            stops = self.agree(interrupted) and not last
+            logs, saves = last or self.step % self.log_every == 0, last or self.step % self.save_every == 0
+            due = [hook for every, hook in hooks if last or self.step % every == 0]
+            if (due or logs or saves or stops) and not self.sound():
+                self.go_back()
+                continue
+            row: dict[str, float] = {}
+            for hook in due:
+                row |= hook(self.step)
+            self.seconds = time.perf_counter() - self.began
+            if row or logs:
+                means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
+                moved = {name: update for name, update in self.updates.items() if update.count}
+                norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
+                self.processes.by_first(partial(self.log, means | norms | row))
+                self.sums, self.counts = {}, {}
+                show(self.step, means)
+            if saves or stops:
+                self.save()
+            if stops:
+                return False
         return True
+
+    def agree(self, interrupted: Event) -> bool:
+        """Whether a process was told to stop: then all do, after the same step. OSError where a save has failed."""
+        news = self.processes.most(2 if self.checkpoints.failed else int(interrupted.is_set()))
+        if news == 2:
+            self.processes.by_first(self.checkpoints.wait)
+        return news == 1
 
     def advance(self, iterate: Callable[[int], Mapping[str, Tensor]]) -> None:
         """One step. NonFiniteError, after a save, where it is careful and a loss or gradient is not finite."""
@@ -135,7 +165,7 @@ class Trainer:
         self.say(f"not all was finite in the steps before {self.step}: going back to the last checkpoint to see where")
         if not self.load():
             raise NonFiniteError(f"step {self.step} or shortly before: not all is finite, and no checkpoint is left")
-        truncate_metrics(self.log_file, self.step)
+        self.processes.by_first(lambda: truncate_metrics(self.log_file, self.step))
         self.began = time.perf_counter() - self.seconds
 
     def log(self, row: Mapping[str, float]) -> None:
@@ -145,7 +175,8 @@ class Trainer:
             self.logger.figures(self.step, row)
 
     def save(self) -> None:
-        """Write checkpoints/step-N.pt."""
+        """Write checkpoints/step-N.pt, once the disk has the log up to here: it is not written again."""
+        on_disk(self.log_file)
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -154,11 +185,12 @@ class Trainer:
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
         }
-        self.checkpoints.write(self.step, state)
+        state = of_tensors(Parallel(self.processes).gathered, state)
+        self.processes.by_first(lambda: self.checkpoints.write(self.step, state))
 
     def load(self) -> bool:
         """Go back to the newest checkpoint; False where there is none. ValueError where it is another run's."""
-        if (found := self.checkpoints.newest(say=self.say)) is None:
+        if (found := self.newest()) is None:
             return False
         file, state = found
         try:
@@ -173,15 +205,42 @@ class Trainer:
             raise ValueError(f"{file} is of another kind of run ({first_line(error)}): remove it to go on") from None
         return True
 
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and its state: the first process finds it, the others read the same."""
+        found: list[tuple[Path, dict[str, Any]]] = []
+
+        def find() -> Path | None:
+            if newest := self.checkpoints.newest(say=self.say):
+                found.append(newest)
+            return newest[0] if newest else None
+
+        file = self.processes.by_first(find)
+        if file is None:
+            return None
+        return found[0] if found else (file, read(file))
+
     def say(self, text: str) -> None:
         Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none."""
+    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none.
+
+    ValueError, naming the line, where one is no row.
+    """
     file = folder / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return [read_row(line, f"{file}, line {i}") for i, line in enumerate(lines, 1)]
+
+
+def read_row(line: bytes, where: str) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+        if not isinstance(row["step"], int):
+            raise ValueError(f"step {row['step']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}, is damaged ({first_line(error)}): remove that line to go on without it") from None
+    return row
 
 
 def truncate_metrics(file: Path, step: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.networks.sharing import copy_sharing_frozen
+from dmdistill.training.parallel import UNDIVIDED, Parallel, local, spread_like, whole
 
 __all__ = ["Average", "Update"]
 
@@ -25,8 +26,12 @@ class Average:
     def __init__(self, network: nn.Module, *, halflife: float) -> None:
         self.network = copy_sharing_frozen(network).requires_grad_(False)
         self.halflife = halflife
+        self.follow(network)
+
+    def follow(self, network: nn.Module) -> None:
+        """Average this network's parameters from now on: those that it has, once it is spread over processes."""
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        trained = [(mine, theirs.detach()) for mine, theirs in pairs if theirs.requires_grad]
+        trained = [(local(mine), local(theirs.detach())) for mine, theirs in pairs if theirs.requires_grad]
         self.mine: list[Tensor] = [mine for mine, _ in trained]
         self.theirs: list[Tensor] = [theirs for _, theirs in trained]
 
@@ -38,7 +43,7 @@ class Average:
 
 
 class Update:
-    """Takes a loss and moves one network: backward, clip, AdamW, schedule, averages.
+    """Takes losses and moves one network: backward, clip, AdamW, schedule, averages.
 
     Args:
         lr: reached after `warmup` updates; with decay it then falls by a cosine to zero at the last of `steps`.
@@ -46,6 +51,7 @@ class Update:
         name: of the network, for messages.
         clip: largest L2 norm of the gradient.
         halflives: of the averages kept, in updates.
+        parallel: how a batch is divided: a loss is that of a part, and the network moves after the last, by their mean.
 
     Attributes:
         careful: wait for the device after each gradient, to say at once where one is not finite.
@@ -66,11 +72,17 @@ class Update:
         decay: bool = False,
         clip: float = 10.0,
         halflives: Sequence[float] = (),
+        parallel: Parallel = UNDIVIDED,
     ) -> None:
-        self.network = network
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        if not self.parameters:
+        self.network, self.parallel = network, parallel
+        self.losses: list[Tensor] = []  # of the parts so far
+        if not any(p.requires_grad for p in network.parameters()):
             raise ValueError("the network has no parameters to train")
+        self.averages = [Average(network, halflife=halflife) for halflife in halflives]
+        parallel.spread(network, *(average.network for average in self.averages))
+        for average in self.averages:
+            average.follow(network)
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
         named = network.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.name = name
@@ -93,17 +105,27 @@ class Update:
             return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / steps)) if decay else 1.0)
 
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
-        self.averages = [Average(network, halflife=halflife) for halflife in halflives]
 
     def __call__(self, loss: Tensor) -> None:
-        """Move the network, unless this loss or its gradient, or one before it, is not finite.
+        """Add the gradient of a part's loss; after the last part, move the network.
+
+        It stands still where a loss or a gradient, or one before it, is not finite.
 
         That is decided on the device and noted in `bad`. Only where it is careful is the device waited for, and
         FloatingPointError raised.
         """
-        loss.backward()
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss.detach())
+        parts = self.parallel.parts
+        (loss if parts == 1 else loss / parts).backward()
+        self.losses.append(loss.detach())
+        if len(self.losses) == parts:
+            mean = self.losses[0] if parts == 1 else torch.stack(self.losses).mean()
+            self.move(self.parallel.processes.mean(mean))
+
+    def move(self, loss: Tensor) -> None:
+        """One update by the gradient there is, which is that of this loss."""
+        self.losses = []
+        self.gradient_norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss)
         if self.careful and not finite:
             self.optimiser.zero_grad()
             norm = self.gradient_norm.item()
@@ -122,9 +144,19 @@ class Update:
         return {name: tensor for name, tensor in network.state_dict().items() if name not in self.frozen}
 
     def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
-        if odd := sorted(weights.keys() ^ self.weights(network).keys()):
+        own = self.weights(network)
+        if odd := sorted(weights.keys() ^ own.keys()):
             raise KeyError(f"{len(odd)} names differ from the {self.name}'s, first {odd[0]!r}")
-        network.load_state_dict(weights, strict=False)
+        network.load_state_dict({name: spread_like(w, own[name]) for name, w in weights.items()}, strict=False)
+
+    def spread_moments(self, index: int, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+        """AdamW's state of a parameter, spread and laid out in memory as the parameter is, which its kernel relies on.
+
+        The count of its steps is one number.
+        """
+        like = self.parameters[index].detach()
+        laid = {name: torch.empty_like(like).copy_(spread_like(one, like)) for name, one in moments.items() if one.ndim}
+        return moments | laid
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -136,9 +168,11 @@ class Update:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.load_weights(self.network, state["network"])
-        self.bad = torch.zeros(())
+        self.bad, self.losses = torch.zeros(()), []
+        self.optimiser.zero_grad()
         groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
-        self.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
+        moments = {i: self.spread_moments(i, found) for i, found in state["optimiser"]["state"].items()}
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         for average, weights in zip(self.averages, state["averages"], strict=True):
             self.load_weights(average.network, weights)
         self.count = self.schedule.last_epoch = state["count"]
