@@ -69,7 +69,39 @@ def test_presets_of_the_papers_models_are_the_papers(name):
     assert (made.batch_reg, made.lr_fake) == (made.batch, made.lr)
 
 
-@pytest.mark.parametrize("name", [name for name in presets() if not name.startswith("fashion")])
+OURS = ("fashion", "cifar10-tiny", "cifar10-small")  # what names of presets begin with whose teachers are taught here
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("cifar10-tiny", 1e6, 2e6), ("cifar10-small", 10e6, 25e6), ("cifar10-small-5to1", 0, 0)]
+)
+def test_presets_of_cifar_lead_from_images_to_a_student(name, least, most):
+    """Each command finds what the one before it made; of the larger teacher all that travels is below 60 MB."""
+    import torch
+
+    from dmdistill.app.lessons import EDMLesson
+    from dmdistill.data.images import ImageSet
+
+    teach, pairs, distill = (
+        settings.with_preset(kind(), name, section)
+        for kind, section in ((Teach, "teach"), (MakePairs, "pairs"), (Distill, "distill"))
+    )
+    assert (distill.teacher, distill.pair_count, distill.ode) == (pairs.teacher, pairs.count, pairs.ode)
+    if not most:  # its teacher is another preset's
+        assert distill == dataclasses.replace(
+            settings.with_preset(Distill(), "cifar10-small", "distill"),
+            **{key: getattr(distill, key) for key in ("preset", "out", "steps", "fake_steps")},
+        )
+        return
+    assert pairs.teacher == str(teach.out)
+    with torch.device("meta"):
+        data = ImageSet(torch.zeros(1, 3, 32, 32), torch.zeros(1), tuple("abcdefghij"))
+        parameters = sum(p.numel() for p in EDMLesson(teach).new_teacher(data).network.parameters())
+    assert least <= parameters <= most
+    assert 4 * parameters < 58e6  # a light file; teacher and student in fp16
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if not name.startswith(OURS)])
 def test_presets_of_published_models_name_one_and_keep_to_the_paper(name):
     from dmdistill.app.distill import check
     from dmdistill.teachers.released import NAMES

@@ -508,13 +508,14 @@ def test_samples_have_the_labels_asked_for(tiny_teacher, tmp_path):
     torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_lpips_is_the_distance_where_its_weights_are_given(settings):
+@pytest.mark.parametrize("side", [224, 16])
+def test_lpips_is_the_distance_where_its_weights_are_given(side, settings):
     if not (assets := os.environ.get("DMDISTILL_ASSETS")):
         pytest.skip("LPIPS's weights: set DMDISTILL_ASSETS to the folder of lpips_vgg16.safetensors")
     weights = Path(assets) / "lpips_vgg16.safetensors"
-    config = settings(steps=2, batch_reg=1, pair_count=2, match=False, lpips_weights=weights)
+    config = settings(steps=2, batch_reg=1, pair_count=2, match=False, lpips_weights=weights, lpips_side=side)
     distilling.distill(config)
-    lpips = load_lpips(weights)
+    lpips = load_lpips(weights, resize=side)
     teacher, pairs = load_teacher(config.teacher), Pairs(config.out / "pairs")
 
     def distance(step):

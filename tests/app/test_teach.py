@@ -66,6 +66,30 @@ def lesson(idx_folder, tmp_path):
 
 
 @pytest.fixture
+def cifar(tmp_path, rng):
+    """Sixty images under the names of CIFAR-10's binary version."""
+    folder = tmp_path / "cifar"
+    folder.mkdir()
+    rows = torch.randint(256, (6, 10, 3073), generator=rng, dtype=torch.uint8)
+    rows[:, :, 0] %= 10
+    for name, part in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], rows, strict=True):
+        (folder / f"{name}.bin").write_bytes(part.numpy().tobytes())
+    return folder
+
+
+@pytest.fixture
+def coloured(cifar, lesson):
+    """Six steps of EDM's kind on CIFAR-10, with all that is random: dropout, augmentation, mirrors."""
+
+    def build(name="teaching", **changes):
+        network = Network(model_channels=16, channel_mult=(1,), patch_size=4, dropout=0.2)
+        settings = {"kind": "edm", "data": cifar, "network": network, "augment": 0.4}
+        return lesson(name, **settings | changes)
+
+    return build
+
+
+@pytest.fixture
 def images():
     """Five images of 2 x 8 x 12, of three classes."""
     return ImageSet(torch.zeros(5, 2, 8, 12, dtype=torch.uint8), torch.zeros(5), ("ant", "bee", "cat"), licence="MIT")
@@ -109,6 +133,73 @@ def test_teaching_resumes_bit_for_bit(lesson, terminated):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_teacher_of_cifar_resumes_bit_for_bit(coloured, terminated):
+    whole, stopped = coloured("whole"), coloured("stopped")
+    teaching.teach(whole)
+    terminated(teaching, "denoising_loss", 3)
+    assert teaching.teach(stopped) is None
+    teaching.teach(dataclasses.replace(stopped, resume=stopped.out))
+    files = [config.out / "teacher" / "model.safetensors" for config in (whole, stopped)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_teacher_of_cifar_is_described_whole(coloured, pictures):
+    """Dropout and the labels of augmentation are its network's, and change nothing once it is taught."""
+    config = coloured(sample_every=3, store="fp16")
+    taught = teaching.teach(config)
+    loaded = load_teacher(str(config.out))
+    network = loaded.config["network"]
+    assert (loaded.name, loaded.shape, loaded.judge, loaded.licence) == ("cifar10", (3, 32, 32), None, "unknown")
+    assert (network["augment_dim"], network["dropout"], loaded.conditions.names[9]) == (9, 0.2, "truck")
+    z, cond = loaded.noise(3, rng=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loaded.images(z, cond), taught.images(z, cond), rtol=0, atol=0.02)
+    assert torch.equal(taught.images(z, cond), taught.images(z, cond))
+    made = sorted(file.name for file in (config.out / "samples").iterdir())
+    assert made == ["step-000003.png", "step-000006.png", "teacher.png"]
+
+
+@pytest.mark.parametrize("changes", [{"augment": 0.0}, {"augment": 0.0, "mirror": True}, {"augment": 0.3}])
+def test_what_is_done_to_the_images_changes_what_is_learnt(changes, coloured):
+    """And a network is told of it just where it has to be."""
+    weights = {}
+    for name, few in (("some", changes), ("other", {"augment": 0.9})):
+        config = coloured(name, **few)
+        teaching.teach(config)
+        weights[name] = load_file(config.out / "teacher" / "model.safetensors")
+    assert ("map_augment.weight" in weights["some"]) == bool(changes["augment"])
+    assert not torch.equal(weights["some"]["enc.8x8_conv.weight"], weights["other"]["enc.8x8_conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"augment": 1.5}, "--augment 1.5, expected a probability"),
+        ({"network": Network(dropout=1.0)}, "--network.dropout 1.0, expected 0 or more, below 1"),
+        ({"kind": "ddpm", "network": SMALL}, "--augment 0.4 with --kind ddpm: a UNet2DModel cannot be told"),
+    ],
+)
+def test_changes_that_cannot_be_are_refused(changes, line, coloured):
+    config = coloured(**changes)
+    with pytest.raises(ValueError, match=line):
+        teaching.teach(config)
+    assert not config.out.exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_learns_the_same(coloured):
+    """To rounding: compiled networks add in another order."""
+    plain, compiled = (
+        coloured(f"{on}", network=Network(model_channels=16, channel_mult=(1,), patch_size=4), compile=on)
+        for on in (False, True)
+    )
+    for config in (plain, compiled):
+        teaching.teach(config)
+    weights = [load_file(config.out / "teacher" / "model.safetensors") for config in (plain, compiled)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0.02, atol=2e-3)
+
+
 def test_half_of_the_bytes_hold_the_same_teacher(lesson):
     full, half = lesson("full"), lesson("half", store="fp16")
     for config in (full, half):
@@ -124,7 +215,7 @@ def test_a_label_dropped_teaches_the_last_class(lesson):
     config = lesson(label_dropout=1.0, weight_decay=0.0)
     taught = teaching.teach(config).network.model.class_embedding.weight
     torch.manual_seed(config.seed)
-    begun = DDPMLesson(config).new_teacher(teaching.load_fashion_mnist(config.data))
+    begun = DDPMLesson(config).new_teacher(teaching.load_labelled(config.data))
     begun = begun.network.model.class_embedding.weight
     assert torch.equal(taught[:10], begun[:10])
     assert not torch.equal(taught[10], begun[10])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dmdistill.data import digests
 from dmdistill.data.images import cut_square, load_fashion_mnist
+from dmdistill.data.labelled import load_labelled
 from dmdistill.data.sources import is_images, open_images
 
 
@@ -66,8 +67,8 @@ def names(suffix):
     return [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
 
 
-def pickled(rows):
-    """A batch of CIFAR-10's python version, as Python 2 pickled it (protocol 2)."""
+def pickled(rows, labels=None):
+    """A batch of CIFAR-10's python version, as Python 2 pickled it (protocol 2). labels: what it says of them."""
 
     def word(text):
         return b"U" + bytes([len(text)]) + text
@@ -83,7 +84,13 @@ def pickled(rows):
     raw = rows.numpy().tobytes()
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + word(b"b") + b"\x87R(K\x01" + shape
     array += kind + b"K\x00tb\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    return b"\x80\x02}q\x01(" + word(b"batch_label") + word(b"of a test") + word(b"data") + array + b"u."
+    told = b"" if labels is None else word(b"labels") + labels
+    return b"\x80\x02}q\x01(" + word(b"batch_label") + word(b"of a test") + told + word(b"data") + array + b"u."
+
+
+def listed(labels):
+    """A list of small numbers in a pickle."""
+    return b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
 
 
 def check(source, images, labels=None):
@@ -128,6 +135,42 @@ def test_cifar_is_read_from_both_official_versions(tmp_path, rng):
         check(open_images(f"{folder}:train"), images[:25])
         held_out = open_images(f"{folder}:test")
         assert torch.equal(held_out.images(range(5)), images[25:])
+
+
+def test_cifar_is_loaded_with_its_labels_from_both_versions(tmp_path, rng):
+    images = torch.randint(256, (30, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(10, (30,), generator=rng, dtype=torch.uint8)
+    binary, python = write_binary(tmp_path / "binary", images, labels), tmp_path / "python"
+    python.mkdir()
+    for name, part, few in zip(names(""), images.chunk(6), labels.chunk(6), strict=True):
+        (python / name).write_bytes(pickled(part.flatten(1), listed(few.tolist())))
+    for folder in (binary, python):
+        data, held_out = load_labelled(folder), load_labelled(folder, train=False)
+        assert (data.name, data.names[0], data.judge, data.labels.dtype) == ("cifar10", "airplane", None, torch.int64)
+        assert torch.equal(torch.cat([data.images, held_out.images]), images)
+        assert torch.equal(torch.cat([data.labels, held_out.labels]), labels.long())
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (None, "data_batch_1 cannot be read as a batch of CIFAR-10: 'labels'"),
+        (listed([3, 11]), "no list of numbers from 0 to 9"),
+        (b"K\x05", "no list of numbers"),
+        (listed([3, 1, 2]), "data_batch_1 has another number of labels than of images"),
+    ],
+)
+def test_spoiled_labels_of_cifar_are_named(labels, match, tmp_path):
+    for name in names(""):
+        (tmp_path / name).write_bytes(pickled(torch.zeros(2, 3072, dtype=torch.uint8), labels))
+    with pytest.raises(ValueError, match=match):
+        load_labelled(tmp_path)
+
+
+def test_other_folders_hold_fashion_or_are_named(idx_folder, tmp_path):
+    assert torch.equal(load_labelled(idx_folder).images, load_fashion_mnist(idx_folder).images)
+    with pytest.raises(ValueError, match=r"no train-images.*Fashion-MNIST's official .gz files, or of CIFAR-10's"):
+        load_labelled(tmp_path)
 
 
 def test_a_batch_of_cifar_may_call_nothing(tmp_path, rng):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dmdistill.data.conditions import Labels, LabelSpace
+from dmdistill.data.examples import AugmentedLabels
 from dmdistill.networks.song import SongUNet
 
 SPACE = LabelSpace(tuple("abcdefg"))
@@ -202,6 +203,20 @@ def test_weights_of_augmentation_are_kept_and_unheard():
     before = asked(net)
     net.map_augment.weight.add_(1)
     assert torch.equal(asked(net), before)
+
+
+def test_augmentation_is_heard_where_it_is_told():
+    net = stirred(build(augment_dim=9))
+    x, noise, labels = torch.randn(2, 3, 12, 12), torch.randn(2), SPACE.select(torch.tensor([1, 2])).one_hot
+    plain, zeros = net(x, noise, Labels(labels)), net(x, noise, AugmentedLabels(labels, torch.zeros(2, 9)))
+    assert torch.equal(plain, zeros)
+    told = torch.zeros(2, 9)
+    told[1, 4] = 0.7
+    heard = net(x, noise, AugmentedLabels(labels, told))
+    assert torch.equal(heard[0], plain[0])
+    assert (heard[1] - plain[1]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="9 labels of augmentation, this network was built for 0"):
+        build()(x, noise, AugmentedLabels(labels, told))
 
 
 @pytest.mark.parametrize("encoder", ["standard", "residual", "skip"])

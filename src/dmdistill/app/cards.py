@@ -12,7 +12,7 @@ from dmdistill.metrics.judge import Judge
 from dmdistill.teachers.load import shown_name
 from dmdistill.teachers.model import Model, Student, Teacher
 
-__all__ = ["export_card", "judge_card", "student_card", "teacher_card"]
+__all__ = ["export_card", "judge_card", "quality", "shown", "student_card", "teacher_card"]
 
 LICENCES = (  # of the hub's names
     *("unknown", "mit", "apache-2.0", "openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"),
@@ -72,7 +72,7 @@ pipeline_tag: {"unconditional-image-generation" if model.text is None else "text
 ## Settings
 
 ```json
-{json.dumps(settings, indent=2, default=str)}
+{json.dumps({key: shown(value) for key, value in settings.items()}, indent=2, default=str)}
 ```
 """
 

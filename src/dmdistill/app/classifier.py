@@ -13,7 +13,8 @@ from dmdistill.app.cards import judge_card
 from dmdistill.app.config import Classifier as Settings
 from dmdistill.app.run import start_machine
 from dmdistill.app.settings import check_at_least, check_positive
-from dmdistill.data.images import ImageSet, load_fashion_mnist, to_floats
+from dmdistill.data.images import ImageSet, to_floats
+from dmdistill.data.labelled import load_labelled
 from dmdistill.files import check_writable, write_json, written_whole
 from dmdistill.metrics.frechet import gather, save_statistics
 from dmdistill.metrics.judge import Judge
@@ -27,7 +28,7 @@ __all__ = ["train_classifier"]
 def train_classifier(config: Settings) -> Judge:
     """Train, then write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
     check(config)
-    data, held_out = load_fashion_mnist(config.data), load_fashion_mnist(config.data, train=False)
+    data, held_out = load_labelled(config.data), load_labelled(config.data, train=False)
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}: there are no more images")
     device, precision = start_machine(config.machine)

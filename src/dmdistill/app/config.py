@@ -43,6 +43,8 @@ class Network:
     """Least channels per normalisation group; 16 is far faster than EDM's 4 on CPUs."""
     patch_size: int = 2
     """Pixels on a side that become channels at the network's door; 1 for ddpm."""
+    dropout: float = 0.0
+    """Share of features forgotten in training; distillation forgets none."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Teach:
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     """Of ddpm alone: the noise, or v, which is far easier to distill: the noise of pure noise shows no image."""
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of Fashion-MNIST's official .gz files."""
+    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
@@ -95,6 +97,12 @@ class Teach:
     """Standard deviation of ln sigma in training; of edm alone."""
     label_dropout: float = 0.1
     """Share of samples trained without their label, which makes guidance possible."""
+    mirror: bool = False
+    """Exchange left and right in half of the images."""
+    augment: float = 0.0
+    """Probability of each of EDM's changes to an image, of which the network is told (EDM: 0.12); mirrors too."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute or two at first, then faster on a GPU."""
     seed: int = 0
     """Seed of every random draw."""
     log_every: int = 100
@@ -103,6 +111,8 @@ class Teach:
     """Where the figures and samples go beside metrics.jsonl; each is an extra of that name (pip)."""
     save_every: int = 1000
     """Steps between two checkpoints."""
+    sample_every: int = 0
+    """Steps between two grids of samples of the average; 0 for one at the end alone."""
     store: Literal["fp32", "fp16"] = "fp32"
     """How the teacher's weights are stored."""
     resume: Path | None = None
@@ -141,6 +151,8 @@ class MakePairs:
     """Pairs per file."""
     batch: int = 500
     """Pairs made at once."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute at first, then faster on a GPU."""
     seed: int = 0
     """Seed of noise and labels."""
     ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
@@ -227,6 +239,8 @@ class Distill:
     """Of the regression loss; auto takes LPIPS where --lpips-weights is given, else pseudo-Huber."""
     lpips_weights: Path | None = None
     """Safetensors file of VGG16's features and LPIPS' heads."""
+    lpips_side: int = 224
+    """Pixels on a side that LPIPS brings images to, 224 in the paper; 0 leaves their size: 49 times less work at 32."""
     decoder: str | None = None
     """Autoencoder (AutoencoderTiny) that makes images of latents for LPIPS; the teacher's own where none is given."""
     halflives: tuple[float, ...] = (50.0, 200.0)
@@ -245,6 +259,8 @@ class Distill:
     """Images of such a measurement."""
     report_images: int = 10000
     """Images of the final measurement; 0 leaves the report out."""
+    reference: str | None = None
+    """Real images, as of `evaluate`: the states on the way are then compared by FID, not by the teacher's judge."""
     keep: Literal["best", "last"] = "best"
     """Which state becomes the student: the best measured on the way, or the last; without a judge it is the last."""
     save_every: int = 500
@@ -394,7 +410,7 @@ class Classifier:
     """Train the small classifier in whose features the Frechet distance is measured."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of Fashion-MNIST's official .gz files."""
+    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
     preset: str = ""

@@ -86,6 +86,8 @@ def check(config: Distill, processes: Processes = ALONE) -> None:
     check_at_least(
         config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
     )
+    if config.lpips_side and config.lpips_side < 16:
+        raise ValueError(f"--lpips-side {config.lpips_side}, expected at least 16, or 0 for the images' own")
     check_shares(config, "betas", "match_from")
     check_at_least(config, 2, "evaluate_images")
     if config.report_images == 1:

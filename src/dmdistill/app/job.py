@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dmdistill.app.config import Distill
 from dmdistill.app.drawn import at_once, blocks, draw
+from dmdistill.app.judging import Judging, judge_of
 from dmdistill.app.pairs import pairs_of, teacher_id
 from dmdistill.app.run import Run
 from dmdistill.app.start import ALIKE, start_of, teacher_name
@@ -23,7 +24,6 @@ from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
 from dmdistill.data.images import save_grid
 from dmdistill.data.pairs import Pairs
 from dmdistill.metrics.frechet import Moments, frechet_distance, moments_of
-from dmdistill.metrics.judge import Judge, load_judge
 from dmdistill.metrics.perceptual import load_lpips
 from dmdistill.networks.checkpointing import checkpoint_blocks
 from dmdistill.teachers.diffusers import load_autoencoder
@@ -50,7 +50,7 @@ class Job:
         self.config, self.teacher, self.run = config, teacher, run
         self.parallel = Parallel(run.processes, config.accumulate, config.strategy)
         self.many = at_once(teacher, config.batch)
-        self.judge = load_judge(teacher.judge, run.device) if teacher.judge else None
+        self.judge = judge_of(config.reference, teacher, device=run.device, processes=run.processes, say=run.say)
         distance = self.distance()
         given = self.given_pairs()
         self.generator = self.first_generator()
@@ -192,7 +192,7 @@ class Job:
     def distance(self) -> Distance:
         if self.config.distance == "huber" or self.config.lpips_weights is None:
             return pseudo_huber
-        lpips = load_lpips(self.config.lpips_weights).to(self.run.device)
+        lpips = load_lpips(self.config.lpips_weights, resize=self.config.lpips_side or None).to(self.run.device)
         decode = self.teacher.decode
         if self.config.decoder is not None:
             decode = load_autoencoder(self.config.decoder).to(self.run.device).decode
@@ -273,7 +273,7 @@ class Job:
         return [(f"ema{a.halflife:g}", a.network) for a in averages] or [("raw", self.generator)]
 
     @torch.no_grad()
-    def frechet(self, judge: Judge, generator: nn.Module) -> float:
+    def frechet(self, judge: Judging, generator: nn.Module) -> float:
         """Of as many images as are measured, of which each process draws some."""
         config, processes = self.config, self.run.processes
         told = {"batch": self.many, "seed": config.seed + 2, "share": processes.share}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dmdistill.app.config import Teach
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.paths import EDM, VP
+from dmdistill.data.augmentation import Augmentation, Mirrored, Untouched, Warped
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.images import ImageSet
 from dmdistill.files import folder_written_whole, write_json
@@ -33,6 +34,13 @@ class Lesson(ABC):
     """What differs between the kinds of teacher that are trained here."""
 
     config: Teach
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to the images that it teaches from."""
+        if self.config.augment:
+            return Warped(self.config.augment)
+        return Mirrored() if self.config.mirror else Untouched()
 
     @abstractmethod
     def new_teacher(self, data: ImageSet) -> Teacher:
@@ -57,7 +65,7 @@ class EDMLesson(Lesson):
             "in_channels": channels,
             "out_channels": channels,
             "label_dim": len(data.names),
-            "dropout": 0.0,
+            **({"augment_dim": self.augmentation.labels} if self.augmentation.labels else {}),
             **asdict(self.config.network),
         }
         return Teacher(
@@ -66,7 +74,7 @@ class EDMLesson(Lesson):
             shape=(channels, size, size),
             conditions=LabelSpace(data.names),
             licence=data.licence,
-            judge=f"{data.name}-classifier",
+            judge=data.judge,
             config={
                 "kind": "teacher",
                 "name": data.name,
@@ -79,7 +87,7 @@ class EDMLesson(Lesson):
                 "steps": 18,
                 "guidance": 1.0,
                 "licence": data.licence,
-                "judge": f"{data.name}-classifier",
+                "judge": data.judge,
             },
         )
 
@@ -99,7 +107,7 @@ class DDPMLesson(Lesson):
             "name": f"{data.name}-ddpm",
             "classes": list(data.names),
             "licence": data.licence,
-            "judge": f"{data.name}-classifier",
+            "judge": data.judge,
         }
         _, channels, height, width = data.images.shape
         return Teacher(
@@ -121,6 +129,11 @@ class DDPMLesson(Lesson):
     def unet(self, data: ImageSet) -> Any:
         network = self.config.network
         _, channels, height, width = data.images.shape
+        if self.augmentation.labels:
+            raise ValueError(
+                f"--augment {self.config.augment} with --kind ddpm: a UNet2DModel cannot be told what was done to an "
+                "image, expected 0; --mirror it may have"
+            )
         if network.patch_size != 1:
             raise ValueError(
                 f"--network.patch-size {network.patch_size} with --kind ddpm: a UNet2DModel has no patches, expected "
@@ -137,6 +150,7 @@ class DDPMLesson(Lesson):
             sample_size=(height, width),
             in_channels=channels,
             out_channels=channels,
+            dropout=network.dropout,
             block_out_channels=[network.model_channels * mult for mult in network.channel_mult],
             layers_per_block=network.num_blocks,
             norm_num_groups=groups_of(network.model_channels, least=network.group_channels),

@@ -193,7 +193,8 @@ def rehearsal(config: Distill, teacher: Teacher, *, data: bool, ledger: bool = F
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = replace(config, out=folder / "run", resume=None, pairs=None, start=None, compile=False)
+        judged, none = bool(teacher.judge or config.reference), dict.fromkeys(("resume", "pairs", "start", "reference"))
+        config = replace(config, out=folder / "run", compile=False, **none)
         run = Run(config.out, config)
         mode = None
         if not data:
@@ -202,7 +203,7 @@ def rehearsal(config: Distill, teacher: Teacher, *, data: bool, ledger: bool = F
             mode = stack.enter_context(WithoutData())
         counting = stack.enter_context(Ledger()) if ledger or not data else None
         job = Rehearsal(config, replace(teacher, judge=None), run, ledger=counting, mode=mode)
-        job.judged = teacher.judge is not None
+        job.judged = judged
         if counting is not None:
             job.iterate(config.steps - 1)
         yield job

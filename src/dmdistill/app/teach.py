@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -10,10 +12,13 @@ from dmdistill.app.cards import teacher_card
 from dmdistill.app.config import Teach
 from dmdistill.app.lessons import LESSONS
 from dmdistill.app.run import Run
-from dmdistill.app.settings import check_at_least, check_numbers, check_positive, check_shares
+from dmdistill.app.settings import check_at_least, check_numbers, check_positive, check_shares, flag_of
+from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import denoising_loss
-from dmdistill.data.conditions import LabelSpace
-from dmdistill.data.images import ImageSet, load_fashion_mnist, save_grid, to_floats
+from dmdistill.data.examples import Examples
+from dmdistill.data.images import ImageSet, save_grid
+from dmdistill.data.labelled import load_labelled
+from dmdistill.data.pairs import seed_of
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.loggers import logged, need_logger
 from dmdistill.training.trainer import Trainer
@@ -28,13 +33,14 @@ def teach(config: Teach) -> Teacher | None:
     check_at_least(config, 1, "steps", "batch", "log_every", "save_every")
     check_at_least(config, 1, *(f"network.{name}" for name in ("model_channels", "channel_mult", "num_blocks")))
     check_at_least(config, 1, "network.group_channels", "network.patch_size")
-    check_at_least(config, 0, "warmup", "weight_decay")
+    check_at_least(config, 0, "warmup", "weight_decay", "sample_every")
     check_positive(config, "lr", "clip", "halflife", "p_std")
-    check_shares(config, "betas")
-    if not 0 <= config.label_dropout <= 1:
-        raise ValueError(f"--label-dropout {config.label_dropout}, expected 0 to 1")
+    check_shares(config, "betas", "network.dropout")
+    for name in ("label_dropout", "augment"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{flag_of(name)} {getattr(config, name)}, expected a probability, 0 to 1")
     need_logger(config.log_to)
-    data = load_fashion_mnist(config.data)
+    data = load_labelled(config.data)
     with Run(config.out, config, resume=config.resume is not None) as run:
         return train(config, data, run)
 
@@ -47,7 +53,7 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     run.begin()
     teacher.to(run.device, run.precision)
     denoiser = teacher.denoiser.train()
-    images, labels = data.images.to(run.device), data.labels.to(run.device)
+    examples = Examples(data, rng=run.rng, augmentation=lesson.augmentation, label_dropout=config.label_dropout)
     update = Update(
         denoiser,
         name="teacher",
@@ -60,6 +66,9 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
         clip=config.clip,
         halflives=[config.halflife],
     )
+    taught = replace(teacher, denoiser=cast(Denoiser, update.averages[0].network.eval()))
+    if config.compile:
+        denoiser.net.compile()
     trainer = Trainer(
         config.out,
         steps=config.steps,
@@ -71,23 +80,39 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     )
 
     def iterate(step: int) -> dict[str, torch.Tensor]:
-        rows = torch.randint(len(images), (config.batch,), generator=run.rng, device=run.device)
-        x = to_floats(images[rows])
-        cond = LabelSpace(data.names).select(labels[rows]).dropped(config.label_dropout, rng=run.rng)
+        if (
+            config.network.dropout
+        ):  # torch's own generator draws it: from the step, so that a resumed run draws the same
+            torch.manual_seed(seed_of(config.seed, step))
+        x, cond = examples.draw(config.batch)
         t = lesson.sample_t(config.batch, rng=run.rng)
         loss = denoising_loss(denoiser, x, t, torch.randn(x.shape, generator=run.rng, device=run.device), cond)
         update(loss)
         return {"loss": loss.detach()}
 
+    def look(step: int) -> dict[str, float]:
+        file = config.out / "samples" / f"step-{step:06d}.png"
+        draw_grid(taught, file, seed=config.seed)
+        if trainer.logger is not None:
+            trainer.logger.picture(step, file)
+        return {}
+
+    hooks = [(config.sample_every, look)] if config.sample_every else []
     with logged(trainer, config.log_to, asdict(config)):
-        done = trainer.fit(iterate, name="teaching")
+        done = trainer.fit(iterate, hooks=hooks, name="teaching")
     if not done:
         run.say_how_to_resume("teach", trainer.step)
         return None
-    teacher.denoiser.load_state_dict(update.averages[0].network.state_dict())
-    denoiser.eval().requires_grad_(False)
-    lesson.save(config.out / "teacher", teacher, card=teacher_card(teacher, asdict(config)), dtype=run.storage)
-    z, cond = teacher.noise(40, rng=run.rng)
-    save_grid(config.out / "samples" / "teacher.png", teacher.images(z, cond), columns=10)
-    run.say(f"teacher in {config.out / 'teacher'}, samples in {config.out / 'samples' / 'teacher.png'}")
-    return teacher
+    lesson.save(config.out / "teacher", taught, card=teacher_card(taught, asdict(config)), dtype=run.storage)
+    picture = config.out / "samples" / "teacher.png"
+    draw_grid(taught, picture, seed=config.seed)
+    run.say(f"teacher in {config.out / 'teacher'}, samples in {picture}")
+    return taught
+
+
+def draw_grid(teacher: Teacher, file: Path, *, seed: int) -> None:
+    """A picture of forty of its images, of each class in turn."""
+    rng = torch.Generator(teacher.device).manual_seed(seed)
+    z, _ = teacher.draw(40, rng=rng)
+    classes = len(teacher.conditions or [None])
+    save_grid(file, teacher.images(z, teacher.condition(torch.arange(40) % classes)), columns=10)

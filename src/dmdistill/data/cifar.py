@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from dmdistill.data.images import ImageSet
 from dmdistill.teachers.machine import Record, load
 from dmdistill.teachers.pickles import FAILURES
 
-__all__ = ["is_cifar10", "read_cifar10"]
+__all__ = ["CLASSES", "is_cifar10", "load_cifar10", "read_cifar10"]
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",)
 PIXELS = 3 * 32 * 32
 CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -25,6 +28,20 @@ CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 def is_cifar10(folder: Path) -> bool:
     return any((folder / f"{name}{suffix}").is_file() for name in (*TRAIN, *TEST) for suffix in (".bin", ""))
+
+
+def load_cifar10(folder: Path, *, train: bool = True) -> ImageSet:
+    """All images with their labels, in memory: 154 MB to train on.
+
+    ValueError as of `read_cifar10`, and where a file of the python version has no labels.
+    """
+    rows, files = read_cifar10(folder, train=train)
+    labels = [own[:, 0] if own.shape[1] > PIXELS else read_labels(file) for own, file in zip(rows, files, strict=True)]
+    if odd := next((file for file, a, b in zip(files, rows, labels, strict=True) if len(a) != len(b)), None):
+        raise ValueError(f"{odd} has another number of labels than of images: it is damaged, or no CIFAR-10")
+    images = torch.from_numpy(np.concatenate([own[:, -PIXELS:] for own in rows]))
+    index = torch.from_numpy(np.concatenate(labels).astype(np.int64))
+    return ImageSet(images.reshape(-1, 3, 32, 32), index, CLASSES, name="cifar10")
 
 
 def read_cifar10(folder: Path, *, train: bool = True) -> tuple[list[np.ndarray], list[Path]]:
@@ -54,14 +71,30 @@ def read_binary(file: Path) -> np.ndarray:
 
 def read_batch(file: Path) -> np.ndarray:
     """The rows of a file of the python version."""
+    return read_entry(file, "data", array)
+
+
+def read_labels(file: Path) -> np.ndarray:
+    """The labels of a file of the python version."""
+    return read_entry(file, "labels", numbers)
+
+
+def read_entry(file: Path, name: str, understand: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """One entry of a file of the python version. ValueError, naming the file, where it is not what it should be."""
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-            found = load(stream, CALLS)["data"]  # type: ignore[arg-type]
-        rows = array(found)
+            found = load(stream, CALLS)[name]  # type: ignore[arg-type]
+        return understand(found)
     except FAILURES as error:
         why = " ".join(f"{error or type(error).__name__}".split())[:300]
         raise ValueError(f"{file} cannot be read as a batch of CIFAR-10: {why}") from None
-    return rows
+
+
+def numbers(labels: Any) -> np.ndarray:
+    """A list of labels, 0 to 9."""
+    if type(labels) is not list or not all(type(label) is int and 0 <= label <= 9 for label in labels):
+        raise ValueError("its labels are no list of numbers from 0 to 9")
+    return np.array(labels, np.uint8)
 
 
 def array(record: Record) -> np.ndarray:

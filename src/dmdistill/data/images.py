@@ -34,13 +34,17 @@ FASHION_CLASSES = (
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: uint8, N C H W. labels: int64, N. names: of the classes. name, licence: of the data."""
+    """images: uint8, N C H W. labels: int64, N. names: of the classes. name, licence: of the data.
+
+    judge: name of the classifier whose features measure such images; None where there is none.
+    """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
     name: str = "images"
     licence: str = "unknown"
+    judge: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,14 +102,16 @@ def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
     for file in files:
         if not file.is_file():
             raise ValueError(
-                f"no {file.name} in {folder}: --data takes the folder of Fashion-MNIST's official .gz files"
+                f"no {file.name} in {folder}: --data takes the folder of Fashion-MNIST's official .gz files, or of "
+                "CIFAR-10's"
             )
     images, labels = (read_idx(file) for file in files)
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{folder} holds {part} images {tuple(images.shape)} and labels {tuple(labels.shape)}, expected N H W and N"
         )
-    return ImageSet(images[:, None], labels.long(), FASHION_CLASSES, name="fashion", licence="MIT")
+    about = {"name": "fashion", "licence": "MIT", "judge": "fashion-classifier"}
+    return ImageSet(images[:, None], labels.long(), FASHION_CLASSES, **about)
 
 
 def save_grid(path: Path | str, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:

@@ -22,7 +22,7 @@ class DhariwalUNet(UNet):
         img_resolution: height and width in pixels; halved at each further level of `channel_mult`.
         in_channels, out_channels: of the image.
         label_dim: number of classes; 0 for an unconditional network.
-        augment_dim: of the labels of EDM's augmentation. Its weights are kept; its labels are always zero here.
+        augment_dim: how many numbers say what was done to an image in training; in use they are zero.
         model_channels: what `channel_mult` multiplies per level, and `channel_mult_emb` for the embedding.
         attn_resolutions: the resolutions whose blocks attend, with a head per 64 channels.
         label_dropout: how often a label is forgotten in training.
@@ -44,7 +44,7 @@ class DhariwalUNet(UNet):
         dropout: float = 0.1,
         label_dropout: float = 0.0,
     ) -> None:
-        super().__init__(label_dim=label_dim, label_dropout=label_dropout)
+        super().__init__(label_dim=label_dim, label_dropout=label_dropout, augment_dim=augment_dim)
         levels = plan(img_resolution, model_channels, channel_mult, attn_resolutions=attn_resolutions)
         emb_channels = model_channels * channel_mult_emb
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
@@ -68,9 +68,11 @@ class DhariwalUNet(UNet):
         if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)
 
-    def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         clock = self.map_noise(noise)
         emb = clock.roll(clock.shape[1] // 2, dims=1)  # here the cosines come first
+        if augment is not None and self.map_augment is not None:
+            emb = emb + self.map_augment(augment)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if labels is not None and self.map_label is not None:
             emb = emb + self.map_label(labels)

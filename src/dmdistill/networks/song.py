@@ -39,7 +39,7 @@ class SongUNet(UNet):
         img_resolution: height and width in pixels; halved at each further level of `channel_mult`.
         in_channels, out_channels: of the image.
         label_dim: number of classes; 0 for an unconditional network.
-        augment_dim: of the labels of EDM's augmentation. Its weights are kept, its labels are always zero here.
+        augment_dim: how many numbers say what was done to an image in training (9 in EDM); in use they are zero.
         model_channels: what `channel_mult` multiplies per level, `channel_mult_emb` and `channel_mult_noise` for the
             embedding and for what it is made of.
         attn_resolutions: the resolutions whose blocks attend.
@@ -77,7 +77,7 @@ class SongUNet(UNet):
         patch_size: int = 1,
     ) -> None:
         check_choices(embedding_type=embedding_type, encoder_type=encoder_type, decoder_type=decoder_type)
-        super().__init__(label_dim=label_dim, label_dropout=label_dropout)
+        super().__init__(label_dim=label_dim, label_dropout=label_dropout, augment_dim=augment_dim)
         levels = plan(
             img_resolution, model_channels, channel_mult, attn_resolutions=attn_resolutions, patch_size=patch_size
         )
@@ -137,10 +137,12 @@ class SongUNet(UNet):
     def forward(self, x: Tensor, noise: Tensor, cond: HasLabels | None = None) -> Tensor:
         return F.pixel_shuffle(super().forward(F.pixel_unshuffle(x, self.patch_size), noise, cond), self.patch_size)
 
-    def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         emb = self.map_noise(noise)
         if labels is not None and self.map_label is not None:
             emb = emb + self.map_label(labels * math.sqrt(self.label_dim))
+        if augment is not None and self.map_augment is not None:
+            emb = emb + self.map_augment(augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:

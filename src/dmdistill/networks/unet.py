@@ -18,7 +18,7 @@ __all__ = ["HasLabels", "Level", "UNet", "plan"]
 
 
 class HasLabels(Protocol):
-    """one_hot: B label_dim, rows of one-hot or of zeros (no class)."""
+    """one_hot: B label_dim, rows of one-hot or of zeros (no class). In training also `augment`, B augment_dim."""
 
     @property
     def one_hot(self) -> Tensor: ...
@@ -67,9 +67,9 @@ class UNet(nn.Module):
     A subclass gives `build` its blocks, says what they are told (`embed`), and how it all ends (`decode`).
     """
 
-    def __init__(self, *, label_dim: int, label_dropout: float) -> None:
+    def __init__(self, *, label_dim: int, label_dropout: float, augment_dim: int = 0) -> None:
         super().__init__()
-        self.label_dim, self.label_dropout = label_dim, label_dropout
+        self.label_dim, self.label_dropout, self.augment_dim = label_dim, label_dropout, augment_dim
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         self.register_load_state_dict_pre_hook(take_filters)
 
@@ -122,7 +122,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, cond: HasLabels | None = None) -> Tensor:
         """x: B C H W; noise: B. Returns B out_channels H W. ValueError where labels are given or lacking wrongly."""
-        emb = self.embed(noise, self.labels(cond))
+        emb = self.embed(noise, self.labels(cond), self.augment(cond))
         return self.decode(self.encode(x, emb), emb)
 
     def labels(self, cond: HasLabels | None) -> Tensor | None:
@@ -134,8 +134,15 @@ class UNet(nn.Module):
             return cond.one_hot if cond is not None else None
         return cond.one_hot * (torch.rand_like(cond.one_hot[:, :1]) >= self.label_dropout)
 
-    def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """What the blocks are told, B emb_channels, of noise levels B and labels B label_dim."""
+    def augment(self, cond: HasLabels | None) -> Tensor | None:
+        """What was done to the images, B augment_dim; None where nothing was."""
+        found: Tensor | None = getattr(cond, "augment", None)
+        if found is not None and found.shape[1] != self.augment_dim:
+            raise ValueError(f"{found.shape[1]} labels of augmentation, this network was built for {self.augment_dim}")
+        return found
+
+    def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """What the blocks are told, B emb_channels, of noise levels B, labels B label_dim and `augment`."""
         raise NotImplementedError
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from dmdistill.data.cifar import CLASSES as CIFAR10
 from dmdistill.teachers.machine import Record
 from dmdistill.teachers.pickles import read_pickle
 
 __all__ = ["read_edm"]
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of all weights that EDM's authors published
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 DEFAULTS = {  # of EDM's networks, where the checkpoint leaves an argument out and ours may do otherwise
     "SongUNet": {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ CLASSES = {cls.__name__: cls for cls in (SongUNet, DhariwalUNet, EDM, EDMDenoise
 
 
 def bundled() -> dict[str, Path]:
-    """The models inside the package, by name."""
-    root = Path(str(resources.files("dmdistill"))) / "bundled"
-    return {file.parent.name: file.parent for file in sorted(root.glob("*/config.json"))}
+    """The models inside the package, and those of the folder $DMDISTILL_MODELS, by name."""
+    roots = [Path(str(resources.files("dmdistill"))) / "bundled"]
+    if own := os.environ.get("DMDISTILL_MODELS"):
+        roots.append(Path(own).expanduser())
+    return {file.parent.name: file.parent for root in roots for file in sorted(root.glob("*/config.json"))}
 
 
 def load_folder(folder: Path) -> Model:
