@@ -156,7 +156,7 @@ def test_contradictions_are_found_before_anything_is_written(arguments, match, t
         (["--steps", "0"], "--steps 0"),
         (["--batch", "0"], "--batch 0"),
         (["--log-every", "0"], "--log-every 0"),
-        (["--label-dropout", "7"], "--label-dropout 7.0, expected 0 to 1"),
+        (["--label-dropout", "7"], "--label-dropout 7.0, expected a probability, 0 to 1"),
         (["--network.group-channels", "0"], "--network.group-channels 0, expected at least 1"),
         (["--network.channel-mult", "1", "0"], "--network.channel-mult (1, 0), expected at least 1"),
         (["--network.patch-size", "5"], "12"),
