@@ -112,11 +112,11 @@ def test_nothing_else_is_run(folders, monkeypatch):
 @pytest.mark.parametrize(("name", "resize"), [("tensorflow", resize_tensorflow), ("clean", resize_bicubic)])
 def test_what_the_layers_get(folders, monkeypatch, name, resize):
     network = load_inception(write(folders / "own.pt", Whole, monkeypatch), resizing=name)
-    images = draw(4, 3, 17, 23)
+    images = draw(9, 3, 17, 23)
     expected = network.layers((resize(images) - 128) / 128).flatten(1)
     assert network.id == f"inception-2015-12-05-{name}"
     torch.testing.assert_close(network(images), expected)
-    assert network(images).shape == (4, 5)
+    assert network(images).shape == (9, 5)
     with pytest.raises(ValueError, match="expected one of tensorflow, clean"):
         Inception(network.layers, resizing="nearest")
 

@@ -25,6 +25,7 @@ FILE = "inception-2015-12-05.pt"
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
 ORIGINAL = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # sha256 of NVIDIA's file
 LAYERS = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"  # and of the copy without the last layer
+AT_ONCE = 4  # images, on a CPU: its caches hold the first layers of no more, and 64 at once take a third longer
 RESIZINGS = {"tensorflow": resize_tensorflow, "clean": resize_bicubic}
 
 
@@ -53,7 +54,11 @@ class Inception:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 B 1|3 H W -> B 2048, fp32. Grey is three equal channels."""
-        x = RESIZINGS[self.resizing](check_bytes(images).to(self.device))
+        parts = check_bytes(images).split(AT_ONCE if self.device.type == "cpu" else max(1, len(images)))
+        return torch.cat([self.features(part.to(self.device)) for part in parts])
+
+    def features(self, images: Tensor) -> Tensor:
+        x = RESIZINGS[self.resizing](images)
         x = (x - 128) / 128  # TensorFlow's graph has it so: 255 is not quite 1
         x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)  # a fifth faster on CPUs
         return self.layers(x).flatten(1).float()
