@@ -54,7 +54,7 @@ class Machine:
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes cuda where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What networks compute in; auto takes bf16 where the hardware multiplies it. Weights and losses stay fp32."""
+    """What networks compute in; auto takes bf16 where the hardware is faster in it. Weights and losses stay fp32."""
     threads: int = 0
     """CPU threads; 0 for all. With 1 the same seed gives the same student, bit for bit."""
 
