@@ -23,7 +23,7 @@ GB = 1e9
 PARTS = ("teacher", "generator", "fake score", "gradients", "optimiser", "averages", "activations")
 
 
-def counted(name: str, *, student_rank: int, fake_rank: int, checkpointing: bool) -> Counted:
+def counted(name: str, *, student_rank: int, fake_rank: int, checkpointing: str) -> Counted:
     """One step of the full objective, guided."""
     config = Distill(
         teacher=name,
@@ -49,13 +49,13 @@ if __name__ == "__main__":
     table = Table("teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "TFLOP")
     for name in sys.argv[1:] or large_teachers.__all__:
         for ranks in ((0, 0), (0, 64), (64, 64)):
-            for checkpointing in (False, True):
+            for checkpointing in ("none", "blocks"):
                 found = counted(name, student_rank=ranks[0], fake_rank=ranks[1], checkpointing=checkpointing)
                 sizes = [found.memory.get(part, 0) / GB for part in PARTS]
                 table.add_row(
                     name,
                     *(f"rank {rank}" if rank else "all weights" for rank in ranks),
-                    "yes" if checkpointing else "no",
+                    checkpointing,
                     *(f"{size:.1f}" for size in sizes),
                     f"{sum(found.memory.values()) / GB:.1f}",
                     f"{found.flops / 1e12:.0f}",

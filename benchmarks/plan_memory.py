@@ -3,21 +3,17 @@
     python benchmarks/plan_memory.py [fashion ...]
 
 Measured twice: the tensors alive, counted while real steps run, and the growth of the largest resident set of a process
-(getrusage) from before its networks are built, after the same steps with one image have loaded all code. The allocator
+(VmHWM) from before its networks are built, after the same steps with one image have loaded all code. The allocator
 gives large blocks back at once (MALLOC_MMAP_THRESHOLD_), else what it keeps spare is measured too.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import os
-import resource
-import subprocess
 import sys
 from dataclasses import replace
 
+from resident import answer_of, most_resident, resident
 from rich.console import Console
 from rich.table import Table
 
@@ -31,12 +27,6 @@ MB = 1e6
 BATCHES = (32, 96)
 
 
-def resident() -> float:
-    """MB in memory at present."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / MB
-
-
 def two_steps(config: Distill) -> None:
     teacher = load_teacher(config.teacher)
     teacher.to(choose_device("cpu"))
@@ -48,11 +38,9 @@ def two_steps(config: Distill) -> None:
 def measured(config: Distill) -> float:
     """MB by which the resident set grows at most."""
     two_steps(replace(config, batch=1, batch_reg=1))
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident()
     two_steps(config)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB - before
+    return (most_resident() - before) / MB
 
 
 def counted(config: Distill, *, data: bool) -> float:
@@ -63,7 +51,7 @@ def counted(config: Distill, *, data: bool) -> float:
         return sum(job.count(job.phases[-1]).memory.values()) / MB
 
 
-def configuration(preset: str, batch: int, checkpointing: bool) -> Distill:
+def configuration(preset: str, batch: int, checkpointing: str) -> Distill:
     machine = Machine(device="cpu", precision="fp32", threads=1)
     return from_preset(Distill, preset, batch=batch, batch_reg=batch, checkpointing=checkpointing, machine=machine)
 
@@ -78,19 +66,17 @@ if __name__ == "__main__":
             print(json.dumps({"resident": measured(config)}))
         sys.exit()
     table = Table("preset", "batches", "checkpointing", "planned MB", "tensors MB", "resident MB", "planned/resident")
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     for preset in sys.argv[1:] or ["fashion"]:
         for batch in BATCHES:
-            for checkpointing in (False, True):
+            for checkpointing in ("none", "norms", "blocks"):
                 found: dict[str, float] = {}
                 for what in ("count", "measure"):
-                    command = [sys.executable, __file__, "--one", json.dumps([preset, batch, checkpointing]), what]
-                    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-                    found |= json.loads(done.stdout.splitlines()[-1])
+                    configured = json.dumps([preset, batch, checkpointing])
+                    found |= answer_of(__file__, "--one", configured, what, threads=1)
                 table.add_row(
                     preset,
                     f"{batch} + {batch}",
-                    "yes" if checkpointing else "no",
+                    checkpointing,
                     *(f"{found[name]:.0f}" for name in ("planned", "tensors", "resident")),
                     f"{found['planned'] / found['resident']:.2f}",
                 )

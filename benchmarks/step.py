@@ -12,14 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import gc
 import json
 import math
-import os
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -30,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from resident import answer_of, most_resident, resident
 from rich.console import Console
 from rich.table import Table
 from step_cases import CASES, batch_of
@@ -223,11 +218,8 @@ def measured(setting: Setting) -> dict[str, float]:
     """Bytes that an iteration takes at most; one of a single image loads all code before, and makes the moments."""
     first = replace(setting, batch=1)
     for one in (first, setting):
-        gc.collect()
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        else:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
         before = resident()
         with built(one) as (implementation, _):
             for part in dict.fromkeys((first, one)):
@@ -235,20 +227,12 @@ def measured(setting: Setting) -> dict[str, float]:
             del implementation
     if setting.device == "cuda":
         return {"memory": torch.cuda.max_memory_allocated()}
-    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
-
-
-def resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return {"memory": most_resident() - before}
 
 
 def in_its_own_process(setting: Setting) -> dict[str, float]:
-    """What `measured` tells there; the allocator gives large blocks back at once."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, __file__, "--measure", json.dumps(asdict(setting))]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """What `measured` tells there."""
+    return answer_of(__file__, "--measure", json.dumps(asdict(setting)), threads=torch.get_num_threads())
 
 
 def in_turns(
@@ -304,7 +288,7 @@ def examine(setting: Setting, what: set[str], *, rounds: int) -> dict[str, Any]:
             figures["1:1"][one.kind] |= in_its_own_process(one)
         if "tensors" in what:
             figures["1:1"][one.kind] |= counted(one)
-    for trick in HOLDS_LESS if {"tricks", "memory"} <= what else ():
+    for trick in set(HOLDS_LESS) & found["seconds"].get("tricks", {}).keys() if "memory" in what else ():
         found["tricks"][trick] = in_its_own_process(replace(setting, trick=trick))
     return found
 
@@ -335,11 +319,16 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
         table = Table("1:1, ours without", "ms", "quartiles", "it saves", "memory, MB", "it saves")
         for trick, took in without.items():
             share = found["seconds"]["1:1"]["ours"].median / took.median
-            more = found["tricks"].get(trick, {})
-            held = sizes({"plain": more, "ours": found["iterations"]["1:1"]["ours"]}, "ours", "memory")
-            saved = [f"{more['memory'] / MB:.0f}", f"{100 - 100 * float(held[1]):.0f} %"] if more else ["", ""]
+            saved = saving(found["tricks"].get(trick), found["iterations"]["1:1"]["ours"])
             table.add_row(trick, *spread(took), f"{100 - 100 * share:.0f} %", *saved)
         console.print(table)
+
+
+def saving(without: dict[str, float] | None, ours: dict[str, float]) -> list[str]:
+    """MB without a trick, and the share of them that it saves."""
+    if without is None:
+        return ["", ""]
+    return [f"{without['memory'] / MB:.0f}", f"{100 - 100 * ours['memory'] / without['memory']:.0f} %"]
 
 
 def spread(took: Spread) -> list[str]:

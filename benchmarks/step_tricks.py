@@ -13,6 +13,8 @@ from torch import Tensor
 from dmdistill.app.job import Job
 from dmdistill.core.denoisers import Condition, Denoiser, Guided
 from dmdistill.core.dmd import Batch
+from dmdistill.networks.block import UNetBlock
+from dmdistill.networks.checkpointing import CHECKPOINTING
 from dmdistill.teachers.model import Teacher
 
 __all__ = ["HOLDS_LESS", "TRICKS", "Ours", "tricks_of"]
@@ -82,6 +84,16 @@ def lay_out(ours: Ours, memory_format: torch.memory_format) -> None:
 
 
 @contextmanager
+def all_kept(ours: Ours) -> Iterator[None]:
+    networks = (ours.job.generator, ours.job.fake)
+    for block in (block for network in networks for block in network.modules() if isinstance(block, UNetBlock)):
+        del block.first, block.second  # the class's own again
+    yield
+    for network in networks:
+        CHECKPOINTING["norms"](network)
+
+
+@contextmanager
 def in_two_calls(ours: Ours) -> Iterator[None]:
     dmd = ours.job.dmd
 
@@ -147,15 +159,23 @@ TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
     "bf16 inside the networks": in_fp32,
     "channels_last": contiguous,
     "the teacher's weights cast once": cast_each_time,
+    "norms and SiLU computed again": all_kept,
     "G(z) and G(z_ref) in one call": in_two_calls,
     "both answers of guidance in one call": guided_by_two_calls,
     "fused AdamW": unfused,
     "the average in one operation": averaged_one_by_one,
     "no waiting for the device": waiting,
 }
-HOLDS_LESS = ("bf16 inside the networks", "the teacher's weights cast once")  # tricks that memory is measured without
+HOLDS_LESS = (  # tricks that memory is measured without
+    "bf16 inside the networks",
+    "the teacher's weights cast once",
+    "norms and SiLU computed again",
+)
 
 
 def tricks_of(ours: Ours) -> list[str]:
-    guided = isinstance(ours.job.dmd.real, Guided)
-    return [name for name in TRICKS if guided or TRICKS[name] is not guided_by_two_calls]
+    """Those that there are: without guidance, bf16 or a U-Net of ours some change nothing."""
+    idle = [] if isinstance(ours.job.dmd.real, Guided) else [guided_by_two_calls]
+    idle += [in_fp32, cast_each_time] if ours.job.run.precision is None else []
+    idle += [] if any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [all_kept]
+    return [name for name, trick in TRICKS.items() if trick not in idle]

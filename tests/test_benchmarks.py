@@ -6,10 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from dmdistill.teachers.load import load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import resident
 import step
 import step_cases
 import step_tricks
@@ -29,6 +31,17 @@ def tiny_cases(tiny_teacher, monkeypatch):
     config = step.Setting.config.fget
     fast = {"lr": 1e-3, "lr_fake": 1e-3, "warmup": 1}
     monkeypatch.setattr(step.Setting, "config", property(lambda self: dataclasses.replace(config(self), **fast)))
+
+
+def test_a_process_tells_of_its_own_memory_whoever_started_it():
+    large = torch.ones(75_000_000)
+    question = "import sys; sys.path.insert(0, sys.argv[1]); import resident; print(resident.most_resident())"
+    assert (
+        resident.answer_of("-c", question, str(Path(resident.__file__).parent), threads=1)
+        < 100e6
+        < large.nbytes
+        < resident.most_resident()
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny", "guided"])

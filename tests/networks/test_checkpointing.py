@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.networks.checkpointing import checkpoint_blocks
+from dmdistill.networks.checkpointing import CHECKPOINTING
+from dmdistill.networks.dhariwal import DhariwalUNet
 from dmdistill.networks.song import SongUNet
+from dmdistill.training.counting import Ledger
 from models import unet2d_network
 
 
@@ -42,15 +44,16 @@ def gradients(net, ask, precision):
     return [loss, *torch.autograd.grad(loss, [x, *(p for p in net.parameters() if p.requires_grad)])]
 
 
+@pytest.mark.parametrize("what", CHECKPOINTING)
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_gradients_are_the_same(precision, frozen, case):
+def test_gradients_are_the_same(precision, frozen, what, case):
     net, ask, layer = case
     if frozen:  # all but one layer, as with adapters
         net.requires_grad_(False)
         layer(net).requires_grad_(True)
     plain = gradients(net, ask, precision)
-    checkpoint_blocks(net)
+    CHECKPOINTING[what](net)
     for mine, theirs in zip(gradients(net, ask, precision), plain, strict=True):
         assert torch.equal(mine, theirs)
     assert plain[1].abs().max() > 0
@@ -61,7 +64,7 @@ def test_blocks_are_computed_again_only_where_there_is_a_gradient(case):
     x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
     with torch.no_grad():
         plain = ask(net, x, t)
-    checkpoint_blocks(net)
+    CHECKPOINTING["blocks"](net)
     asked = []
     layer(net).register_forward_hook(lambda *_: asked.append(1))
     with torch.no_grad():
@@ -71,9 +74,10 @@ def test_blocks_are_computed_again_only_where_there_is_a_gradient(case):
     assert len(asked) == 3
 
 
-def test_a_copy_asks_its_own_blocks(case):
+@pytest.mark.parametrize("what", CHECKPOINTING)
+def test_a_copy_asks_its_own_blocks(what, case):
     net, ask, _ = case
-    checkpoint_blocks(net)
+    CHECKPOINTING[what](net)
     copied = copy.deepcopy(net)
     before = gradients(net, ask, None)
     with torch.no_grad():
@@ -84,5 +88,21 @@ def test_a_copy_asks_its_own_blocks(case):
 
 
 def test_a_network_without_blocks_is_refused():
-    with pytest.raises(ValueError, match="--checkpointing: Linear has neither"):
-        checkpoint_blocks(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="--checkpointing blocks: Linear has neither"):
+        CHECKPOINTING["blocks"](nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize("network", ["song", "dhariwal"])
+def test_without_norms_no_convolution_is_made_twice_and_less_is_kept(network):
+    """Operations are those of the convolutions, to the last; what is kept is about half."""
+    sizes = {"img_resolution": 16, "in_channels": 3, "out_channels": 3, "model_channels": 32, "channel_mult": (1, 2)}
+    net = {"song": SongUNet, "dhariwal": DhariwalUNet}[network](**sizes, num_blocks=2, attn_resolutions=()).eval()
+    counts = []
+    for what in ("none", "norms"):
+        CHECKPOINTING[what](net)
+        with Ledger() as ledger:
+            net(torch.randn(8, 3, 16, 16), torch.rand(8)).sum().backward()
+        counts.append((ledger.flops, ledger.peak["activations"]))
+        net.zero_grad()
+    assert counts[0][0] == counts[1][0]
+    assert 0.3 < counts[1][1] / counts[0][1] < 0.75

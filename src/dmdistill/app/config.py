@@ -193,8 +193,9 @@ class Distill:
     """Rank of the student's adapters (LoRA); 0 trains all its weights."""
     lora_fake: int = 0
     """Rank of the fake score's adapters; 0 trains all its weights."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    checkpointing: Literal["none", "norms", "blocks"] = "norms"
+    """What the backward pass computes again: norms, those of our own U-Nets, for half of the activations and a few
+    percent more time; blocks, nearly all, for a third more time."""
     compile: bool = False
     """Compile the networks by torch.compile: minutes at the start, faster steps; losses change by rounding."""
     lr: float = 1e-3

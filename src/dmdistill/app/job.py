@@ -25,7 +25,7 @@ from dmdistill.data.images import save_grid
 from dmdistill.data.pairs import Pairs
 from dmdistill.metrics.frechet import Moments, frechet_distance, moments_of
 from dmdistill.metrics.perceptual import load_lpips
-from dmdistill.networks.checkpointing import checkpoint_blocks
+from dmdistill.networks.checkpointing import CHECKPOINTING
 from dmdistill.teachers.diffusers import load_autoencoder
 from dmdistill.teachers.lora import adapters, add_lora, merge_lora
 from dmdistill.teachers.model import Model, Student, Teacher
@@ -137,8 +137,7 @@ class Job:
         """The teacher, to be trained: all of it, or adapters of this rank to weights that are the teacher's own."""
         denoiser = self.teacher.denoiser
         copied = add_lora(denoiser, rank=rank) if rank else copy.deepcopy(denoiser).requires_grad_(True)
-        if self.config.checkpointing:
-            checkpoint_blocks(copied.net)
+        CHECKPOINTING[self.config.checkpointing](copied.net)
         return copied
 
     @property

@@ -61,16 +61,23 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: B in_channels H W; emb: B emb_channels. Returns B out_channels and H W, halved or doubled."""
-        h = self.conv0(self.resample(F.silu(self.norm0(x))))
-        h = F.silu(self.told(h, self.affine(emb)[:, :, None, None]))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = self.second(self.first(x), self.affine(emb)[:, :, None, None])
         x = self.joined(h, self.skip(self.resample(x)))
         return self.joined(self.attend(x), x) if self.heads else x
+
+    def first(self, x: Tensor) -> Tensor:
+        """Norm, SiLU and convolution: what `checkpoint_norms` computes again but for the convolution."""
+        return self.conv0(self.resample(F.silu(self.norm0(x))))
+
+    def second(self, h: Tensor, emb: Tensor) -> Tensor:
+        """The same, told the noise level."""
+        h = F.silu(self.told(h, emb))
+        return self.conv1(F.dropout(h, self.dropout, self.training))
 
     def told(self, h: Tensor, emb: Tensor) -> Tensor:
         """The second norm, knowing the noise level."""
         if not self.adaptive_scale:
-            return self.norm1(h.add_(emb))
+            return self.norm1(h + emb)
         scale, shift = emb.chunk(2, dim=1)
         return torch.addcmul(shift, self.norm1(h), scale + 1)
 
