@@ -96,3 +96,21 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tour_names_every_module():
+    named, folder = set(), ""
+    for line in (ROOT / "docs" / "tour.md").read_text(encoding="utf-8").split("Imports run one way")[0].splitlines():
+        if start := re.match(r"      (?:(\w+)/|\w+\.py)", line):
+            folder = f"{start[1]}/" if start[1] else ""
+        named |= {folder + name for name in re.findall(r"\b\w+\.py\b", line)}
+    package = ROOT / "src" / "dmdistill"
+    modules = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if not file.match("__*__.py")}
+    assert named == modules
+
+
+def test_every_page_is_in_the_contents():
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    for contents, link in (("mkdocs.yml", ": {}\n"), ("docs/index.md", "]({})"), ("README.md", "](docs/{})")):
+        text = (ROOT / contents).read_text(encoding="utf-8")
+        assert [page for page in pages if link.format(page) not in text] == []

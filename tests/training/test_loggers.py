@@ -1,5 +1,10 @@
-"""Loggers get what metrics.jsonl gets, and samples: seen by stand-ins of their packages."""
+"""Loggers get what metrics.jsonl gets, and samples: seen by stand-ins of their packages, or read from their files."""
 
+import importlib
+import io
+import json
+import socket
+import sqlite3
 import sys
 import types
 
@@ -51,10 +56,11 @@ def writer(monkeypatch):
     return calls.made
 
 
-def trained(folder, name):
-    """A run of three steps, with samples at the second; it is over, or interrupted by an error."""
-    folder.mkdir()
-    trainer = Trainer(folder, steps=3, updates={}, rng=torch.Generator(), log_every=1)
+def trained(folder, name, *, steps=3, resume=False):
+    """A run of so many steps, with samples at every second and at the last, and a checkpoint at each of these."""
+    folder.mkdir(exist_ok=True)
+    rng = torch.Generator()
+    trainer = Trainer(folder, steps=steps, updates={}, rng=rng, log_every=1, save_every=2, resume=resume)
     file = folder / "grid.png"
     Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(file)
 
@@ -81,7 +87,10 @@ def test_a_tracker_gets_rows_and_samples_in_order(name, tracker, tmp_path):
     file = trained(tmp_path / "run", name)
     rows = [("log", (figures,), {"step": step}) for step, figures in rows_of(tmp_path / "run")]
     pictures = [("log", ({"samples": ("image", str(file))},), {"step": step}) for step in (2, 3)]
-    run = f"run-{(tmp_path / 'run' / 'tracker-id').read_text()}"
+    kept = json.loads((tmp_path / "run" / "tracker.json").read_text())
+    run = kept.pop("run")
+    assert run.startswith("run-")
+    assert kept == {name: 3}
     own = {"id": run, "dir": str(tmp_path / "run")} if name == "wandb" else {}
     begun = ("init", (), {"project": "dmdistill", "name": run, "config": {"steps": 3}, "resume": "allow", **own})
     assert made == [begun, rows[0], pictures[0], rows[1], pictures[1], rows[2], ("finish", (), {})]
@@ -106,14 +115,24 @@ def test_tensorboard_gets_scalars_and_images(writer, tmp_path):
     assert writer[-1] == ("close", (), {})
 
 
-def test_a_resumed_run_goes_on_with_its_own(tracker, tmp_path):
+def resumed_from_before(folder, name):
+    """A run whose checkpoint of its fourth step is lost, then renamed and resumed from the second to the sixth."""
+    trained(folder, name, steps=4)
+    (folder / "checkpoints" / "step-00000004.pt").unlink()
+    moved = folder.rename(folder.with_name("moved"))
+    trained(moved, name, steps=6, resume=True)
+    assert [step for step, _ in rows_of(moved)] == [1, 2, 3, 4, 5, 6]
+    return moved
+
+
+def test_a_resumed_run_goes_on_with_its_own_and_repeats_no_step(tracker, tmp_path):
     made = tracker("wandb")
-    trainer = Trainer(tmp_path, steps=1, updates={}, rng=torch.Generator())
-    for _ in range(2):
-        with logged(trainer, "wandb", {}):
-            pass
-    begun = [kwargs for name, _, kwargs in made if name == "init"]
-    assert begun[0] == begun[1]
+    resumed_from_before(tmp_path / "run", "wandb")
+    first, second = [kwargs for name, _, kwargs in made if name == "init"]
+    assert first["id"] == second["id"]
+    logged = [(kwargs["step"], list(args[0])) for name, args, kwargs in made if name == "log"]
+    assert [step for step, names in logged if names == ["samples"]] == [2, 4, 6]
+    assert [step for step, names in logged if names != ["samples"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_tracker_that_does_not_begin_is_one_line(tracker, monkeypatch, tmp_path):
@@ -139,16 +158,80 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     assert [(one.step, one.width, one.height) for one in events.Images("samples")] == [(2, 6, 4), (3, 6, 4)]
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_the_tracker_itself_takes_a_run_offline(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("HOME", str(tmp_path))
+def read_wandb(run):
+    """(step, values) of all that Weights & Biases kept offline, in order; a picture as the bytes of its file.
+
+    A .wandb file is a LevelDB log: 7 bytes of its own, then blocks of 32 KiB of parts of records, each part with 4
+    bytes of checksum, 2 of length and 1 of kind (1 whole, 2 first, 3 middle, 4 last).
+    """
+    importlib.import_module("wandb").teardown()  # its own process writes the end of the file
+    proto = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+        data, at, whole = file.read_bytes(), 7, b""
+        while at + 7 <= len(data):
+            if (rest := 32768 - at % 32768) < 7:
+                at += rest
+                continue
+            length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+            whole = (b"" if kind in (1, 2) else whole) + data[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4) and (record := proto.Record.FromString(whole)).HasField("history"):
+                items = {".".join(one.nested_key) or one.key: json.loads(one.value_json) for one in record.history.item}
+                own = {name: value for name, value in items.items() if not name.startswith(("_", "samples."))}
+                if "samples.path" in items:
+                    own["samples"] = (file.parent / "files" / items["samples.path"]).read_bytes()
+                yield items["_step"], own
+
+
+def read_trackio(_):
+    """(step, values) of all that trackio kept, in order; a picture as the bytes of its file."""
+    store = importlib.import_module("trackio.utils").TRACKIO_DIR
+    assert len({name for (name,) in sqlite3.connect(store / "dmdistill.db").execute("SELECT run_id FROM metrics")}) == 1
+    for step, text in sqlite3.connect(store / "dmdistill.db").execute("SELECT step, metrics FROM metrics ORDER BY id"):
+        own = json.loads(text)
+        if "samples" in own:
+            own["samples"] = (store / "media" / own["samples"]["file_path"]).read_bytes()
+        yield step, own
+
+
+@pytest.mark.parametrize(("name", "read"), [("wandb", read_wandb), ("trackio", read_trackio)])
+def test_the_tracker_itself_keeps_every_step_once_offline(name, read, tmp_path, monkeypatch):
+    """The package itself: figures and pictures as it reads them back, of a run that was killed, renamed and resumed."""
+    for variable, value in {"WANDB_MODE": "offline", "TRACKIO_DIR": tmp_path / "trackio", "HOME": tmp_path}.items():
+        monkeypatch.setenv(variable, str(value))
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **_: asked.append(where))
     pytest.importorskip(name)  # trackio asks for its folder when it is imported
-    trained(tmp_path / "run", name)
-    kept = {"wandb": "run/wandb/offline-run-*/*.wandb", "trackio": "**/dmdistill.db"}[name]
-    assert [file.stat().st_size > 0 for file in tmp_path.glob(kept)] == [True]
+    need_logger(name)
+    run = resumed_from_before(tmp_path / "run", name)
+    kept = {}
+    for step, values in read(run):
+        assert not kept.setdefault(step, {}).keys() & values.keys(), f"{name} has step {step} twice"
+        kept[step] |= values
+    picture = (run / "grid.png").read_bytes()
+    pixels = {step: values.pop("samples") for step, values in kept.items() if "samples" in values}
+    assert kept == dict(rows_of(run))
+    assert {step: pixels_of(file) for step, file in pixels.items()} == dict.fromkeys((2, 4, 6), pixels_of(picture))
+    assert asked == []
+    allowed = {"moved", "trackio", ".cache"}  # .cache: a log of wandb's own
+    assert {file.name for file in tmp_path.iterdir()} <= allowed
+
+
+def pixels_of(file):
+    with Image.open(io.BytesIO(file)) as image:
+        return np.asarray(image.convert("RGB")).tolist()
+
+
+def test_without_an_account_wandb_asks_nothing_and_nothing_is_begun(monkeypatch, tmp_path, line_of):
+    pytest.importorskip("wandb")
+    for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    importlib.import_module("wandb").teardown()
+    assert "WANDB_MODE=offline" in line_of("distill", "--out", tmp_path / "run", "--log-to", "wandb")
+    assert not (tmp_path / "run").exists()
+    importlib.import_module("wandb").teardown()
 
 
 def test_without_a_logger_the_log_stays(tmp_path):

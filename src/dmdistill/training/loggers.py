@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from dmdistill.files import first_line, written_whole
+from dmdistill.files import first_line, read_json, write_json
 from dmdistill.training.trainer import Trainer
 
 __all__ = ["Logger", "TensorBoard", "Tracker", "logged", "need_logger"]
@@ -57,49 +59,75 @@ class TensorBoard:
 class Tracker:
     """A run of Weights & Biases, or of trackio, whose functions have the same names.
 
-    A resumed run goes on with its own. name: of the package. config: what was asked for, shown beside the run.
+    A resumed run goes on with its own, also where its folder was renamed. No step is sent twice: tracker.json in the
+    folder has the run's name and the last step that each package was sent.
+    name: of the package. config: what was asked for, shown beside the run.
     ValueError where the package does not begin.
     """
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
         self.package: Any = importlib.import_module(name)
-        run = f"{folder.name}-{identity_of(folder)}"
+        self.name, self.file = name, folder / "tracker.json"
+        new = {"run": f"{folder.name}-{uuid.uuid4().hex[:8]}"}
+        self.known: dict[str, Any] = read_json(self.file) if self.file.exists() else new
+        self.sent = self.known.get(name, 0)
+        write_json(self.file, self.known)
+        run = self.known["run"]
         own = {"id": run, "dir": str(folder)} if name == "wandb" else {}
         try:
-            self.package.init(project="dmdistill", name=run, config=dict(config), resume="allow", **own)
+            with nobody_asked():
+                self.package.init(project="dmdistill", name=run, config=dict(config), resume="allow", **own)
         except Exception as error:  # each package has its own
             raise ValueError(
-                f"--log-to {name}: {name} did not begin ({first_line(error)}). Log in to it, set WANDB_MODE=offline "
-                f"for Weights & Biases, or leave --log-to out: metrics.jsonl has every figure"
+                f"--log-to {name}: {name} did not begin ({first_line(error)}). {HELP[name]}, "
+                f"or leave --log-to out: metrics.jsonl has every figure"
             ) from None
 
     def figures(self, step: int, row: Mapping[str, float]) -> None:
-        self.package.log(dict(row), step=step)
+        if step > self.sent:
+            self.package.log(dict(row), step=step)
+            self.sent = self.known[self.name] = step
+            write_json(self.file, self.known)
 
     def picture(self, step: int, file: Path) -> None:
-        self.package.log({"samples": self.package.Image(str(file))}, step=step)
+        if step > self.sent:
+            self.package.log({"samples": self.package.Image(str(file))}, step=step)
 
     def close(self) -> None:
         self.package.finish()
 
 
-def identity_of(folder: Path) -> str:
-    """What a tracker knows the run in this folder by, also after it was moved."""
-    file = folder / "tracker-id"
-    if not file.exists():
-        with written_whole(file) as temporary:
-            temporary.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-    return file.read_text(encoding="utf-8")
+HELP = {
+    "wandb": "Log in by `wandb login`, set WANDB_MODE=offline",
+    "trackio": "Unset TRACKIO_SPACE_ID and TRACKIO_SERVER_URL to keep the run on this machine",
+}
+
+
+@contextmanager
+def nobody_asked() -> Iterator[None]:
+    """Inside, no package finds a terminal to ask for a password at: a run would wait there for ever."""
+    terminal = sys.stdin
+    with open(os.devnull, encoding="utf-8") as sys.stdin:
+        try:
+            yield
+        finally:
+            sys.stdin = terminal
 
 
 def need_logger(name: str | None) -> None:
-    """ValueError, saying how to install it, where the package of a logger is missing."""
+    """ValueError, saying what to do, where a logger's package is missing or, online, knows no account."""
     if name is None:
         return
     try:
-        importlib.import_module(name)
+        package: Any = importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"--log-to {name} needs {name} ({error}): pip install 'dmdistill[{name}]'") from None
+    if name == "wandb" and package.setup().settings.mode not in ("offline", "disabled"):
+        try:
+            with nobody_asked():
+                package.login(verify=False)
+        except Exception as error:  # of its own kind
+            raise ValueError(f"--log-to wandb: {first_line(error)} Or set WANDB_MODE=offline") from None
 
 
 @contextmanager
