@@ -185,6 +185,17 @@ def test_a_teacher_without_weights_is_planned_as_one_with(settings, monkeypatch)
         plan(settings(peak_tflops=None))
 
 
+def test_rounded_weights_leave_no_others_behind(settings):
+    """Of a teacher that keeps its weights in bf16 the fp32 ones go, on the meta device too."""
+    found = []
+    for device in ("cpu", "meta"):
+        teacher = reader(device)
+        teacher.denoiser.precision = torch.bfloat16
+        found.append(counted(settings(), teacher)["matching, regression"].memory)
+    assert found[0] == found[1]
+    assert found[0]["teacher"] < 0.6 * found[0]["generator"]
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_networks_share_their_copies_share(device):
     layer = nn.Linear(3, 5, device=device)

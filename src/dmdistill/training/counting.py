@@ -33,7 +33,7 @@ class WithoutData(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.empty: dict[int, tuple[Tensor, Tensor]] = {}  # tensors on the meta device, and what stands for them
+        self.empty: dict[int, tuple[Tensor, weakref.ref[Tensor]]] = {}  # on the meta device, and what stands for it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # tensors know their mode: a copied network stays in this one
@@ -47,12 +47,14 @@ class WithoutData(FakeTensorMode):
         """The tensor, without its data."""
         if tensor.device.type != "meta":
             return self.from_tensor(tensor)
-        if id(tensor) not in self.empty:  # what networks share stays shared
+        _, known = self.empty.get(id(tensor), (None, None))
+        like = known() if known else None  # what networks share stays shared, for as long as one of them has it
+        if like is None:
             with self:
                 empty = torch.empty(tensor.shape, dtype=tensor.dtype)
                 like = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-            self.empty[id(tensor)] = tensor, like
-        return self.empty[id(tensor)][1]
+            self.empty[id(tensor)] = tensor, weakref.ref(like)
+        return like
 
 
 class Ledger(TorchDispatchMode):
