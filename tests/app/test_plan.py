@@ -250,6 +250,19 @@ def test_timed_steps_make_the_hours(seconds, settings, monkeypatch):
     assert "share" not in estimate.speed
 
 
+def test_parts_halve_the_activations(settings):
+    """But for images and noise, which are of the whole batch; and each part is timed with an image at least."""
+    config = settings(lambda_reg=0.0, batch=640)
+    one, two, four = (counted(config, layered(), accumulate=parts)["matching"] for parts in (1, 2, 4))
+    first, second = (
+        more.memory["activations"] - less.memory["activations"] for more, less in ((one, two), (two, four))
+    )
+    assert first == pytest.approx(2 * second, rel=1e-3)
+    assert first > 0.4 * one.memory["activations"]
+    assert one.flops == two.flops == four.flops
+    assert plan(settings(accumulate=2, peak_tflops=None)).hours > 0
+
+
 def test_what_does_not_fit_is_timed_at_a_smaller_batch_and_said(settings, monkeypatch):
     asked = []
     iterate = Job.iterate
@@ -286,7 +299,8 @@ def test_phases_are_what_the_steps_do(settings):
     ("arguments", "match"),
     [
         (["--processes", "0"], "--processes 0, expected at least 1"),
-        (["--processes", "7"], "--processes 7, expected at most --batch 6"),
+        (["--processes", "7"], "--batch 6 cannot be divided equally among 7 processes: expected a multiple of 7"),
+        (["--processes", "2", "--accumulate", "2"], "--batch 6 cannot be divided equally among 2 processes of 2 parts"),
         (["--utilisation", "1.5"], "--utilisation 1.5, expected a share"),
         (["--peak-tflops", "0"], "--peak-tflops 0.0, expected above 0"),
         (["--steps", "0"], "--steps 0, expected at least 1"),

@@ -20,6 +20,7 @@ from dmdistill.app.settings import check_at_least, check_positive
 from dmdistill.core.solvers import evaluations
 from dmdistill.data.pairs import Pairs
 from dmdistill.files import check_writable, write_json
+from dmdistill.processes import Processes
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.health import BINS
@@ -111,21 +112,14 @@ def plan(config: Plan) -> Estimate:
 
 def check_plan(config: Plan) -> None:
     """ValueError where a setting cannot be, OSError where the figures could not be written."""
-    check(config)
     check_at_least(config, 1, "processes")
+    check(config, Processes(count=config.processes))
     if not 0 < config.utilisation <= 1:
         raise ValueError(f"--utilisation {config.utilisation}, expected a share, above 0 and at most 1")
     if config.peak_tflops is not None:
         check_positive(config, "peak_tflops")
     if config.json is not None:
         check_writable(config.json)
-    if config.processes > config.batch:
-        raise ValueError(f"--processes {config.processes}, expected at most --batch {config.batch}: an image for each")
-
-
-def share(images: int, config: Plan) -> int:
-    """Of one process, of the one that has most."""
-    return -(-images // config.processes)
 
 
 def speed_of(config: Plan, teacher: Teacher, counted: dict[str, Counted]) -> Speed:
