@@ -263,6 +263,24 @@ def test_parts_halve_the_activations(settings):
     assert plan(settings(accumulate=2, peak_tflops=None)).hours > 0
 
 
+def test_sharded_networks_are_said_by_part_and_before(settings):
+    """Alone, nothing is shared out; DDP gathers nothing and shards nothing."""
+    whole = plan(settings()).memory
+    assert plan(settings(strategy="fsdp")).memory.keys() == whole.keys()
+    assert not {"before sharding"} & plan(settings(processes=2)).memory.keys()
+    sharded = plan(settings(processes=2, strategy="fsdp")).memory
+    step = "matching, regression"
+    assert sharded["before sharding"]["whole networks"] > 5 * whole[step]["teacher"]
+    assert sharded[step]["gathered"] > 0
+    assert sharded["drawing images"]["gathered"] == 2 * padded(layered().network, 2)
+    for part in WEIGHTS:
+        assert whole[step][part] / 2 < sharded[step][part] < whole[step][part]  # 3 and 7 rows are padded
+
+
+def padded(network, among):
+    return 4 * sum(among * -(-len(one) // among) * one[0].numel() for one in network.parameters())
+
+
 def test_what_does_not_fit_is_timed_at_a_smaller_batch_and_said(settings, monkeypatch):
     asked = []
     iterate = Job.iterate

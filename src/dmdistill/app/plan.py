@@ -27,8 +27,9 @@ from dmdistill.training.health import BINS
 
 __all__ = ["Estimate", "Work", "plan"]
 
-DRAWING = "drawing images"
-PARTS = ("teacher", "generator", "fake score", "gradients", "optimiser", "averages", "batch", "activations")
+DRAWING, START = "drawing images", "before sharding"
+NETWORKS = ("teacher", "generator", "fake score", "gathered")
+PARTS = (*NETWORKS, "gradients", "optimiser", "averages", "batch", "activations")
 PROMPTS = 8  # that stand for all
 
 
@@ -91,15 +92,16 @@ def plan(config: Plan) -> Estimate:
     own = replace(
         config, batch=-(-config.batch // config.processes), batch_reg=-(-config.batch_reg // config.processes)
     )
-    with rehearsal(own, teacher, data=False) as job:
+    with rehearsal(own, teacher, data=False, processes=config.processes) as job:
         counted = {phase.name: job.count(phase) for phase in job.phases} | {DRAWING: job.count_drawing()}
         parts = [part for part in parts_of(config, job, counted) if part[2]]
+        start = job.count_start()
     speed = speed_of(own, teacher, counted)
     estimate = Estimate(
         processes=config.processes,
         batch=own.batch,
         batch_reg=own.batch_reg,
-        memory={name: one.memory for name, one in counted.items()},
+        memory={name: one.memory for name, one in counted.items()} | ({START: start.memory} if start else {}),
         flops_per_step={name: one.flops for name, one in counted.items() if name != DRAWING},
         work=[Work(name, flops, speed.seconds(kind, flops) / config.processes) for name, kind, flops in parts],
         speed=speed.words,
