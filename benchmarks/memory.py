@@ -1,14 +1,15 @@
 """What one process takes for teachers of the sizes in use: memory by part and operations, counted and not measured.
 
-    python benchmarks/memory.py [unet_860m transformer_1b transformer_12b]
+    python benchmarks/memory.py [unet_860m transformer_1b transformer_12b] [--processes N]
 
+Of several processes each holds a share of every network (--strategy fsdp), and has 4 latents and 2 pairs of its own.
 All of Algorithm 1 runs on tensors that have shapes and no data, as in `dmdistill plan`. Not counted: the workspace of
 kernels, the autoencoder and LPIPS.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import large_teachers
 import torch
@@ -20,11 +21,13 @@ from dmdistill.app.rehearsal import Counted, rehearsal
 from dmdistill.teachers.load import load_teacher
 
 GB = 1e9
-PARTS = ("teacher", "generator", "fake score", "gradients", "optimiser", "averages", "activations")
+PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimiser", "averages", "activations")
 
 
-def counted(name: str, *, student_rank: int, fake_rank: int, checkpointing: str) -> Counted:
-    """One step of the full objective, guided."""
+def counted(
+    name: str, *, student_rank: int, fake_rank: int, checkpointing: str, processes: int = 1
+) -> tuple[Counted, Counted | None]:
+    """One step of the full objective, guided; and what is held before networks are sharded, where they are to be."""
     config = Distill(
         teacher=name,
         batch=4,
@@ -36,21 +39,27 @@ def counted(name: str, *, student_rank: int, fake_rank: int, checkpointing: str)
         lora_student=student_rank,
         lora_fake=fake_rank,
         checkpointing=checkpointing,
+        strategy="fsdp",
         ode=Solver(guidance=3.0),
         machine=Machine(device="cpu", precision="bf16", threads=1),
     )
     teacher = load_teacher(f"large_teachers:{name}")
     teacher.denoiser.precision = torch.bfloat16
-    with rehearsal(config, teacher, data=False) as job:
-        return job.count(job.phases[-1])
+    with rehearsal(config, teacher, data=False, processes=processes) as job:
+        return job.count(job.phases[-1]), job.count_start()
 
 
 if __name__ == "__main__":
-    table = Table("teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "TFLOP")
-    for name in sys.argv[1:] or large_teachers.__all__:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=large_teachers.__all__)
+    parser.add_argument("--processes", type=int, default=1)
+    asked = parser.parse_args()
+    table = Table("teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "before", "TFLOP")
+    for name in asked.names:
         for ranks in ((0, 0), (0, 64), (64, 64)):
             for checkpointing in ("none", "blocks"):
-                found = counted(name, student_rank=ranks[0], fake_rank=ranks[1], checkpointing=checkpointing)
+                settings = {"student_rank": ranks[0], "fake_rank": ranks[1], "checkpointing": checkpointing}
+                found, start = counted(name, **settings, processes=asked.processes)
                 sizes = [found.memory.get(part, 0) / GB for part in PARTS]
                 table.add_row(
                     name,
@@ -58,9 +67,11 @@ if __name__ == "__main__":
                     checkpointing,
                     *(f"{size:.1f}" for size in sizes),
                     f"{sum(found.memory.values()) / GB:.1f}",
+                    f"{sum(start.memory.values()) / GB:.1f}" if start else "",
                     f"{found.flops / 1e12:.0f}",
                 )
     Console(width=160).print(
-        "GB at the peak of a step, 4 generated latents and 2 pairs, fp32 weights, bf16 activations"
+        f"GB at the peak of a step, one process of {asked.processes}, 4 generated latents and 2 pairs, fp32 weights, "
+        "bf16 activations"
     )
     Console(width=160).print(table)

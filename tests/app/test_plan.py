@@ -185,6 +185,17 @@ def test_a_teacher_without_weights_is_planned_as_one_with(settings, monkeypatch)
         plan(settings(peak_tflops=None))
 
 
+def test_rounded_weights_leave_no_others_behind(settings):
+    """Of a teacher that keeps its weights in bf16 the fp32 ones go, on the meta device too."""
+    found = []
+    for device in ("cpu", "meta"):
+        teacher = reader(device)
+        teacher.denoiser.precision = torch.bfloat16
+        found.append(counted(settings(), teacher)["matching, regression"].memory)
+    assert found[0] == found[1]
+    assert found[0]["teacher"] < 0.6 * found[0]["generator"]
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_networks_share_their_copies_share(device):
     layer = nn.Linear(3, 5, device=device)
@@ -239,6 +250,37 @@ def test_timed_steps_make_the_hours(seconds, settings, monkeypatch):
     assert "share" not in estimate.speed
 
 
+def test_parts_halve_the_activations(settings):
+    """But for images and noise, which are of the whole batch; and each part is timed with an image at least."""
+    config = settings(lambda_reg=0.0, batch=640)
+    one, two, four = (counted(config, layered(), accumulate=parts)["matching"] for parts in (1, 2, 4))
+    first, second = (
+        more.memory["activations"] - less.memory["activations"] for more, less in ((one, two), (two, four))
+    )
+    assert first == pytest.approx(2 * second, rel=1e-3)
+    assert first > 0.4 * one.memory["activations"]
+    assert one.flops == two.flops == four.flops
+    assert plan(settings(accumulate=2, peak_tflops=None)).hours > 0
+
+
+def test_sharded_networks_are_said_by_part_and_before(settings):
+    """Alone, nothing is shared out; DDP gathers nothing and shards nothing."""
+    whole = plan(settings()).memory
+    assert plan(settings(strategy="fsdp")).memory.keys() == whole.keys()
+    assert not {"before sharding"} & plan(settings(processes=2)).memory.keys()
+    sharded = plan(settings(processes=2, strategy="fsdp")).memory
+    step = "matching, regression"
+    assert sharded["before sharding"]["whole networks"] > 5 * whole[step]["teacher"]
+    assert sharded[step]["gathered"] > 0
+    assert sharded["drawing images"]["gathered"] == 2 * padded(layered().network, 2)
+    for part in WEIGHTS:
+        assert whole[step][part] / 2 < sharded[step][part] < whole[step][part]  # 3 and 7 rows are padded
+
+
+def padded(network, among):
+    return 4 * sum(among * -(-len(one) // among) * one[0].numel() for one in network.parameters())
+
+
 def test_what_does_not_fit_is_timed_at_a_smaller_batch_and_said(settings, monkeypatch):
     asked = []
     iterate = Job.iterate
@@ -275,7 +317,8 @@ def test_phases_are_what_the_steps_do(settings):
     ("arguments", "match"),
     [
         (["--processes", "0"], "--processes 0, expected at least 1"),
-        (["--processes", "7"], "--processes 7, expected at most --batch 6"),
+        (["--processes", "7"], "--batch 6 cannot be divided equally among 7 processes: expected a multiple of 7"),
+        (["--processes", "2", "--accumulate", "2"], "--batch 6 cannot be divided equally among 2 processes of 2 parts"),
         (["--utilisation", "1.5"], "--utilisation 1.5, expected a share"),
         (["--peak-tflops", "0"], "--peak-tflops 0.0, expected above 0"),
         (["--steps", "0"], "--steps 0, expected at least 1"),

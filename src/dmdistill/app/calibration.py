@@ -39,7 +39,7 @@ def calibrate(job: Rehearsal, counted: dict[str, Counted], *, drawing: str) -> S
     whole, device = job.config, job.run.device
     resize(job, whole, 0.0)
     longest = max(timed(partial(job.iterate, phase.first), device) for phase in job.phases)
-    images = max(whole.batch, whole.batch_reg)
+    images = max(whole.batch, whole.batch_reg) / whole.accumulate  # times as many as in that first step
     room = min((free_memory(device) / sum(one.memory.values()) for one in counted.values()), default=1.0)
     share = min(1.0, room, PATIENCE / (longest * images))
     resize(job, whole, share)
@@ -52,8 +52,9 @@ def calibrate(job: Rehearsal, counted: dict[str, Counted], *, drawing: str) -> S
 
 
 def resize(job: Rehearsal, whole: Distill, share: float) -> None:
-    """This share of the whole batches, at least one image."""
-    sizes = {name: max(1, int(share * getattr(whole, name))) for name in ("batch", "batch_reg")}
+    """This share of the whole batches, at least one image in each part."""
+    parts = whole.accumulate
+    sizes = {name: parts * max(1, int(share * getattr(whole, name) / parts)) for name in ("batch", "batch_reg")}
     job.config = replace(job.config, **sizes)
 
 

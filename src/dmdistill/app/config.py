@@ -281,7 +281,7 @@ class Plan(Distill):
     """Say what a distillation takes before it is begun: memory, operations, hours. All flags of `distill` apply."""
 
     processes: int = 1
-    """Processes, one per device, among which batches and drawing are divided; each holds all networks."""
+    """Processes, one per device, among which batches and drawing are divided; --strategy says what each holds."""
     peak_tflops: float | None = None
     """What a device could compute at best, 1e12 operations per second; without it a few steps are timed here."""
     utilisation: float = 0.3

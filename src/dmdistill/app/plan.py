@@ -20,14 +20,16 @@ from dmdistill.app.settings import check_at_least, check_positive
 from dmdistill.core.solvers import evaluations
 from dmdistill.data.pairs import Pairs
 from dmdistill.files import check_writable, write_json
+from dmdistill.processes import Processes
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.health import BINS
 
 __all__ = ["Estimate", "Work", "plan"]
 
-DRAWING = "drawing images"
-PARTS = ("teacher", "generator", "fake score", "gradients", "optimiser", "averages", "batch", "activations")
+DRAWING, START = "drawing images", "before sharding"
+NETWORKS = ("teacher", "generator", "fake score", "gathered")
+PARTS = (*NETWORKS, "gradients", "optimiser", "averages", "batch", "activations")
 PROMPTS = 8  # that stand for all
 
 
@@ -90,15 +92,16 @@ def plan(config: Plan) -> Estimate:
     own = replace(
         config, batch=-(-config.batch // config.processes), batch_reg=-(-config.batch_reg // config.processes)
     )
-    with rehearsal(own, teacher, data=False) as job:
+    with rehearsal(own, teacher, data=False, processes=config.processes) as job:
         counted = {phase.name: job.count(phase) for phase in job.phases} | {DRAWING: job.count_drawing()}
         parts = [part for part in parts_of(config, job, counted) if part[2]]
+        start = job.count_start()
     speed = speed_of(own, teacher, counted)
     estimate = Estimate(
         processes=config.processes,
         batch=own.batch,
         batch_reg=own.batch_reg,
-        memory={name: one.memory for name, one in counted.items()},
+        memory={name: one.memory for name, one in counted.items()} | ({START: start.memory} if start else {}),
         flops_per_step={name: one.flops for name, one in counted.items() if name != DRAWING},
         work=[Work(name, flops, speed.seconds(kind, flops) / config.processes) for name, kind, flops in parts],
         speed=speed.words,
@@ -111,21 +114,14 @@ def plan(config: Plan) -> Estimate:
 
 def check_plan(config: Plan) -> None:
     """ValueError where a setting cannot be, OSError where the figures could not be written."""
-    check(config)
     check_at_least(config, 1, "processes")
+    check(config, Processes(count=config.processes))
     if not 0 < config.utilisation <= 1:
         raise ValueError(f"--utilisation {config.utilisation}, expected a share, above 0 and at most 1")
     if config.peak_tflops is not None:
         check_positive(config, "peak_tflops")
     if config.json is not None:
         check_writable(config.json)
-    if config.processes > config.batch:
-        raise ValueError(f"--processes {config.processes}, expected at most --batch {config.batch}: an image for each")
-
-
-def share(images: int, config: Plan) -> int:
-    """Of one process, of the one that has most."""
-    return -(-images // config.processes)
 
 
 def speed_of(config: Plan, teacher: Teacher, counted: dict[str, Counted]) -> Speed:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from dmdistill.app.blanks import BlankPrompts, NoisePairs
 from dmdistill.app.config import Distill
 from dmdistill.app.job import Job
 from dmdistill.app.run import Run
@@ -21,9 +23,10 @@ from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.dmd import Batch
 from dmdistill.core.losses import Distance
 from dmdistill.data.pairs import Pairs
-from dmdistill.data.prompts import Prompts, PromptSet
+from dmdistill.data.prompts import PromptSet
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.counting import Ledger, WithoutData, tensors_of
+from dmdistill.training.gathering import Foretold
 
 __all__ = ["Counted", "Phase", "Rehearsal", "rehearsal"]
 
@@ -45,37 +48,11 @@ class Counted:
     flops: int
 
 
-class NoisePairs(Pairs):
-    """Pairs of a teacher's shapes, of noise alone."""
-
-    def __init__(self, teacher: Teacher, count: int) -> None:
-        self.teacher, self.count = teacher, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        size = min(size, self.count)
-        index = None if self.teacher.conditions is None else torch.zeros(size, dtype=torch.long)
-        return torch.randn(size, *self.teacher.shape), torch.randn(size, *self.teacher.shape), index
-
-
-class BlankPrompts(PromptSet):
-    """Prompts of a set's shapes, whatever their number: without data nobody knows which one is asked for."""
-
-    def __init__(self, prompts: PromptSet) -> None:
-        super().__init__(prompts.texts, prompts.shards, prompts.empty, rows=prompts.rows)
-
-    def select(self, index: Tensor) -> Prompts:
-        empty = {name: index.new_zeros(row.shape, dtype=torch.float32) for name, row in self.empty.items()}
-        told = {name: index.new_zeros(len(index), *row.shape[1:], dtype=torch.float32) for name, row in empty.items()}
-        return Prompts(told, empty)
-
-
 class Rehearsal(Job):
     """A distillation of which single steps are asked, in any order.
 
-    ledger: is told what tensors are for. mode: that of networks without data, None for those with.
+    ledger: is told what tensors are for. mode: that of networks without data, None for those with. processes: of which
+    this one is counted, as the strategy lets it hold the networks.
 
     Attributes:
         judged: whether the run itself has a judge.
@@ -91,26 +68,42 @@ class Rehearsal(Job):
         *,
         ledger: Ledger | None = None,
         mode: WithoutData | None = None,
+        processes: int = 1,
     ) -> None:
         self.ledger, self.mode, self.real = ledger, mode, teacher
+        self.among = processes if config.strategy == "fsdp" else 1
+        self.replicated = processes > self.among
         if mode is not None:
             teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
             if isinstance(teacher.conditions, PromptSet):
                 teacher = replace(teacher, conditions=BlankPrompts(teacher.conditions))
-        super().__init__(config, teacher, run)
+        self.foretold = None
+        if ledger is not None and self.among > 1:
+            self.foretold = Foretold(parts=config.accumulate, ledger=ledger, among=self.among)
+        super().__init__(config, teacher, run, parallel=self.foretold)
         if ledger is not None:
             self.tell(ledger)
 
     def tell(self, ledger: Ledger) -> None:
         """Name what stays; what networks share is the teacher's."""
         ledger.name("batch", [self.probe.z, self.probe.eps, *tensors_of(self.probe.cond)])
-        for average in self.update_generator.averages:
-            ledger.name("averages", average.network.state_dict(keep_vars=True).values())
-        networks = {"generator": self.generator, "fake score": self.fake, "teacher": self.teacher.denoiser}
-        for name, network in networks.items():
+        networks = [("averages", average.network) for average in self.update_generator.averages]
+        networks += [("generator", self.generator), ("fake score", self.fake), ("teacher", self.teacher.denoiser)]
+        for name, network in networks:
             ledger.name(name, network.state_dict(keep_vars=True).values())
+            ledger.name(name, network.parameters(), among=self.among)
         for parameter in (*self.update_generator.parameters, *self.update_fake.parameters):
-            parameter.register_post_accumulate_grad_hook(lambda one: ledger.name("gradients", [one.grad]))
+            if self.replicated:  # DDP's buckets, which stay
+                ledger.hold("gradients", parameter.numel() * parameter.itemsize)
+            parameter.register_post_accumulate_grad_hook(partial(self.name_gradient, ledger))
+
+    def name_gradient(self, ledger: Ledger, parameter: Tensor) -> None:
+        """Of the last part DDP has it in a bucket; of those before it for itself."""
+        assert parameter.grad is not None
+        if self.replicated and getattr(self.dmd, "part", 0) == self.parallel.parts - 1:
+            ledger.within("gradients", [parameter.grad])
+        else:
+            ledger.name("gradients", [parameter.grad], among=self.among)
 
     def given_pairs(self) -> None:
         """None: those of --pairs are as good as others."""
@@ -157,10 +150,15 @@ class Rehearsal(Job):
         """One step of a phase, once the optimisers have their states."""
         assert self.ledger is not None
         for update in (self.update_generator, self.update_fake):
-            self.ledger.name("optimiser", tensors_of(list(update.optimiser.state.values())))
+            moments = tensors_of(list(update.optimiser.state.values()))
+            self.ledger.name("optimiser", moments, among=self.among)
         with self.counting() as counted:
             self.iterate(phase.first)
         return counted[0]
+
+    def count_start(self) -> Counted | None:
+        """All networks whole, until they are sharded, where they are to be."""
+        return Counted({"whole networks": self.foretold.starts[0]}, 0) if self.foretold is not None else None
 
     def count_drawing(self) -> Counted:
         """One evaluation of mu_real, guided, at as many images as are drawn at once."""
@@ -185,10 +183,13 @@ class Rehearsal(Job):
 
 
 @contextmanager
-def rehearsal(config: Distill, teacher: Teacher, *, data: bool, ledger: bool = False) -> Iterator[Rehearsal]:
+def rehearsal(
+    config: Distill, teacher: Teacher, *, data: bool, ledger: bool = False, processes: int = 1
+) -> Iterator[Rehearsal]:
     """A rehearsal of this configuration, in a folder that goes away.
 
-    data: False for networks that have shapes alone, whose memory is always counted. ledger: count it with data too.
+    config: with the batches of one process. processes: as one of so many it is counted. data: False for networks that
+    have shapes alone, whose memory is always counted. ledger: count it with data too.
     Where it is counted one step of the last kind is made, so that the optimisers have their states.
     """
     with ExitStack() as stack:
@@ -202,7 +203,7 @@ def rehearsal(config: Distill, teacher: Teacher, *, data: bool, ledger: bool = F
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copying does
             mode = stack.enter_context(WithoutData())
         counting = stack.enter_context(Ledger()) if ledger or not data else None
-        job = Rehearsal(config, replace(teacher, judge=None), run, ledger=counting, mode=mode)
+        job = Rehearsal(config, replace(teacher, judge=None), run, ledger=counting, mode=mode, processes=processes)
         job.judged = judged
         if counting is not None:
             job.iterate(config.steps - 1)

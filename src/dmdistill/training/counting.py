@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["Ledger", "WithoutData", "tensors_of"]
+__all__ = ["Ledger", "WithoutData", "share_of", "tensors_of"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -33,7 +33,7 @@ class WithoutData(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.empty: dict[int, tuple[Tensor, Tensor]] = {}  # tensors on the meta device, and what stands for them
+        self.empty: dict[int, tuple[Tensor, weakref.ref[Tensor]]] = {}  # on the meta device, and what stands for it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # tensors know their mode: a copied network stays in this one
@@ -47,12 +47,14 @@ class WithoutData(FakeTensorMode):
         """The tensor, without its data."""
         if tensor.device.type != "meta":
             return self.from_tensor(tensor)
-        if id(tensor) not in self.empty:  # what networks share stays shared
+        _, known = self.empty.get(id(tensor), (None, None))
+        like = known() if known else None  # what networks share stays shared, for as long as one of them has it
+        if like is None:
             with self:
                 empty = torch.empty(tensor.shape, dtype=tensor.dtype)
                 like = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-            self.empty[id(tensor)] = tensor, like
-        return self.empty[id(tensor)][1]
+            self.empty[id(tensor)] = tensor, weakref.ref(like)
+        return like
 
 
 class Ledger(TorchDispatchMode):
@@ -71,30 +73,48 @@ class Ledger(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.flops = 0
-        self.parts: dict[int, str] = {}
+        self.kept: dict[int, tuple[str, int]] = {}  # of each storage, its part and bytes
 
-    def name(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Say what tensors are for."""
-        for storage in map(Tensor.untyped_storage, tensors):
+    def name(self, part: str, tensors: Iterable[Tensor], *, among: int = 1) -> None:
+        """Say what tensors are for, and among how many processes they are divided, of which this is the first."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
             self.see(storage, part)
-            size = storage.nbytes()
-            self.now[self.parts[id(storage)]] -= size
-            self.now[part] += size
-            self.parts[id(storage)] = part
+            self.put(id(storage), part, storage.nbytes() if among == 1 else share_of(tensor, among))
+
+    def within(self, part: str, tensors: Iterable[Tensor]) -> None:
+        """Say that tensors lie in what is held for a part already."""
+        for tensor in tensors:
+            self.put(id(tensor.untyped_storage()), part, 0)
+
+    def put(self, key: int, part: str, size: int) -> None:
+        before, kept = self.kept.get(key, (part, 0))
+        self.now[before] -= kept
+        self.now[part] += size
+        self.kept[key] = part, size
+
+    def hold(self, part: str, size: int) -> None:
+        """So many bytes more, or less, that are no tensor seen here."""
+        self.now[part] += size
+        self.look()
+
+    def look(self) -> None:
+        if self.now.total() > self.peak.total():
+            self.peak = Counter(self.now)
 
     def restart(self) -> None:
         """Begin anew."""
         self.peak, self.flops = Counter(self.now), 0
 
     def see(self, storage: torch.UntypedStorage, part: str) -> None:
-        if id(storage) in self.parts:  # a storage is one object in Python for as long as it lives
+        if id(storage) in self.kept:  # a storage is one object in Python for as long as it lives
             return
-        self.parts[id(storage)] = part
-        self.now[part] += storage.nbytes()
-        weakref.finalize(storage, self.forget, id(storage), storage.nbytes()).atexit = False
+        self.put(id(storage), part, storage.nbytes())
+        weakref.finalize(storage, self.forget, id(storage)).atexit = False
 
-    def forget(self, key: int, size: int) -> None:
-        self.now[self.parts.pop(key)] -= size
+    def forget(self, key: int) -> None:
+        part, size = self.kept.pop(key)
+        self.now[part] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
@@ -102,8 +122,7 @@ class Ledger(TorchDispatchMode):
         self.see_all((args, kwargs), FOUND)
         answer = func(*args, **(kwargs or {}))
         self.see_all(answer, MADE)
-        if self.now.total() > self.peak.total():
-            self.peak = Counter(self.now)
+        self.look()
         if count := flop_registry.get(func._overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=answer)
         return answer
@@ -112,6 +131,15 @@ class Ledger(TorchDispatchMode):
         for leaf in tree_leaves(tree):
             if isinstance(leaf, Tensor):
                 self.see(leaf.untyped_storage(), part)
+
+
+def share_of(tensor: Tensor, among: int) -> int:
+    """Bytes that the first of so many processes keeps of a tensor whose rows are divided; no other one keeps more.
+
+    FSDP2 pads the others' shares of a weight to as many. A number is kept by all.
+    """
+    rows = tensor.shape[0] if tensor.ndim else 1
+    return -(-rows // among) * (tensor.numel() // max(rows, 1)) * tensor.itemsize
 
 
 def tensors_of(thing: Any) -> Iterator[Tensor]:

@@ -1,0 +1,71 @@
+"""Memory that is planned for one of several processes, beside the tensors alive in real DDP and FSDP2."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import held
+from dmdistill.app.config import Distill, Machine
+from dmdistill.app.rehearsal import rehearsal
+from dmdistill.teachers.load import load_teacher
+from together import together
+
+
+def settings(processes, **changes):
+    """Two images and a pair for each process and part: weights outweigh activations."""
+    images = 2 * processes * changes.get("accumulate", 1)
+    plain = {"pair_count": images, "steps": 6, "batch": images, "batch_reg": images // 2, "halflives": (2.0,)}
+    return Distill(**plain | changes, machine=Machine(device="cpu", precision="fp32", threads=1))
+
+
+def planned(config, teacher, processes):
+    """(memory by part in the last phase, bytes before sharding)."""
+    own = {"batch": config.batch // processes, "batch_reg": config.batch_reg // processes}
+    own = settings(processes, **{name: getattr(config, name) for name in CHANGED} | own)
+    with rehearsal(own, teacher, data=False, processes=processes) as job:
+        start = job.count_start()
+        return job.count(job.phases[-1]).memory, start and sum(start.memory.values())
+
+
+CHANGED = ("accumulate", "strategy", "checkpointing", "lora_student", "lora_fake")
+
+
+def compared(processes, make, **changes):
+    """What is planned and what the first process holds, which has most."""
+    config = settings(processes, **changes)
+    memory, start = planned(config, make(), processes)
+    (most, built, stays), *others = [answer for answer, _ in together(processes, held.held, config, make)]
+    assert most >= max(one[0] for one in others)
+    return (sum(memory.values()), start, {part: memory[part] for part in stays}), (most, built, stays)
+
+
+@pytest.mark.parametrize(
+    ("processes", "precision", "changes"),
+    [(2, None, {}), (4, None, {"accumulate": 2}), (2, torch.bfloat16, {"checkpointing": "blocks"})],
+)
+def test_a_process_of_fsdp_holds_what_was_planned(processes, precision, changes):
+    """Shares to the byte; the peak, gathered blocks and whole gradients in it, to 2 per cent."""
+    make = partial(held.layered, precision)
+    (planned, before, shares), (most, built, stays) = compared(processes, make, strategy="fsdp", **changes)
+    assert shares == stays
+    assert planned == pytest.approx(most, rel=0.02)
+    assert before == pytest.approx(built, rel=1e-3)
+
+
+def test_sharded_networks_share_no_frozen_weights(tiny_teacher):
+    """Each of the teacher, the student with adapters, its average and the fake score has shares of its own."""
+    pytest.importorskip("peft")
+    make = partial(load_teacher, str(tiny_teacher))
+    (planned, _, shares), (most, _, stays) = compared(2, make, strategy="fsdp", lora_student=2, lora_fake=2)
+    assert shares == stays
+    assert planned == pytest.approx(most, rel=0.05)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_process_of_ddp_holds_buckets_of_both_networks(parts):
+    """And, of the parts before the last, gradients outside of them."""
+    (planned, before, weights), (most, _, stays) = compared(2, held.layered, accumulate=parts)
+    assert before is None
+    assert weights == stays
+    assert planned == pytest.approx(most, rel=1e-3)
