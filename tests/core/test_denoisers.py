@@ -7,6 +7,7 @@ from torch import nn
 from dmdistill.core.denoisers import Denoiser, EDMDenoiser, EpsDenoiser, FlowDenoiser, Guided, VDenoiser, X0Denoiser
 from dmdistill.core.paths import expand
 from dmdistill.teachers.mixture import GaussianMixture, ring, two_modes
+from dmdistill.training.counting import Ledger
 
 SIGMA_DATA = 0.5
 
@@ -135,6 +136,26 @@ def test_mu_is_fp32_from_a_bf16_network(kind, every_time, rng):
     denoiser.net = Answer(torch.ones_like(x_t))  # one is exact in bf16: all the rest must happen in fp32
     assert half.dtype == torch.float32
     assert torch.equal(half, denoiser(x_t, t))
+
+
+class Layers(nn.Sequential):
+    """Eight layers that take no notice of the time."""
+
+    def __init__(self):
+        super().__init__(*[nn.Linear(40, 40, bias=False) for _ in range(8)])
+
+    def forward(self, x_t, t, cond=None):
+        return super().forward(x_t)
+
+
+def test_a_pass_in_bf16_keeps_no_second_set_of_weights(paths):
+    """Each layer's are cast when its turn comes, and freed."""
+    denoiser = X0Denoiser(Layers(), paths["edm"])
+    denoiser.precision = torch.bfloat16
+    with torch.no_grad(), Ledger() as ledger:
+        denoiser(torch.randn(2, 40), torch.ones(2))
+    one = 40 * 40 * 2
+    assert one < ledger.peak["activations"] < 2 * one
 
 
 def test_exact_mu_is_tweedies(path, mixture, every_time, rng):

@@ -60,7 +60,8 @@ class Denoiser(nn.Module):
 
     def ask(self, x: Tensor, noise: Tensor, cond: Condition | None) -> Tensor:
         """F's answer, computed in `precision`, in the dtype of x."""
-        with torch.autocast(x.device.type, self.precision or torch.bfloat16, enabled=self.precision is not None):
+        lower = {"enabled": self.precision is not None, "cache_enabled": False}  # no weight is cast twice in a pass
+        with torch.autocast(x.device.type, self.precision or torch.bfloat16, **lower):
             return self.net(x, noise, cond).to(x.dtype)
 
     def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
