@@ -177,5 +177,6 @@ def tricks_of(ours: Ours) -> list[str]:
     """Those that there are: without guidance, bf16 or a U-Net of ours some change nothing."""
     idle = [] if isinstance(ours.job.dmd.real, Guided) else [guided_by_two_calls]
     idle += [in_fp32, cast_each_time] if ours.job.run.precision is None else []
-    idle += [] if any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [all_kept]
+    norms = ours.job.config.checkpointing == "norms"
+    idle += [] if norms and any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [all_kept]
     return [name for name, trick in TRICKS.items() if trick not in idle]

@@ -1,4 +1,4 @@
-"""One call on a borrowed GPU: it ends in time, its work can be gone on with, and it says how fast it was."""
+"""One call on a GPU: it ends in time, its work can be gone on with, and it says how fast it was."""
 
 from __future__ import annotations
 

@@ -122,6 +122,12 @@ def write(folder, text):
     return str(file)
 
 
+@pytest.mark.parametrize(("word", "meant"), [("true", "blocks"), ("false", "none"), ('"norms"', "norms")])
+def test_checkpointing_is_read_as_it_once_was_written(word, meant, tmp_path):
+    made = settings.from_preset(Distill, write(tmp_path, f"[distill]\ncheckpointing = {word}\n"))
+    assert made.checkpointing == meant
+
+
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"unknown preset 'fashoin'; did you mean 'fashion'\? Known: .*fashion"):
         settings.with_preset(Distill(), "fashoin", "distill")

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from dmdistill.core.denoisers import X0Denoiser
+from dmdistill.core.paths import EDM
 from dmdistill.networks.checkpointing import CHECKPOINTING
 from dmdistill.networks.dhariwal import DhariwalUNet
 from dmdistill.networks.song import SongUNet
+from dmdistill.teachers.lora import add_lora
 from dmdistill.training.counting import Ledger
 from models import unet2d_network
 
@@ -90,6 +93,20 @@ def test_a_copy_asks_its_own_blocks(what, case):
 def test_a_network_without_blocks_is_refused():
     with pytest.raises(ValueError, match="--checkpointing blocks: Linear has neither"):
         CHECKPOINTING["blocks"](nn.Linear(2, 3))
+
+
+def test_blocks_with_adapters_are_left_as_they_are():
+    """Their convolutions would be made again: an adapter's last layer keeps what comes after them."""
+    pytest.importorskip("peft")
+    net, ask, _ = song()
+    denoiser = add_lora(X0Denoiser(net, EDM()), rank=2)
+    counts = []
+    for what in ("none", "norms"):
+        CHECKPOINTING[what](denoiser.net)
+        with Ledger() as ledger:
+            ask(denoiser.net, torch.randn(2, 3, 8, 8), torch.rand(2)).sum().backward()
+        counts.append(ledger.flops)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("network", ["song", "dhariwal"])

@@ -39,14 +39,28 @@ def test_auto_takes_bf16_where_the_hardware_is_faster_in_it(faster, expected, mo
 
 
 @pytest.mark.parametrize(
-    ("native", "bf16", "expected"), [(True, 1e-3, True), (True, 3e-3, False), (False, 1e-3, False)]
+    ("amx", "avx512", "intel", "expected"),
+    [
+        (True, True, True, True),
+        (False, True, True, False),
+        (False, True, False, True),
+        (False, False, False, False),
+        (False, False, True, False),
+    ],
 )
-def test_a_cpu_with_the_instruction_is_asked_how_fast_it_is(native, bf16, expected, monkeypatch):
-    monkeypatch.setattr(device, "least_seconds", lambda *dtypes: [2e-3, bf16])
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
-    assert device.cpu_likes_bf16.__wrapped__() is expected
+def test_a_cpu_likes_bf16_with_amx_or_with_amds_instruction(amx, avx512, intel, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(device, "is_intel", lambda: intel)
+    assert device.cpu_likes_bf16() is expected
 
 
-def test_a_convolution_takes_time_and_the_answer_is_kept():
-    assert all(0 < least < 10 for least in device.least_seconds(torch.float32, torch.bfloat16, repeats=2))
-    assert device.cpu_likes_bf16() is device.cpu_likes_bf16()
+@pytest.mark.parametrize(("text", "intel"), [("vendor_id : GenuineIntel", True), ("vendor_id : AuthenticAMD", False)])
+def test_the_maker_is_read_where_the_system_tells_it(text, intel, monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(device, "Path", lambda name: file)
+    monkeypatch.setattr(device.platform, "processor", lambda: text)
+    assert device.is_intel() is intel
+    file.write_text(text)
+    monkeypatch.setattr(device.platform, "processor", lambda: "")
+    assert device.is_intel() is intel

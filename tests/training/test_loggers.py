@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dmdistill.training.loggers import logged, need_logger
+from dmdistill.training.loggers import Tracker, logged, need_logger
 from dmdistill.training.trainer import Trainer, read_metrics
 
 
@@ -90,7 +90,7 @@ def test_a_tracker_gets_rows_and_samples_in_order(name, tracker, tmp_path):
     kept = json.loads((tmp_path / "run" / "tracker.json").read_text())
     run = kept.pop("run")
     assert run.startswith("run-")
-    assert kept == {name: 3}
+    assert kept == {name: {"figures": 3, "samples": 3}}
     own = {"id": run, "dir": str(tmp_path / "run")} if name == "wandb" else {}
     begun = ("init", (), {"project": "dmdistill", "name": run, "config": {"steps": 3}, "resume": "allow", **own})
     assert made == [begun, rows[0], pictures[0], rows[1], pictures[1], rows[2], ("finish", (), {})]
@@ -133,6 +133,15 @@ def test_a_resumed_run_goes_on_with_its_own_and_repeats_no_step(tracker, tmp_pat
     logged = [(kwargs["step"], list(args[0])) for name, args, kwargs in made if name == "log"]
     assert [step for step, names in logged if names == ["samples"]] == [2, 4, 6]
     assert [step for step, names in logged if names != ["samples"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_picture_that_no_row_followed_is_not_sent_again(tracker, tmp_path):
+    made = tracker("wandb")
+    for steps in ((3,), (3, 5)):
+        one = Tracker("wandb", tmp_path, {})
+        for step in steps:
+            one.picture(step, tmp_path / "grid.png")
+    assert [kwargs["step"] for name, _, kwargs in made if name == "log"] == [3, 5]
 
 
 def test_a_tracker_that_does_not_begin_is_one_line(tracker, monkeypatch, tmp_path):

@@ -194,8 +194,8 @@ class Distill:
     lora_fake: int = 0
     """Rank of the fake score's adapters; 0 trains all its weights."""
     checkpointing: Literal["none", "norms", "blocks"] = "norms"
-    """What the backward pass computes again: norms, those of our own U-Nets, for half of the activations and a few
-    percent more time; blocks, nearly all, for a third more time."""
+    """What the backward pass computes again: norms, those of our own U-Nets without adapters, for half of the
+    activations and a few percent more time; blocks, nearly all, for a third more time."""
     compile: bool = False
     """Compile the networks by torch.compile: minutes at the start, faster steps; losses change by rounding."""
     lr: float = 1e-3

@@ -110,6 +110,8 @@ def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
 def convert(value: Any, kind: Any, where: str) -> Any:
     """A value of a TOML file as a field of this type wants it. ValueError, naming both, where it cannot be."""
     origin, inner = get_origin(kind), get_args(kind)
+    if "blocks" in inner and isinstance(value, bool):
+        return "blocks" if value else "none"  # --checkpointing, as it was written before there were norms
     if origin in (Union, UnionType):
         return convert(value, next(one for one in inner if one is not NoneType), where)
     if origin is tuple and isinstance(value, list | tuple):

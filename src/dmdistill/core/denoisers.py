@@ -60,8 +60,9 @@ class Denoiser(nn.Module):
 
     def ask(self, x: Tensor, noise: Tensor, cond: Condition | None) -> Tensor:
         """F's answer, computed in `precision`, in the dtype of x."""
-        lower = {"enabled": self.precision is not None, "cache_enabled": False}  # no weight is cast twice in a pass
-        with torch.autocast(x.device.type, self.precision or torch.bfloat16, **lower):
+        lower = self.precision is not None
+        # without a cache: a weight that was cast would stay until the pass ends
+        with torch.autocast(x.device.type, self.precision or torch.bfloat16, enabled=lower, cache_enabled=False):
             return self.net(x, noise, cond).to(x.dtype)
 
     def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

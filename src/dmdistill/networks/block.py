@@ -66,7 +66,7 @@ class UNetBlock(nn.Module):
         return self.joined(self.attend(x), x) if self.heads else x
 
     def first(self, x: Tensor) -> Tensor:
-        """Norm, SiLU and convolution: what `checkpoint_norms` computes again but for the convolution."""
+        """Norm, SiLU and convolution: what `checkpoint_norms` computes again, but for the convolution."""
         return self.conv0(self.resample(F.silu(self.norm0(x))))
 
     def second(self, h: Tensor, emb: Tensor) -> Tensor:

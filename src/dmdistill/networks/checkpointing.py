@@ -19,10 +19,11 @@ def checkpoint_norms(network: nn.Module) -> None:
     """Let the blocks of our U-Nets keep what enters a norm, not what leaves it and SiLU: half of their activations.
 
     These are computed again, and nothing else: a convolution keeps its input, which is the last that is asked for.
-    Gradients stay the same, bit for bit. Other networks are left as they are.
+    Gradients stay the same, bit for bit. Blocks with adapters, which would have to be convolved again, and other
+    networks are left as they are.
     """
     for block in network.modules():
-        if isinstance(block, UNetBlock):
+        if isinstance(block, UNetBlock) and isinstance(block.conv0, nn.Conv2d):  # an adapted layer is no Conv2d
             block.first = partial(recomputed, block.first)  # a partial, as a copy of it belongs to the copied block
             block.second = partial(recomputed, block.second)
 

@@ -60,17 +60,17 @@ class Tracker:
     """A run of Weights & Biases, or of trackio, whose functions have the same names.
 
     A resumed run goes on with its own, also where its folder was renamed. No step is sent twice: tracker.json in the
-    folder has the run's name and the last step that each package was sent.
+    folder has the run's name and the last steps of which each package was sent figures and samples.
     name: of the package. config: what was asked for, shown beside the run.
     ValueError where the package does not begin.
     """
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
         self.package: Any = importlib.import_module(name)
-        self.name, self.file = name, folder / "tracker.json"
+        self.file = folder / "tracker.json"
         new = {"run": f"{folder.name}-{uuid.uuid4().hex[:8]}"}
         self.known: dict[str, Any] = read_json(self.file) if self.file.exists() else new
-        self.sent = self.known.get(name, 0)
+        self.sent: dict[str, int] = self.known.setdefault(name, {})
         write_json(self.file, self.known)
         run = self.known["run"]
         own = {"id": run, "dir": str(folder)} if name == "wandb" else {}
@@ -84,14 +84,17 @@ class Tracker:
             ) from None
 
     def figures(self, step: int, row: Mapping[str, float]) -> None:
-        if step > self.sent:
-            self.package.log(dict(row), step=step)
-            self.sent = self.known[self.name] = step
-            write_json(self.file, self.known)
+        self.send("figures", step, row)
 
     def picture(self, step: int, file: Path) -> None:
-        if step > self.sent:
-            self.package.log({"samples": self.package.Image(str(file))}, step=step)
+        self.send("samples", step, {"samples": self.package.Image(str(file))})
+
+    def send(self, kind: str, step: int, content: Mapping[str, Any]) -> None:
+        """Unless it was sent before."""
+        if step > self.sent.get(kind, 0):
+            self.package.log(dict(content), step=step)
+            self.sent[kind] = step
+            write_json(self.file, self.known)
 
     def close(self) -> None:
         self.package.finish()
@@ -127,7 +130,7 @@ def need_logger(name: str | None) -> None:
             with nobody_asked():
                 package.login(verify=False)
         except Exception as error:  # of its own kind
-            raise ValueError(f"--log-to wandb: {first_line(error)} Or set WANDB_MODE=offline") from None
+            raise ValueError(f"--log-to wandb: {first_line(error).rstrip('.')}; or set WANDB_MODE=offline") from None
 
 
 @contextmanager
