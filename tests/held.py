@@ -1,5 +1,6 @@
 """What a process of several holds in truth: the tensors alive in real DDP and FSDP2. A module, as pickles name it."""
 
+import gc
 import tempfile
 import weakref
 from dataclasses import replace
@@ -114,6 +115,7 @@ def held(config, make):
             job = NoisyJob(config, make(), run)
             built = alive.most
             for step in range(3):
+                gc.collect()  # what cycles still hold
                 alive.most = 0
                 job.iterate(step)
         return alive.most, built, standing(job)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from dmdistill.app import calibration
 from dmdistill.app.config import Machine, Plan, Solver
 from dmdistill.app.job import Job
 from dmdistill.app.plan import plan
-from dmdistill.app.rehearsal import rehearsal
+from dmdistill.app.rehearsal import Rehearsal, rehearsal
 from dmdistill.core.denoisers import X0Denoiser
 from dmdistill.core.paths import EDM
 from dmdistill.data.prompts import PromptSet
@@ -220,6 +221,30 @@ def test_the_parts_add_up(settings, tmp_path):
     assert [one["flops"] for one in figures["work"]][2] == 3 * 2 * figures["flops_per_step"]["matching, regression"]
 
 
+def test_latents_are_drawn_by_the_batch_of_all_processes(settings, monkeypatch):
+    """As many at once as the run draws, and in its probe: 16 of 32, not 4."""
+    latents = dataclasses.replace(layered(), codec=nn.Identity())
+    monkeypatch.setattr("dmdistill.app.plan.load_teacher", lambda _: latents)
+    one, eight = (plan(settings(batch=32, batch_reg=8, processes=processes)) for processes in (1, 8))
+    drawing = [estimate.memory["drawing images"] for estimate in (one, eight)]
+    assert drawing[0]["activations"] == drawing[1]["activations"]
+    assert one.work[2] == dataclasses.replace(eight.work[2], seconds=one.work[2].seconds)  # measurements
+    asked, ask = [], Rehearsal.ask_teacher
+    monkeypatch.setattr(Rehearsal, "ask_teacher", lambda job, images: asked.append(images) or ask(job, images))
+    plan(settings(batch=32, batch_reg=8, processes=8, peak_tflops=None))
+    assert set(asked) == {16}
+
+
+def test_fewer_pairs_than_a_batch_are_all_of_it(settings):
+    estimate = plan(settings(pair_count=4, batch_reg=16, processes=2))
+    assert estimate.batch_reg == 2
+
+
+def test_a_plan_needs_no_logger(settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    plan(settings(log_to="wandb"))
+
+
 def test_seconds_of_a_stated_device_are_operations_by_its_speed(settings):
     estimate = plan(settings(processes=2))
     for one in estimate.work:
@@ -319,6 +344,10 @@ def test_phases_are_what_the_steps_do(settings):
         (["--processes", "0"], "--processes 0, expected at least 1"),
         (["--processes", "7"], "--batch 6 cannot be divided equally among 7 processes: expected a multiple of 7"),
         (["--processes", "2", "--accumulate", "2"], "--batch 6 cannot be divided equally among 2 processes of 2 parts"),
+        (
+            ["--processes", "3", "--batch-reg", "12", "--pair-count", "10"],
+            "the number of pairs 10 cannot be divided equally among 3 processes: expected a multiple of 3",
+        ),
         (["--utilisation", "1.5"], "--utilisation 1.5, expected a share"),
         (["--peak-tflops", "0"], "--peak-tflops 0.0, expected above 0"),
         (["--steps", "0"], "--steps 0, expected at least 1"),

@@ -46,13 +46,21 @@ FIGURE = "frechet_"  # before the name of an average, in metrics.jsonl
 class Job:
     """One distillation: the three networks, their data, and what is looked at on the way.
 
-    parallel: how a batch is divided, where it is not as the configuration says.
+    parallel: how a batch is divided, many: how many images are drawn at once, where not as the configuration says.
     """
 
-    def __init__(self, config: Distill, teacher: Teacher, run: Run, *, parallel: Parallel | None = None) -> None:
+    def __init__(
+        self,
+        config: Distill,
+        teacher: Teacher,
+        run: Run,
+        *,
+        parallel: Parallel | None = None,
+        many: int | None = None,
+    ) -> None:
         self.config, self.teacher, self.run = config, teacher, run
         self.parallel = parallel or Parallel(run.processes, config.accumulate, config.strategy)
-        self.many = at_once(teacher, config.batch)
+        self.many = many or at_once(teacher, config.batch)
         self.judge = judge_of(config.reference, teacher, device=run.device, processes=run.processes, say=run.say)
         distance = self.distance()
         given = self.given_pairs()

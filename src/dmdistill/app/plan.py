@@ -24,12 +24,12 @@ from dmdistill.processes import Processes
 from dmdistill.teachers.load import load_teacher
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.health import BINS
+from dmdistill.training.parallel import Parallel
 
 __all__ = ["Estimate", "Work", "plan"]
 
 DRAWING, START = "drawing images", "before sharding"
-NETWORKS = ("teacher", "generator", "fake score", "gathered")
-PARTS = (*NETWORKS, "gradients", "optimiser", "averages", "batch", "activations")
+PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimiser", "averages", "batch", "activations")
 PROMPTS = 8  # that stand for all
 
 
@@ -47,7 +47,8 @@ class Estimate:
     """What a run takes.
 
     Attributes:
-        memory: bytes by part at the peak of one process, for each phase and for drawing.
+        memory: bytes by part at the peak of one process, for each phase, for drawing and, where networks are
+            sharded, before sharding.
         flops_per_step: of one process, by phase; a multiplication and an addition are two.
         work: the parts of the run, in their order.
         speed: in words.
@@ -78,20 +79,16 @@ class Estimate:
 def plan(config: Plan) -> Estimate:
     """Count, and time or reckon; print two tables, write config.json where it is asked for."""
     check_plan(config)
+    own = of_one(config)
     device, precision = start_machine(config.machine)
     teacher = with_solver(load_teacher(config.teacher), config.ode)
     teacher = with_prompts(teacher, config.prompts, device=device, most=PROMPTS)
-    if config.pairs is not None:
-        Pairs(config.pairs)  # they are there
     torch.manual_seed(config.seed)
     if teacher.device.type != "meta":
         teacher.to(device, precision)
     elif config.peak_tflops is None:
         raise ValueError(f"{teacher.name} is on the meta device and cannot be timed: give --peak-tflops, a device's")
     teacher.denoiser.precision = precision
-    own = replace(
-        config, batch=-(-config.batch // config.processes), batch_reg=-(-config.batch_reg // config.processes)
-    )
     with rehearsal(own, teacher, data=False, processes=config.processes) as job:
         counted = {phase.name: job.count(phase) for phase in job.phases} | {DRAWING: job.count_drawing()}
         parts = [part for part in parts_of(config, job, counted) if part[2]]
@@ -115,7 +112,7 @@ def plan(config: Plan) -> Estimate:
 def check_plan(config: Plan) -> None:
     """ValueError where a setting cannot be, OSError where the figures could not be written."""
     check_at_least(config, 1, "processes")
-    check(config, Processes(count=config.processes))
+    check(replace(config, log_to=None), Processes(count=config.processes))  # nothing is logged
     if not 0 < config.utilisation <= 1:
         raise ValueError(f"--utilisation {config.utilisation}, expected a share, above 0 and at most 1")
     if config.peak_tflops is not None:
@@ -124,13 +121,23 @@ def check_plan(config: Plan) -> None:
         check_writable(config.json)
 
 
+def of_one(config: Plan) -> Plan:
+    """The configuration of one process. ValueError where the pairs are too few for a batch and cannot be divided."""
+    count, size = config.processes, config.batch_reg
+    pairs = config.pair_count if config.pairs is None else len(Pairs(config.pairs))
+    if config.lambda_reg > 0 and pairs < size:
+        Parallel(Processes(count=count), config.accumulate).check("the number of pairs", pairs)
+        size = pairs
+    return replace(config, batch=config.batch // count, batch_reg=-(-size // count), pair_count=pairs)
+
+
 def speed_of(config: Plan, teacher: Teacher, counted: dict[str, Counted]) -> Speed:
     """Of a stated device, or of this machine. config: of one process."""
     if config.peak_tflops is not None:
         rate = config.peak_tflops * 1e12 * config.utilisation
         words = f"reckoned at {config.utilisation:g} of {config.peak_tflops:g} TFLOP/s a process"
         return Speed(dict.fromkeys(counted, rate), words)
-    with rehearsal(config, teacher, data=True) as job:
+    with rehearsal(config, teacher, data=True, processes=config.processes) as job:
         return calibrate(job, counted, drawing=DRAWING)
 
 
@@ -180,4 +187,8 @@ def show(estimate: Estimate) -> None:
         soft_wrap=True,
         markup=False,
     )
-    console.print("not counted: kernels' workspace, exchange between processes, networks that judge", soft_wrap=True)
+    console.print(
+        "not counted: kernels' workspace, networks that judge; of exchange between processes the time, and the "
+        "backend's own buffers",
+        soft_wrap=True,
+    )

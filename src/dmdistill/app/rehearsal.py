@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from dmdistill.app.blanks import BlankPrompts, NoisePairs
 from dmdistill.app.config import Distill
+from dmdistill.app.drawn import at_once
 from dmdistill.app.job import Job
 from dmdistill.app.run import Run
 from dmdistill.core.denoisers import Denoiser
@@ -26,7 +27,7 @@ from dmdistill.data.pairs import Pairs
 from dmdistill.data.prompts import PromptSet
 from dmdistill.teachers.model import Teacher
 from dmdistill.training.counting import Ledger, WithoutData, tensors_of
-from dmdistill.training.gathering import Foretold
+from dmdistill.training.sharding import Foretold
 
 __all__ = ["Counted", "Phase", "Rehearsal", "rehearsal"]
 
@@ -79,8 +80,9 @@ class Rehearsal(Job):
                 teacher = replace(teacher, conditions=BlankPrompts(teacher.conditions))
         self.foretold = None
         if ledger is not None and self.among > 1:
-            self.foretold = Foretold(parts=config.accumulate, ledger=ledger, among=self.among)
-        super().__init__(config, teacher, run, parallel=self.foretold)
+            self.foretold = Foretold(ledger, parts=config.accumulate, among=self.among)
+        many = at_once(teacher, config.batch * processes)
+        super().__init__(config, teacher, run, parallel=self.foretold, many=many)
         if ledger is not None:
             self.tell(ledger)
 
@@ -158,7 +160,7 @@ class Rehearsal(Job):
 
     def count_start(self) -> Counted | None:
         """All networks whole, until they are sharded, where they are to be."""
-        return Counted({"whole networks": self.foretold.starts[0]}, 0) if self.foretold is not None else None
+        return Counted({"whole networks": self.foretold.start}, 0) if self.foretold is not None else None
 
     def count_drawing(self) -> Counted:
         """One evaluation of mu_real, guided, at as many images as are drawn at once."""
@@ -188,8 +190,8 @@ def rehearsal(
 ) -> Iterator[Rehearsal]:
     """A rehearsal of this configuration, in a folder that goes away.
 
-    config: with the batches of one process. processes: as one of so many it is counted. data: False for networks that
-    have shapes alone, whose memory is always counted. ledger: count it with data too.
+    config: with the batches of one process. processes: it is one of so many, which have the batch together.
+    data: False for networks that have shapes alone, whose memory is always counted. ledger: count it with data too.
     Where it is counted one step of the last kind is made, so that the optimisers have their states.
     """
     with ExitStack() as stack:

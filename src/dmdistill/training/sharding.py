@@ -7,7 +7,6 @@ is asked for ahead, and a block's gradients are whole until it is done; then the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,21 +15,21 @@ from torch import Tensor, nn
 from dmdistill.training.counting import Ledger, share_of, tensors_of
 from dmdistill.training.parallel import Parallel, blocks
 
-__all__ = ["Foretold", "Gathering"]
+__all__ = ["Foretold", "Sharded"]
 
 GATHERED = "gathered"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Foretold(Parallel):
     """One process of `among`, alone: it shards nothing, and tells a ledger what would be whole for how long.
 
-    starts: bytes at each `spread`, of all that is whole until then, and of the shares that it makes.
+    Attributes:
+        start: bytes at the first `spread`, of all that is whole until then, and of the shares that it makes.
     """
 
-    ledger: Ledger
-    among: int
-    starts: list[int] = field(default_factory=list)
+    def __init__(self, ledger: Ledger, *, parts: int, among: int) -> None:
+        super().__init__(parts=parts)
+        self.ledger, self.among, self.start = ledger, among, 0
 
     @property
     def sharded(self) -> bool:
@@ -38,10 +37,10 @@ class Foretold(Parallel):
 
     def spread(self, *networks: nn.Module) -> None:
         shares = sum(share_of(one, self.among) for network in networks for one in network.parameters())
-        self.starts.append(self.ledger.now.total() + shares)
+        self.start = self.start or self.ledger.now.total() + shares
         for network in networks:
             unshare(network)
-            Gathering(network, self.ledger, among=self.among)
+            Sharded(network, self.ledger, among=self.among)
 
 
 def unshare(network: nn.Module) -> None:
@@ -50,7 +49,8 @@ def unshare(network: nn.Module) -> None:
     for module in network.modules():
         for name, one in module.named_parameters(recurse=False):
             if not one.requires_grad:
-                own[one] = own.get(one, nn.Parameter(one.detach().clone(), requires_grad=False))
+                if one not in own:
+                    own[one] = nn.Parameter(one.detach().clone(), requires_grad=False)
                 setattr(module, name, own[one])
 
 
@@ -64,7 +64,7 @@ class Group:
         self.gradients = 0  # bytes that are whole at present
 
 
-class Gathering:
+class Sharded:
     """Follows the passes of one network.
 
     Attributes:
@@ -78,8 +78,8 @@ class Gathering:
         self.order: list[Group] = []
         self.at: int | None = None
         self.buffer = self.exchanged = 0  # bytes
-        self.asked: set[int] = set()  # indices of what backward asked for ahead, and of what it came to
-        self.turned: set[int] = set()
+        self.asked: set[int] = set()  # indices of what backward asked for ahead
+        self.turned: set[int] = set()  # of what it came to
         inner = [*blocks(network)]
         taken = {parameter for block in inner for parameter in block.parameters()}
         for block in inner:
