@@ -154,6 +154,7 @@ def batches(pairs: Pairs, size: int = 500) -> Iterable[Tensor]:
 def draw_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Distance and recall of each row: a dot for each seed, a bar to their mean, a line at the teacher's distance."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     (teacher, *rows), titles = rows, {"frechet": "Fréchet distance in the judge's features", "recall": "recall"}
     figure = Figure(figsize=(9, 1 + 0.5 * len(rows)), layout="constrained")
@@ -164,6 +165,9 @@ def draw_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.plot(row[key]["values"], [i] * len(row[key]["values"]), "o", color="C0", markersize=4)
         axes.set_title(title, fontsize="medium")
     panels[0].set_xscale("log")
+    panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # few, and in plain digits, whatever the range
+    panels[0].xaxis.set_major_formatter("{x:g}")
+    panels[0].xaxis.set_minor_formatter("")
     panels[0].axvline(teacher["frechet"]["mean"], color="black", linestyle=":")
     panels[0].set_yticks(range(len(rows)), [row["row"] for row in rows])
     panels[0].invert_yaxis()
