@@ -40,7 +40,10 @@ def release(
             config=student.config | {"name": f"{name}-student", "distilled": settings},
         ),
     }
-    cards = {name: teacher_card(named[name], taught), f"{name}-student": student_card(student, settings)}
+    cards = {
+        name: teacher_card(named[name], taught),
+        f"{name}-student": student_card(named[f"{name}-student"], settings),
+    }
     changes = {}
     for one, model in named.items():
         save_model(out / one, model, card=cards[one] + quality(rows), dtype=DTYPES[dtype])

@@ -74,6 +74,7 @@ def test_what_is_published_loads_by_its_name(store, dtype, main, student, tiny_t
         stored = load_file(tmp_path / "out" / one / "model.safetensors")
         for name, tensor in model.network.state_dict().items():
             assert torch.equal(stored[name], tensor.to(dtype)), name
+        assert f"\n# {one}\n" in (tmp_path / "out" / one / "README.md").read_text()
         text = (tmp_path / "out" / one / "README.md").read_text() + (tmp_path / "out" / one / "config.json").read_text()
         assert "7.25" in text
         assert "8.5" in text
