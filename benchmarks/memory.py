@@ -26,8 +26,8 @@ PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimis
 
 def counted(
     name: str, *, student_rank: int, fake_rank: int, checkpointing: str, processes: int = 1
-) -> tuple[Counted, Counted | None]:
-    """One step of the full objective, guided; and what is held before networks are sharded, where they are to be."""
+) -> tuple[Counted, int]:
+    """One step of the full objective, guided; and the host's memory that is held before networks are sharded."""
     config = Distill(
         teacher=name,
         batch=4,
@@ -46,7 +46,7 @@ def counted(
     teacher = load_teacher(f"large_teachers:{name}")
     teacher.denoiser.precision = torch.bfloat16
     with rehearsal(config, teacher, data=False, processes=processes) as job:
-        return job.count(job.phases[-1]), job.count_start()
+        return job.count(job.phases[-1]), job.host
 
 
 if __name__ == "__main__":
@@ -54,12 +54,12 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=large_teachers.__all__)
     parser.add_argument("--processes", type=int, default=1)
     asked = parser.parse_args()
-    table = Table("teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "before", "TFLOP")
+    table = Table("teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "host, before", "TFLOP")
     for name in asked.names:
         for ranks in ((0, 0), (0, 64), (64, 64)):
             for checkpointing in ("none", "blocks"):
                 settings = {"student_rank": ranks[0], "fake_rank": ranks[1], "checkpointing": checkpointing}
-                found, start = counted(name, **settings, processes=asked.processes)
+                found, host = counted(name, **settings, processes=asked.processes)
                 sizes = [found.memory.get(part, 0) / GB for part in PARTS]
                 table.add_row(
                     name,
@@ -67,7 +67,7 @@ if __name__ == "__main__":
                     checkpointing,
                     *(f"{size:.1f}" for size in sizes),
                     f"{sum(found.memory.values()) / GB:.1f}",
-                    f"{sum(start.memory.values()) / GB:.1f}" if start else "",
+                    f"{host / GB:.1f}" if host else "",
                     f"{found.flops / 1e12:.0f}",
                 )
     Console(width=160).print(

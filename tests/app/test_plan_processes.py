@@ -21,20 +21,19 @@ def settings(processes, **changes):
 
 
 def planned(config, teacher, processes):
-    """(memory by part in the last phase, bytes before sharding)."""
+    """(memory by part in the last phase, bytes of whole networks before)."""
     own = replace(config, batch=config.batch // processes, batch_reg=config.batch_reg // processes)
     with rehearsal(own, teacher, data=False, processes=processes) as job:
-        start = job.count_start()
-        return job.count(job.phases[-1]).memory, start and sum(start.memory.values())
+        return job.count(job.phases[-1]).memory, job.host
 
 
 def compared(processes, make, **changes):
     """What is planned and what the first process holds, which has most."""
     config = settings(processes, **changes)
-    memory, start = planned(config, make(), processes)
+    memory, host = planned(config, make(), processes)
     (most, built, stays), *others = [answer for answer, _ in together(processes, held.held, config, make)]
     assert most >= max(one[0] for one in others)
-    return (sum(memory.values()), start, {part: memory[part] for part in stays}), (most, built, stays)
+    return (sum(memory.values()), host, {part: memory[part] for part in stays}), (most, built, stays)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +41,12 @@ def compared(processes, make, **changes):
     [(2, None, {}), (4, None, {"accumulate": 2}), (2, torch.bfloat16, {"checkpointing": "blocks"})],
 )
 def test_a_process_of_fsdp_holds_what_was_planned(processes, precision, changes):
-    """Shares to the byte; the peak, gathered blocks and whole gradients in it, to 3 per cent."""
+    """Shares to the byte; the peak, gathered blocks and whole gradients in it, and the start, to 3 per cent."""
     make = partial(held.layered, precision)
     (planned, before, shares), (most, built, stays) = compared(processes, make, strategy="fsdp", **changes)
     assert shares == stays
     assert planned == pytest.approx(most, rel=0.03)
-    assert before == pytest.approx(built, rel=1e-3)
+    assert before + shares["fake score"] == pytest.approx(built, rel=0.03)  # on the CPU the first shares lie there too
 
 
 def test_sharded_networks_share_no_frozen_weights(tiny_teacher):
@@ -63,6 +62,6 @@ def test_sharded_networks_share_no_frozen_weights(tiny_teacher):
 def test_a_process_of_ddp_holds_buckets_of_both_networks(parts):
     """And, of the parts before the last, gradients outside of them."""
     (planned, before, weights), (most, _, stays) = compared(2, held.layered, accumulate=parts)
-    assert before is None
+    assert before == 0
     assert weights == stays
     assert planned == pytest.approx(most, rel=1e-3)

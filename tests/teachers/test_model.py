@@ -1,4 +1,4 @@
-"""A model that is ready to draw draws what it drew before."""
+"""A model that is ready to draw draws what it drew before, and is where it was put."""
 
 import copy
 from dataclasses import replace
@@ -11,8 +11,10 @@ from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.paths import EDM
 from dmdistill.networks.dhariwal import DhariwalUNet
 from dmdistill.networks.song import SongUNet
+from dmdistill.processes import Processes
 from dmdistill.teachers.load import load_model, load_teacher
 from dmdistill.teachers.model import Student
+from dmdistill.training.parallel import Parallel
 from models import student_of, unet2d
 
 CPU = torch.device("cpu")
@@ -75,3 +77,17 @@ def test_networks_of_diffusers_and_adapters_draw_the_same_bit_for_bit(tmp_path, 
     student = load_model(str(tmp_path / "student"), teacher=teacher)
     before, after = pairs_of_images(student, torch.bfloat16)
     assert torch.equal(before, after)
+
+
+def test_a_network_can_stay_at_home_while_the_rest_goes_to_the_device():
+    model = own(SongUNet(**SIZES, model_channels=32))
+    model = replace(model, codec=nn.Linear(2, 2))
+    assert model.to(torch.device("meta"), home=CPU).device == CPU
+    assert model.codec.weight.is_meta
+    assert model.to(torch.device("meta")).device.type == "meta"
+
+
+def test_networks_are_built_on_the_device_unless_they_go_there_in_shares():
+    device, two = torch.device("meta"), Processes(count=2)
+    assert {Parallel(strategy="fsdp").home(device), Parallel(two).home(device)} == {device}
+    assert Parallel(two, strategy="fsdp").home(device) == CPU

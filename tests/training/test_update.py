@@ -173,11 +173,17 @@ def constant(net, value):
             p.fill_(value)
 
 
+def averaged(net, halflife):
+    average = Average(net, halflife=halflife)
+    average.follow(net)
+    return average
+
+
 @pytest.mark.parametrize("halflife", [1, 7, 50.0])
 def test_half_of_the_old_is_left_after_a_halflife(halflife):
     net = network()
     constant(net, 4.0)
-    average = Average(net, halflife=halflife)
+    average = averaged(net, halflife)
     constant(net, 2.0)
     for count in range(int(halflife)):
         average.update(count + 10_000)  # long past the ramp-up
@@ -189,7 +195,7 @@ def test_the_start_is_forgotten_during_the_ramp_up():
     """After n updates the half-life is n/10 at most, so the first network weighs next to nothing."""
     net = network()
     constant(net, 1e3)
-    average = Average(net, halflife=1e6)
+    average = averaged(net, 1e6)
     constant(net, 0.0)
     weight = 1.0
     for count in range(1, 31):

@@ -53,8 +53,9 @@ def distill_together(config: Distill, processes: Processes) -> Student | None:
 
 
 def placed(config: Distill, teacher: Teacher, run: Run) -> Teacher:
-    """A teacher with its prompts, on the run's device."""
-    return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision)
+    """A teacher with its prompts, on the run's device; its network in the host's memory if it is to be sharded."""
+    home = Parallel(run.processes, strategy=config.strategy).home(run.device)
+    return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision, home=home)
 
 
 def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
@@ -124,6 +125,7 @@ def report(config: Distill, job: Job, run: Run) -> Student:
     student = load_model(str(config.out / "student"), teacher=job.teacher)
     assert isinstance(student, Student)
     student.to(run.device, run.precision)
+    job.teacher.to(run.device, run.precision)
     count = config.report_images
     drawn = draw(student, count, batch=job.many, seed=config.seed + 3, name="drawing the student's images")
     reports = [

@@ -81,6 +81,8 @@ class Job:
         self.match_step = int(config.match_from * config.steps) if config.lambda_reg > 0 else 0
         self.follow_step = min(self.match_step, int(config.fake_from * config.steps))
         self.regress_end = int(config.regress_until * config.steps)
+        fake_updates = self.match_step - self.follow_step + (config.steps - self.match_step) * config.fake_steps
+        self.update_fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=fake_updates, **shared)
         self.update_generator = Update(
             self.generator,
             name="generator",
@@ -90,8 +92,6 @@ class Job:
             halflives=config.halflives,
             **shared,
         )
-        fake_updates = self.match_step - self.follow_step + (config.steps - self.match_step) * config.fake_steps
-        self.update_fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=fake_updates, **shared)
         if not (self.parallel.sharded or config.lora_student or config.lora_fake):
             teacher.ready()
         self.parallel.spread(teacher.denoiser)
@@ -194,10 +194,13 @@ class Job:
         return pairs
 
     def own_pairs(self) -> Pairs:
-        config = self.config
-        folder, batch = config.out / "pairs", self.many
-        made = {"count": config.pair_count, "seed": config.seed, "batch": batch}
-        return pairs_of(self.teacher, folder, **made, processes=self.run.processes)
+        """Drawn by the whole teacher, on the device: it goes there for as long, if it is to be sharded."""
+        config, run = self.config, self.run
+        teacher = self.teacher.to(run.device, run.precision)
+        made = {"count": config.pair_count, "seed": config.seed, "batch": self.many}
+        pairs = pairs_of(teacher, config.out / "pairs", **made, processes=run.processes)
+        teacher.to(run.device, run.precision, home=self.parallel.home(run.device))
+        return pairs
 
     def distance(self) -> Distance:
         if self.config.distance == "huber" or self.config.lpips_weights is None:

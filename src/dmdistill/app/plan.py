@@ -28,7 +28,7 @@ from dmdistill.training.parallel import Parallel
 
 __all__ = ["Estimate", "Work", "plan"]
 
-DRAWING, START = "drawing images", "before sharding"
+DRAWING = "drawing images"
 PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimiser", "averages", "batch", "activations")
 PROMPTS = 8  # that stand for all
 
@@ -47,8 +47,8 @@ class Estimate:
     """What a run takes.
 
     Attributes:
-        memory: bytes by part at the peak of one process, for each phase, for drawing and, where networks are
-            sharded, before sharding.
+        memory: bytes by part at the peak of one process, for each phase and for drawing.
+        host: bytes of the host's memory that one process needs before networks are sharded, where they are.
         flops_per_step: of one process, by phase; a multiplication and an addition are two.
         work: the parts of the run, in their order.
         speed: in words.
@@ -58,6 +58,7 @@ class Estimate:
     batch: int
     batch_reg: int
     memory: dict[str, dict[str, int]]
+    host: int
     flops_per_step: dict[str, int]
     work: list[Work]
     speed: str
@@ -92,13 +93,14 @@ def plan(config: Plan) -> Estimate:
     with rehearsal(own, teacher, data=False, processes=config.processes) as job:
         counted = {phase.name: job.count(phase) for phase in job.phases} | {DRAWING: job.count_drawing()}
         parts = [part for part in parts_of(config, job, counted) if part[2]]
-        start = job.count_start()
+        host = job.host
     speed = speed_of(own, teacher, counted)
     estimate = Estimate(
         processes=config.processes,
         batch=own.batch,
         batch_reg=own.batch_reg,
-        memory={name: one.memory for name, one in counted.items()} | ({START: start.memory} if start else {}),
+        memory={name: one.memory for name, one in counted.items()},
+        host=host,
         flops_per_step={name: one.flops for name, one in counted.items() if name != DRAWING},
         work=[Work(name, flops, speed.seconds(kind, flops) / config.processes) for name, kind, flops in parts],
         speed=speed.words,
@@ -187,6 +189,11 @@ def show(estimate: Estimate) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if estimate.host:
+        console.print(
+            f"each builds its networks in {estimate.host / 1e9:.3g} GB of the host's memory and shards them from there",
+            soft_wrap=True,
+        )
     console.print(
         "not counted: kernels' workspace, networks that judge; of exchange between processes the time, and the "
         "backend's own buffers",

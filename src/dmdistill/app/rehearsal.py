@@ -158,9 +158,10 @@ class Rehearsal(Job):
             self.iterate(phase.first)
         return counted[0]
 
-    def count_start(self) -> Counted | None:
-        """All networks whole, until they are sharded, where they are to be."""
-        return Counted({"whole networks": self.foretold.start}, 0) if self.foretold is not None else None
+    @property
+    def host(self) -> int:
+        """Bytes of networks that the host's memory holds whole at once until they are sharded; 0 if they are not."""
+        return self.foretold.start if self.foretold is not None else 0
 
     def count_drawing(self) -> Counted:
         """One evaluation of mu_real, guided, at as many images as are drawn at once."""

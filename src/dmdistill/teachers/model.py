@@ -72,9 +72,14 @@ class Model(ABC):
     def device(self) -> torch.device:
         return next(self.network.parameters(), torch.zeros(())).device
 
-    def to(self, device: torch.device, precision: torch.dtype | None = None) -> Self:
-        """Move to a device, where the network will compute in `precision`; channels_last, which is faster in bf16."""
-        self.denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    def to(
+        self, device: torch.device, precision: torch.dtype | None = None, *, home: torch.device | None = None
+    ) -> Self:
+        """Move to a device, where the network will compute in `precision`; channels_last, which is faster in bf16.
+
+        home: where the network goes for now, if not to the device, as before it is sharded.
+        """
+        self.denoiser.to(home or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
         if self.codec is not None:
             self.codec.to(device)

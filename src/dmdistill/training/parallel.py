@@ -37,11 +37,14 @@ class Parallel:
         """Whether each process holds but a share of every network."""
         return self.strategy == "fsdp" and self.processes.count > 1
 
-    def spread(self, *networks: nn.Module) -> None:
-        """Keep this process's share of finished networks, each on its own, where they are to be sharded."""
+    def home(self, device: torch.device) -> torch.device:
+        """Where networks are built: on the device they work on, or in the host's memory if they go there in shares."""
+        return torch.device("cpu") if self.sharded else device
+
+    def spread(self, network: nn.Module) -> None:
+        """Keep this process's share of a finished network, on the device, where networks are to be sharded."""
         if self.sharded:
-            for network in networks:
-                shard(network)
+            shard(network)
 
     def called(self, network: nn.Module) -> nn.Module:
         """The network as it is to be called in training, so that its gradients become the mean of all processes'."""
@@ -86,11 +89,15 @@ class Replica(DistributedDataParallel):
 
 
 def shard(network: nn.Module) -> None:
-    """FSDP2: the network's blocks, each gathered when its turn comes, and what is outside of them."""
+    """FSDP2: the network's blocks, each gathered when its turn comes, and what is outside of them.
+
+    A block is whole on the device of the process group while its share is cut, wherever the network was.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
     network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  it takes no other
     for module in [*blocks(network), network]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)

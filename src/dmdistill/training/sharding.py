@@ -24,23 +24,23 @@ class Foretold(Parallel):
     """One process of `among`, alone: it shards nothing, and tells a ledger what would be whole for how long.
 
     Attributes:
-        start: bytes at the first `spread`, of all that is whole until then, and of the shares that it makes.
+        start: bytes of all that is whole in the host's memory at once, before it is sharded.
     """
 
     def __init__(self, ledger: Ledger, *, parts: int, among: int) -> None:
         super().__init__(parts=parts)
-        self.ledger, self.among, self.start = ledger, among, 0
+        self.ledger, self.among = ledger, among
+        self.start = self.gone = 0  # gone: bytes of networks that would be whole no more
 
     @property
     def sharded(self) -> bool:
         return True
 
-    def spread(self, *networks: nn.Module) -> None:
-        shares = sum(share_of(one, self.among) for network in networks for one in network.parameters())
-        self.start = self.start or self.ledger.now.total() + shares
-        for network in networks:
-            unshare(network)
-            Sharded(network, self.ledger, among=self.among)
+    def spread(self, network: nn.Module) -> None:
+        self.start = max(self.start, self.ledger.now.total() - self.gone)
+        unshare(network)
+        self.gone += sum(one.untyped_storage().nbytes() for one in network.parameters())
+        Sharded(network, self.ledger, among=self.among)
 
 
 def unshare(network: nn.Module) -> None:

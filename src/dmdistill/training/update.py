@@ -26,10 +26,9 @@ class Average:
     def __init__(self, network: nn.Module, *, halflife: float) -> None:
         self.network = copy_sharing_frozen(network).requires_grad_(False)
         self.halflife = halflife
-        self.follow(network)
 
     def follow(self, network: nn.Module) -> None:
-        """Average this network's parameters from now on: those that it has, once it is spread over processes."""
+        """Average this network's parameters: asked once both are spread over processes, before the first update."""
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
         trained = [(local(mine), local(theirs.detach())) for mine, theirs in pairs if theirs.requires_grad]
         self.mine: list[Tensor] = [mine for mine, _ in trained]
@@ -78,8 +77,11 @@ class Update:
         self.losses: list[Tensor] = []  # of the parts so far
         if not any(p.requires_grad for p in network.parameters()):
             raise ValueError("the network has no parameters to train")
-        self.averages = [Average(network, halflife=halflife) for halflife in halflives]
-        parallel.spread(network, *(average.network for average in self.averages))
+        self.averages: list[Average] = []
+        for halflife in halflives:  # one after the other: no more than one is whole
+            self.averages.append(Average(network, halflife=halflife))
+            parallel.spread(self.averages[-1].network)
+        parallel.spread(network)
         for average in self.averages:
             average.follow(network)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
