@@ -46,7 +46,7 @@ def counted(
     teacher = load_teacher(f"large_teachers:{name}")
     teacher.denoiser.precision = torch.bfloat16
     with rehearsal(config, teacher, data=False, processes=processes) as job:
-        return job.count(job.phases[-1]), job.host
+        return job.count(job.course.phases[-1]), job.host
 
 
 if __name__ == "__main__":

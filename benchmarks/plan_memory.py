@@ -1,6 +1,8 @@
 """The memory that `dmdistill plan` foretells, beside what a process takes for two steps, on the CPU.
 
-    python benchmarks/plan_memory.py [fashion ...]
+    python benchmarks/plan_memory.py [fashion cifar10 ...] [--batches 32 96]
+
+The networks are those of `step.py`, with the settings of the bundled one's preset.
 
 Measured twice: the tensors alive, counted while real steps run, and the growth of the largest resident set of a process
 (VmHWM) from before its networks are built, after the same steps with one image have loaded all code. The allocator
@@ -9,27 +11,26 @@ gives large blocks back at once (MALLOC_MMAP_THRESHOLD_), else what it keeps spa
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from dataclasses import replace
 
+import torch
 from resident import answer_of, most_resident, resident
 from rich.console import Console
 from rich.table import Table
+from step_cases import CASES
 
 from dmdistill.app.config import Distill, Machine
 from dmdistill.app.rehearsal import rehearsal
 from dmdistill.app.settings import from_preset
-from dmdistill.teachers.load import load_teacher
-from dmdistill.training.device import choose_device
 
 MB = 1e6
-BATCHES = (32, 96)
+SIZES = ("planned", "tensors", "resident")
 
 
 def two_steps(config: Distill) -> None:
-    teacher = load_teacher(config.teacher)
-    teacher.to(choose_device("cpu"))
+    teacher = CASES[config.teacher].teacher().to(torch.device("cpu"))
     with rehearsal(config, teacher, data=True) as job:
         for _ in range(2):
             job.iterate(config.steps - 1)
@@ -45,39 +46,44 @@ def measured(config: Distill) -> float:
 
 def counted(config: Distill, *, data: bool) -> float:
     """MB of tensors at the peak, of those with data or of those without."""
-    teacher = load_teacher(config.teacher)
-    teacher.to(choose_device("cpu"))
+    teacher = CASES[config.teacher].teacher().to(torch.device("cpu"))
     with rehearsal(config, teacher, data=data, ledger=True) as job:
-        return sum(job.count(job.phases[-1]).memory.values()) / MB
+        return sum(job.count(job.course.phases[-1]).memory.values()) / MB
 
 
-def configuration(preset: str, batch: int, checkpointing: str) -> Distill:
+def configuration(name: str, batch: int, checkpointing: str) -> Distill:
     machine = Machine(device="cpu", precision="fp32", threads=1)
-    return from_preset(Distill, preset, batch=batch, batch_reg=batch, checkpointing=checkpointing, machine=machine)
+    changes = {"teacher": name, "batch": batch, "batch_reg": batch, "checkpointing": checkpointing}
+    return from_preset(Distill, "fashion", **changes, machine=machine)
+
+
+def row(name: str, batch: int, checkpointing: str) -> list[str]:
+    """Of the table: both in processes of their own, for one's memory is not to be the other's."""
+    found: dict[str, float] = {}
+    for what in ("count", "measure"):
+        found |= answer_of(__file__, "--one", json.dumps([name, batch, checkpointing]), what, threads=1)
+    sizes = [f"{found[size]:.0f}" for size in SIZES]
+    return [name, f"{batch} + {batch}", checkpointing, *sizes, f"{found['planned'] / found['resident']:.2f}"]
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        preset, batch, checkpointing = json.loads(sys.argv[2])
-        config = configuration(preset, batch, checkpointing)
-        if sys.argv[3] == "count":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=["fashion"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 96])
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        config = configuration(*json.loads(asked.one[0]))
+        if asked.one[1] == "count":
             print(json.dumps({"planned": counted(config, data=False), "tensors": counted(config, data=True)}))
         else:
             print(json.dumps({"resident": measured(config)}))
-        sys.exit()
-    table = Table("preset", "batches", "checkpointing", "planned MB", "tensors MB", "resident MB", "planned/resident")
-    for preset in sys.argv[1:] or ["fashion"]:
-        for batch in BATCHES:
-            for checkpointing in ("none", "norms", "blocks"):
-                found: dict[str, float] = {}
-                for what in ("count", "measure"):
-                    configured = json.dumps([preset, batch, checkpointing])
-                    found |= answer_of(__file__, "--one", configured, what, threads=1)
-                table.add_row(
-                    preset,
-                    f"{batch} + {batch}",
-                    checkpointing,
-                    *(f"{found[name]:.0f}" for name in ("planned", "tensors", "resident")),
-                    f"{found['planned'] / found['resident']:.2f}",
-                )
-    Console(width=120).print(table)
+    else:
+        table = Table(
+            "network", "batches", "checkpointing", "planned MB", "tensors MB", "resident MB", "planned/resident"
+        )
+        for name in asked.names:
+            for batch in asked.batches:
+                for checkpointing in ("none", "norms", "blocks"):
+                    table.add_row(*row(name, batch, checkpointing))
+        Console(width=120).print(table)

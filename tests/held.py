@@ -57,9 +57,6 @@ class NoisyJob(Job):
     def own_pairs(self):
         return NoisePairs(self.teacher, self.config.pair_count)
 
-    def some_pairs(self, pairs, step):
-        return pairs.batch(step, self.config.batch_reg // self.run.processes.count)
-
 
 def storages(tensors):
     """Bytes of tensors' storages, each once."""
@@ -95,16 +92,15 @@ class Alive(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs, answer)):
             if isinstance(leaf, torch.Tensor) and not isinstance(leaf, DTensor):
                 storage = leaf.untyped_storage()
-                self.storages.setdefault(id(storage), weakref.ref(storage, self.forget(id(storage))))
+                self.storages[id(storage)] = weakref.ref(storage)  # in place of a dead one of that number
         self.most = max(self.most, self.now)
         return answer
 
-    def forget(self, key):
-        return lambda _: self.storages.pop(key, None)
-
     @property
     def now(self):
-        return sum(storage.nbytes() for one in self.storages.values() if (storage := one()) is not None)
+        alive = {key: storage for key, one in self.storages.items() if (storage := one()) is not None}
+        self.storages = {key: weakref.ref(storage) for key, storage in alive.items()}
+        return sum(storage.nbytes() for storage in alive.values())
 
 
 def held(config, make):

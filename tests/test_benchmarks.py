@@ -11,6 +11,7 @@ import torch
 from dmdistill.teachers.load import load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import plan_memory
 import resident
 import step
 import step_cases
@@ -83,3 +84,9 @@ def test_without_a_trick_all_is_as_with_it(trick):
         found.append(inside[0])
     for name in ("loss_reg", "loss_fake"):  # the other one is 0, as the fake score is the teacher yet
         assert found[1][name] == pytest.approx(found[0][name], rel=0.1)
+
+
+def test_a_plans_memory_is_that_of_the_tensors_of_real_steps():
+    config = plan_memory.configuration("tiny", 3, "norms")
+    planned, tensors = (plan_memory.counted(config, data=data) for data in (False, True))
+    assert planned == pytest.approx(tensors, rel=0.01)

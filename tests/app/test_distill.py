@@ -35,6 +35,7 @@ from dmdistill.app.info import info
 from dmdistill.app.pairs import pairs
 from dmdistill.app.sample import sample
 from dmdistill.app.settings import overlay, parse_toml
+from dmdistill.app.watch import Watch
 from dmdistill.core.generator import Generator
 from dmdistill.data.images import load_fashion_mnist, to_bytes
 from dmdistill.data.pairs import Pairs
@@ -465,7 +466,7 @@ def test_a_judged_run_is_resumed_to_the_same_student(stop, judged, settings, mon
     changes = {"teacher": judged, "evaluate_images": 20, "evaluate_every": 1, "save_every": 2, "lr": 0.02}
     whole, killed = settings("whole", **changes), settings("killed", **changes)
     distilling.distill(whole)
-    evaluate_step = distilling.Job.evaluate
+    evaluate_step = Watch.evaluate
 
     def killing(self, step):
         figures = evaluate_step(self, step)
@@ -474,7 +475,7 @@ def test_a_judged_run_is_resumed_to_the_same_student(stop, judged, settings, mon
         return figures
 
     with monkeypatch.context() as patch:
-        patch.setattr(distilling.Job, "evaluate", killing)
+        patch.setattr(Watch, "evaluate", killing)
         with pytest.raises(KeyError, match="killed"):
             distilling.distill(killed)
     distilling.distill(dataclasses.replace(killed, resume=killed.out))

@@ -80,7 +80,7 @@ def layered(channels=3, hidden=7, height=6, width=5):
 
 def counted(config, teacher, **changes):
     with rehearsal(dataclasses.replace(config, **changes), teacher, data=False) as job:
-        return {phase.name: job.count(phase) for phase in job.phases}
+        return {phase.name: job.count(phase) for phase in job.course.phases}
 
 
 @pytest.mark.parametrize("fake_steps", [1, 3])
@@ -108,7 +108,7 @@ def test_without_data_the_count_is_that_of_real_tensors(checkpointing, settings,
     sums = []
     for data in (False, True):
         with rehearsal(config, load_teacher(config.teacher), data=data, ledger=True) as job:
-            found = job.count(job.phases[-1])
+            found = job.count(job.course.phases[-1])
         sums.append((sum(found.memory.values()), found.flops))
     assert sums[0][0] == pytest.approx(sums[1][0], rel=1e-3 if checkpointing == "none" else 0.05)
     assert sums[0][1] == sums[1][1]
@@ -170,7 +170,7 @@ def test_prompts_are_counted_as_those_with_data(guidance, settings):
     found = []
     for data in (False, True):
         with rehearsal(config, told, data=data, ledger=True) as job:
-            found.append(job.count(job.phases[-1]))
+            found.append(job.count(job.course.phases[-1]))
     assert found[0].flops == found[1].flops
     assert sum(found[0].memory.values()) == pytest.approx(sum(found[1].memory.values()), rel=0.02)
 
@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_timed_at_a_smaller_batch_and_said(settings, monkey
 def test_phases_are_what_the_steps_do(settings):
     config = settings(steps=10, match_from=0.4, fake_from=0.2, regress_until=0.6)
     with rehearsal(config, layered(), data=True) as job:
-        found = [(phase.name, phase.first, phase.steps) for phase in job.phases]
+        found = [(phase.name, phase.first, phase.steps) for phase in job.course.phases]
         losses = {name: set(job.iterate(first)) for name, first, _ in found}
     assert found == [
         ("regression", 0, 2),

@@ -24,7 +24,7 @@ def planned(config, teacher, processes):
     """(memory by part in the last phase, bytes of whole networks before)."""
     own = replace(config, batch=config.batch // processes, batch_reg=config.batch_reg // processes)
     with rehearsal(own, teacher, data=False, processes=processes) as job:
-        return job.count(job.phases[-1]).memory, job.host
+        return job.count(job.course.phases[-1]).memory, job.host
 
 
 def compared(processes, make, **changes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,11 @@ class NoisePairs(Pairs):
     def __len__(self) -> int:
         return self.count
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        size = min(size, self.count)
+    def rows(self, step: int, size: int) -> list[int]:
+        return list(range(min(size, self.count)))
+
+    def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        size = len(rows)
         index = None if self.teacher.conditions is None else torch.zeros(size, dtype=torch.long)
         return torch.randn(size, *self.teacher.shape), torch.randn(size, *self.teacher.shape), index
 

@@ -38,13 +38,13 @@ def calibrate(job: Rehearsal, counted: dict[str, Counted], *, drawing: str) -> S
     """
     whole, device = job.config, job.run.device
     resize(job, whole, 0.0)
-    longest = max(timed(partial(job.iterate, phase.first), device) for phase in job.phases)
+    longest = max(timed(partial(job.iterate, phase.first), device) for phase in job.course.phases)
     images = max(whole.batch, whole.batch_reg) / whole.accumulate  # times as many as in that first step
     room = min((free_memory(device) / sum(one.memory.values()) for one in counted.values()), default=1.0)
     share = min(1.0, room, PATIENCE / (longest * images))
     resize(job, whole, share)
     rates = {}
-    for phase in job.phases:
+    for phase in job.course.phases:
         rates[phase.name] = rate(job, partial(job.iterate, phase.first), device)
     rates[drawing] = rate(job, partial(job.ask_teacher, max(1, int(share * job.many))), device)
     smaller = f", in steps of {share:.0%} of each batch, which the whole would take too long" if share < 1 else ""

@@ -62,15 +62,15 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     """Everything after the checks."""
     job = Job(config, teacher, run)
     with logged(job.trainer, config.log_to if run.processes.first else None, asdict(config)):
-        done = job.trainer.fit(job.iterate, hooks=job.hooks, name="distilling")
+        done = job.trainer.fit(job.iterate, hooks=job.watch.hooks, name="distilling")
     if not done:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
     student = job.student(lambda: placed(config, with_solver(load_teacher(config.teacher), config.ode), run))
     if not run.processes.first:
         return None
-    if job.best.step:
-        run.say(f"best: {job.best.name} of step {job.best.step}, Frechet distance {job.best.figure:.4g}")
+    if (best := job.watch.best).step:
+        run.say(f"best: {best.name} of step {best.step}, Frechet distance {best.figure:.4g}")
     save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=run.storage)
     return report(config, job, run) if config.report_images else student
 

@@ -91,7 +91,7 @@ def plan(config: Plan) -> Estimate:
         raise ValueError(f"{teacher.name} is on the meta device and cannot be timed: give --peak-tflops, a device's")
     teacher.denoiser.precision = precision
     with rehearsal(own, teacher, data=False, processes=config.processes) as job:
-        counted = {phase.name: job.count(phase) for phase in job.phases} | {DRAWING: job.count_drawing()}
+        counted = {phase.name: job.count(phase) for phase in job.course.phases} | {DRAWING: job.count_drawing()}
         parts = [part for part in parts_of(config, job, counted) if part[2]]
         host = job.host
     speed = speed_of(own, teacher, counted)
@@ -145,7 +145,7 @@ def speed_of(config: Plan, teacher: Teacher, counted: dict[str, Counted]) -> Spe
 
 def parts_of(config: Plan, job: Rehearsal, counted: dict[str, Counted]) -> list[tuple[str, str, float]]:
     """(name, kind, operations) of each part of the run, of all processes together."""
-    teacher, probe = job.teacher, len(job.probe.z)
+    teacher, probe = job.teacher, len(job.watch.probe.z)
     guided = counted[DRAWING].flops / job.many  # one evaluation of mu_real for one image
     plain = guided / (1 if teacher.guidance == 1 else 2)
     solved = guided * evaluations(teacher.solver, teacher.steps)
@@ -156,7 +156,7 @@ def parts_of(config: Plan, job: Rehearsal, counted: dict[str, Counted]) -> list[
     fresh = max(0, config.report_images - made)
     steps = [
         (f"{phase.steps} steps: {phase.name}", phase.name, phase.steps * counted[phase.name].flops * config.processes)
-        for phase in job.phases
+        for phase in job.course.phases
     ]
     return [
         (f"{made} pairs", DRAWING, made * solved),

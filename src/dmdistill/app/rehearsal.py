@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, pairwise
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from dmdistill.app.blanks import BlankPrompts, NoisePairs
 from dmdistill.app.config import Distill
+from dmdistill.app.course import Phase
 from dmdistill.app.drawn import at_once
 from dmdistill.app.job import Job
 from dmdistill.app.run import Run
@@ -29,16 +29,7 @@ from dmdistill.teachers.model import Teacher
 from dmdistill.training.counting import Ledger, WithoutData, tensors_of
 from dmdistill.training.sharding import Foretold
 
-__all__ = ["Counted", "Phase", "Rehearsal", "rehearsal"]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Steps of one kind. name: what they do. first: of them. steps: how many."""
-
-    name: str
-    first: int
-    steps: int
+__all__ = ["Counted", "Rehearsal", "rehearsal"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,8 @@ class Rehearsal(Job):
 
     def tell(self, ledger: Ledger) -> None:
         """Name what stays; what networks share is the teacher's."""
-        ledger.name("batch", [self.probe.z, self.probe.eps, *tensors_of(self.probe.cond)])
+        probe = self.watch.probe
+        ledger.name("batch", [probe.z, probe.eps, *tensors_of(probe.cond)])
         networks = [("averages", average.network) for average in self.update_generator.averages]
         networks += [("generator", self.generator), ("fake score", self.fake), ("teacher", self.teacher.denoiser)]
         for name, network in networks:
@@ -132,21 +124,6 @@ class Rehearsal(Job):
         if self.ledger is not None:
             self.ledger.name("batch", tensors_of(batch))
         return batch
-
-    @property
-    def phases(self) -> list[Phase]:
-        """The run's steps, by what they do."""
-        edges = {0, self.follow_step, self.match_step, self.regress_end, self.config.steps}
-        parts = [Phase(self.doing(first), first, end - first) for first, end in pairwise(sorted(edges))]
-        merged = [list(group) for _, group in groupby(parts, lambda one: one.name)]
-        return [replace(group[0], steps=sum(one.steps for one in group)) for group in merged]
-
-    def doing(self, step: int) -> str:
-        regress = self.pairs is not None and step < self.regress_end
-        match = self.config.match and step >= self.match_step
-        follow = self.config.match and self.follow_step <= step < self.match_step
-        words = {"matching": match, "regression": regress, "fake score": follow}
-        return ", ".join(word for word, done in words.items() if done)
 
     def count(self, phase: Phase) -> Counted:
         """One step of a phase, once the optimisers have their states."""
