@@ -83,6 +83,22 @@ def test_what_is_published_loads_by_its_name(store, dtype, main, student, tiny_t
     assert capsys.readouterr().out.count(f"{store} changes a pixel by") == 2
 
 
+def test_further_students_are_published_under_names_of_their_own(main, student, tiny_teacher, tmp_path):
+    rows = [figures(tmp_path, name, fid) for name, fid in (("one", 7.25), ("two", 8.5), ("three", 9.75))]
+    words = ["--name", "small", "--out", tmp_path / "out", "--figures", *rows]
+    main("--teacher", tiny_teacher, "--student", student, f"5to1={student}", *words)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"small", "small-student", "small-5to1"}
+    for one in ("small", "small-5to1"):
+        card = (tmp_path / "out" / one / "README.md").read_text()
+        assert f"\n# {one}\n" in card
+        assert [line.split(" | ")[0] for line in card.splitlines() if line.startswith("| small")] == [
+            "| small",
+            "| small-student",
+            "| small-5to1",
+        ]
+    assert isinstance(load_model(str(tmp_path / "out" / "small-5to1")), Student)
+
+
 def test_a_folder_that_is_too_large_is_refused(main, student, tiny_teacher, tmp_path):
     with pytest.raises(SystemExit, match=r"takes 0\.\d MB, expected at most 0\.01"):
         main(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -100,7 +101,7 @@ from diffusers import DiffusionPipeline
 
 {use.format(folder="this folder, or its name on the hub")}
 ```
-{quality(report)}
+{quality([report[who] for who in ("teacher", "student") if who in report])}
 ## Settings of the distillation
 
 ```json
@@ -117,9 +118,8 @@ def licence_lines(licence: str) -> str:
     )
 
 
-def quality(report: dict[str, Any]) -> str:
-    """A table of teacher and student, from a run's report.json; nothing where there is none."""
-    rows = [report[who] for who in ("teacher", "student") if who in report]
+def quality(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of what was measured of a teacher and its students; nothing where nothing was."""
     if not rows:
         return ""
     names = list(rows[0]["metrics"])
