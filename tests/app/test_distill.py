@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from dmdistill.app import distill as distilling
 from dmdistill.app import evaluate as evaluating
+from dmdistill.app import job as making
 from dmdistill.app import teach as teaching
 from dmdistill.app.classifier import batches
 from dmdistill.app.config import (
@@ -43,6 +44,8 @@ from dmdistill.metrics.frechet import gather
 from dmdistill.metrics.judge import load_judge
 from dmdistill.metrics.perceptual import load_lpips
 from dmdistill.teachers.load import load_model, load_teacher
+from dmdistill.teachers.model import Teacher
+from dmdistill.training.parallel import Parallel
 from dmdistill.training.trainer import read_metrics
 
 MACHINE = Machine(device="cpu", precision="fp32", threads=1)
@@ -384,6 +387,29 @@ def test_pairs_made_before_give_the_student_of_pairs_made_within(settings, tiny_
         distilling.distill(config)
     assert student_file(within) == student_file(given)
     assert not (given.out / "pairs").exists()
+
+
+def test_a_network_to_be_sharded_is_on_the_device_while_it_draws(settings, monkeypatch):
+    """As the pairs are made, and for the report; from the start until then, and in between, it is at home."""
+    places, to = [], Teacher.to
+    monkeypatch.setattr(Parallel, "sharded", True)
+    monkeypatch.setattr(Parallel, "spread", lambda *_: None)
+    monkeypatch.setattr(Parallel, "called", lambda _, network: network)
+
+    def told(self, device, precision=None, *, home=None):
+        places.append("device" if home is None else "home")
+        return to(self, device, precision, home=home)
+
+    def noted(name):
+        function = getattr(owners[name], name)
+        return lambda *words, **named: places.append(name) or function(*words, **named)
+
+    monkeypatch.setattr(Teacher, "to", told)
+    owners = {"pairs_of": making, "measure": distilling}
+    for name, owner in owners.items():
+        monkeypatch.setattr(owner, name, noted(name))
+    distilling.distill(settings(report_images=4))
+    assert places == ["home", "device", "pairs_of", "home", "device", "device", "measure", "measure"]
 
 
 @pytest.fixture

@@ -296,6 +296,9 @@ def test_sharded_networks_are_said_by_part_and_before(settings):
     estimate = plan(settings(processes=2, strategy="fsdp"))
     sharded, step = estimate.memory, "matching, regression"
     assert 3 <= estimate.host / whole[step]["teacher"] < 3.1  # the teacher and two copies
+    assert sharded["pairs, not sharded"]["teacher"] == whole[step]["teacher"]
+    assert sharded["pairs, not sharded"]["activations"] == sharded["drawing images"]["activations"]
+    assert "pairs, not sharded" not in plan(settings(processes=2, strategy="fsdp", lambda_reg=0.0)).memory
     assert sharded[step]["gathered"] > 0
     assert sharded["drawing images"]["gathered"] == 2 * padded(layered().network, 2)
     for part in WEIGHTS:

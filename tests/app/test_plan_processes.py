@@ -41,20 +41,23 @@ def compared(processes, make, **changes):
     [(2, None, {}), (4, None, {"accumulate": 2}), (2, torch.bfloat16, {"checkpointing": "blocks"})],
 )
 def test_a_process_of_fsdp_holds_what_was_planned(processes, precision, changes):
-    """Shares to the byte; the peak, gathered blocks and whole gradients in it, and the start, to 3 per cent."""
+    """Shares to the byte; the peak, gathered blocks and whole gradients in it, to 3 per cent; the start to a block."""
     make = partial(held.layered, precision)
     (planned, before, shares), (most, built, stays) = compared(processes, make, strategy="fsdp", **changes)
     assert shares == stays
     assert planned == pytest.approx(most, rel=0.03)
-    assert before + shares["fake score"] == pytest.approx(built, rel=0.03)  # on the CPU the first shares lie there too
+    first, block = shares["fake score"], 4 * 2 * 101 * 1203  # on the CPU the first shares lie there too
+    assert before + first <= built < before + first + 1.6 * block
 
 
 def test_sharded_networks_share_no_frozen_weights(tiny_teacher):
     """Each of the teacher, the student with adapters, its average and the fake score has shares of its own."""
     pytest.importorskip("peft")
     make = partial(load_teacher, str(tiny_teacher))
-    (planned, _, shares), (most, _, stays) = compared(2, make, strategy="fsdp", lora_student=2, lora_fake=2)
+    (planned, before, shares), (most, _, stays) = compared(2, make, strategy="fsdp", lora_student=2, lora_fake=2)
     assert shares == stays
+    whole = sum(one.nbytes for one in make().denoiser.parameters())
+    assert whole < before < 1.2 * whole  # what is frozen is there once
     assert planned == pytest.approx(most, rel=0.05)
 
 

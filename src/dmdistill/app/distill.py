@@ -29,6 +29,8 @@ from dmdistill.training.parallel import Parallel
 
 __all__ = ["distill"]
 
+CPU = torch.device("cpu")
+
 
 def distill(config: Distill) -> Student | None:
     """Distill, write the student to out/student, report, return it; None where it was interrupted."""
@@ -41,7 +43,7 @@ def distill(config: Distill) -> Student | None:
 
 def distill_together(config: Distill, processes: Processes) -> Student | None:
     """One process's part in it; the first one answers with the student."""
-    teacher = with_solver(load_teacher(config.teacher), config.ode)
+    teacher = load(config)
     with Run(config.out, config, resume=config.resume is not None, processes=processes) as run:
         teacher = placed(config, teacher, run)
         torch.manual_seed(config.seed)
@@ -50,6 +52,11 @@ def distill_together(config: Distill, processes: Processes) -> Student | None:
         except KeyboardInterrupt:  # while pairs or figures were made: what is finished is kept
             run.say(f"interrupted; go on with: dmdistill distill --resume {run.folder}")
             raise
+
+
+def load(config: Distill) -> Teacher:
+    """The teacher, with its solver."""
+    return with_solver(load_teacher(config.teacher), config.ode)
 
 
 def placed(config: Distill, teacher: Teacher, run: Run) -> Teacher:
@@ -66,7 +73,7 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     if not done:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
-    student = job.student(lambda: placed(config, with_solver(load_teacher(config.teacher), config.ode), run))
+    student = job.student(again=lambda: with_prompts(load(config), config.prompts).to(CPU, run.precision))
     if not run.processes.first:
         return None
     if (best := job.watch.best).step:

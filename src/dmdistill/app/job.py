@@ -65,7 +65,7 @@ class Job:
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
         if self.pairs is not None and len(self.pairs) < config.batch_reg:
             self.parallel.check("the number of pairs", len(self.pairs))
-        self.update_fake, self.update_generator = self.updates()
+        self.update_generator, self.update_fake = self.updates()
         self.settle()
         self.dmd = self.algorithm(distance)
         moved = {"generator": self.update_generator} | ({"fake": self.update_fake} if config.match else {})
@@ -82,7 +82,7 @@ class Job:
         self.watch = Watch(self, judge)
 
     def updates(self) -> tuple[Update, Update]:
-        """Of the fake score and of the generator. Where they are sharded, one after the other is whole no more."""
+        """Of the generator and of the fake score, which is made first: sharded, it is whole no more beside averages."""
         config, course = self.config, self.course
         shared = {
             "parallel": self.parallel,
@@ -102,7 +102,7 @@ class Job:
             halflives=config.halflives,
             **shared,
         )
-        return fake, generator
+        return generator, fake
 
     def settle(self) -> None:
         """Networks take the form in which they work: weights of the teacher cast or sharded, passes compiled."""
@@ -176,6 +176,8 @@ class Job:
         made = {"count": config.pair_count, "seed": config.seed, "batch": self.many}
         pairs = pairs_of(teacher, config.out / "pairs", **made, processes=run.processes)
         teacher.to(run.device, run.precision, home=self.parallel.home(run.device))
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()  # for shares, and for what NCCL takes
         return pairs
 
     def distance(self) -> Distance:
@@ -209,10 +211,11 @@ class Job:
         fresh = self.config.fake_steps - 1 if self.dmd.match else 0
         return batch_of(self.config, self.teacher, self.run, step, pairs=pairs, fresh=fresh)
 
-    def student(self, again: Callable[[], Teacher]) -> Student:
+    def student(self, *, again: Callable[[], Teacher]) -> Student:
         """The best average of the run, or of its last step, by Frechet distance where there is a judge.
 
-        again: the teacher anew, for when it was sharded. All processes must ask; the first gets the student.
+        again: the teacher anew, for when it was sharded; the student is then where that one is. All processes must ask;
+        the first gets the student.
         """
         name, step, weights = self.watch.chosen()
         if self.run.processes.first:

@@ -28,7 +28,7 @@ from dmdistill.training.parallel import Parallel
 
 __all__ = ["Estimate", "Work", "plan"]
 
-DRAWING = "drawing images"
+DRAWING, PAIRS = "drawing images", "pairs, not sharded"
 PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimiser", "averages", "batch", "activations")
 PROMPTS = 8  # that stand for all
 
@@ -47,8 +47,9 @@ class Estimate:
     """What a run takes.
 
     Attributes:
-        memory: bytes by part at the peak of one process, for each phase and for drawing.
-        host: bytes of the host's memory that one process needs before networks are sharded, where they are.
+        memory: bytes by part at the peak of one process, for each phase, for drawing and, before networks are sharded,
+            for pairs that the run makes itself.
+        host: most bytes of networks that a process has whole in the host's memory before it shards them; 0 if not.
         flops_per_step: of one process, by phase; a multiplication and an addition are two.
         work: the parts of the run, in their order.
         speed: in words.
@@ -93,13 +94,16 @@ def plan(config: Plan) -> Estimate:
     with rehearsal(own, teacher, data=False, processes=config.processes) as job:
         counted = {phase.name: job.count(phase) for phase in job.course.phases} | {DRAWING: job.count_drawing()}
         parts = [part for part in parts_of(config, job, counted) if part[2]]
+        memory = {name: one.memory for name, one in counted.items()}
+        if job.host and config.lambda_reg > 0 and config.pairs is None:
+            memory[PAIRS] = {"teacher": job.whole_teacher, "activations": counted[DRAWING].memory["activations"]}
         host = job.host
     speed = speed_of(own, teacher, counted)
     estimate = Estimate(
         processes=config.processes,
         batch=own.batch,
         batch_reg=own.batch_reg,
-        memory={name: one.memory for name, one in counted.items()},
+        memory=memory,
         host=host,
         flops_per_step={name: one.flops for name, one in counted.items() if name != DRAWING},
         work=[Work(name, flops, speed.seconds(kind, flops) / config.processes) for name, kind, flops in parts],

@@ -137,8 +137,13 @@ class Rehearsal(Job):
 
     @property
     def host(self) -> int:
-        """Bytes of networks that the host's memory holds whole at once until they are sharded; 0 if they are not."""
-        return self.foretold.start if self.foretold is not None else 0
+        """Most bytes of networks whole in the host's memory at once, until they are sharded; 0 if they are not."""
+        return self.foretold.host if self.foretold is not None else 0
+
+    @property
+    def whole_teacher(self) -> int:
+        """Bytes of its weights."""
+        return sum(one.numel() * one.itemsize for one in self.teacher.denoiser.parameters())
 
     def count_drawing(self) -> Counted:
         """One evaluation of mu_real, guided, at as many images as are drawn at once."""

@@ -100,7 +100,19 @@ def shard(network: nn.Module) -> None:
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  it takes no other
     for module in [*blocks(network), network]:
+        unshare(module)  # it would take another network's weights along, to the device
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def unshare(module: nn.Module) -> None:
+    """Give a module frozen weights of its own: sharded apart, networks share none."""
+    own: dict[Tensor, nn.Parameter] = {}
+    for part in module.modules():
+        for name, one in part.named_parameters(recurse=False):
+            if not (one.requires_grad or is_shard(one)):
+                if one not in own:
+                    own[one] = nn.Parameter(one.detach().clone(), requires_grad=False)
+                setattr(part, name, own[one])
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.training.counting import Ledger, share_of, tensors_of
-from dmdistill.training.parallel import Parallel, blocks
+from dmdistill.training.parallel import Parallel, blocks, unshare
 
 __all__ = ["Foretold", "Sharded"]
 
@@ -24,34 +24,23 @@ class Foretold(Parallel):
     """One process of `among`, alone: it shards nothing, and tells a ledger what would be whole for how long.
 
     Attributes:
-        start: bytes of all that is whole in the host's memory at once, before it is sharded.
+        host: most bytes of what is whole in the host's memory at once, before it is sharded.
     """
 
     def __init__(self, ledger: Ledger, *, parts: int, among: int) -> None:
         super().__init__(parts=parts)
         self.ledger, self.among = ledger, among
-        self.start = self.gone = 0  # gone: bytes of networks that would be whole no more
+        self.host = self.gone = 0  # gone: bytes of networks that would be whole no more
 
     @property
     def sharded(self) -> bool:
         return True
 
     def spread(self, network: nn.Module) -> None:
-        self.start = max(self.start, self.ledger.now.total() - self.gone)
+        self.host = max(self.host, self.ledger.now.total() - self.gone)
         unshare(network)
         self.gone += sum(one.untyped_storage().nbytes() for one in network.parameters())
         Sharded(network, self.ledger, among=self.among)
-
-
-def unshare(network: nn.Module) -> None:
-    """Give a network frozen weights of its own: sharded apart, networks share none."""
-    own: dict[Tensor, nn.Parameter] = {}
-    for module in network.modules():
-        for name, one in module.named_parameters(recurse=False):
-            if not one.requires_grad:
-                if one not in own:
-                    own[one] = nn.Parameter(one.detach().clone(), requires_grad=False)
-                setattr(module, name, own[one])
 
 
 class Group:

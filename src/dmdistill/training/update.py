@@ -28,7 +28,7 @@ class Average:
         self.halflife = halflife
 
     def follow(self, network: nn.Module) -> None:
-        """Average this network's parameters: asked once both are spread over processes, before the first update."""
+        """Average this network's parameters. Call it before the first update, after both are spread over processes."""
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
         trained = [(local(mine), local(theirs.detach())) for mine, theirs in pairs if theirs.requires_grad]
         self.mine: list[Tensor] = [mine for mine, _ in trained]
