@@ -13,8 +13,6 @@ import argparse
 
 import large_teachers
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from dmdistill.app.config import Distill, Machine, Solver
 from dmdistill.app.rehearsal import Counted, rehearsal
@@ -54,24 +52,19 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=large_teachers.__all__)
     parser.add_argument("--processes", type=int, default=1)
     asked = parser.parse_args()
-    table = Table("teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "host, before", "TFLOP")
+    print(
+        f"GB at the peak of a step, one process of {asked.processes}, 4 generated latents and 2 pairs, fp32 weights, "
+        "bf16 activations\n"
+    )
+    columns = ["teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "host, before", "TFLOP"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name in asked.names:
         for ranks in ((0, 0), (0, 64), (64, 64)):
             for checkpointing in ("none", "blocks"):
                 settings = {"student_rank": ranks[0], "fake_rank": ranks[1], "checkpointing": checkpointing}
                 found, host = counted(name, **settings, processes=asked.processes)
                 sizes = [found.memory.get(part, 0) / GB for part in PARTS]
-                table.add_row(
-                    name,
-                    *(f"rank {rank}" if rank else "all weights" for rank in ranks),
-                    checkpointing,
-                    *(f"{size:.1f}" for size in sizes),
-                    f"{sum(found.memory.values()) / GB:.1f}",
-                    f"{host / GB:.1f}" if host else "",
-                    f"{found.flops / 1e12:.0f}",
-                )
-    Console(width=160).print(
-        f"GB at the peak of a step, one process of {asked.processes}, 4 generated latents and 2 pairs, fp32 weights, "
-        "bf16 activations"
-    )
-    Console(width=160).print(table)
+                sizes += [sum(found.memory.values()) / GB, host / GB]
+                words = [name, *(f"rank {rank}" if rank else "all weights" for rank in ranks), checkpointing]
+                figures = [*(f"{size:.1f}" for size in sizes), f"{found.flops / 1e12:.0f}"]
+                print(f"| {' | '.join(words + figures)} |", flush=True)
