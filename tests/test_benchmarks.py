@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dmdistill.teachers.load import load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import limits
 import plan_memory
 import resident
 import step
@@ -90,3 +92,12 @@ def test_a_plans_memory_is_that_of_the_tensors_of_real_steps():
     config = plan_memory.configuration("tiny", 3, "norms")
     planned, tensors = (plan_memory.counted(config, data=data) for data in (False, True))
     assert planned == pytest.approx(tensors, rel=0.01)
+
+
+def test_the_operations_of_a_convolution_are_those_that_torch_counts():
+    work, operations = limits.convolution(3, None)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    assert counter.get_total_flops() == operations
+    assert limits.share_of_convolutions(work) > 0.5
+    assert limits.share_of_convolutions(lambda: torch.randn(999).exp()) == 0

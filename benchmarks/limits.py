@@ -1,0 +1,92 @@
+"""What bounds a training step on this processor: its convolutions, in fp32 and bf16, alone and in a step.
+
+    OMP_NUM_THREADS=1 python benchmarks/limits.py [--batch 64] [--repeats 5]
+
+A convolution of 3 x 3 on 96 channels at 14 x 14, as in the bundled network; a pass of that network, forward and
+backward, in fp32, in bf16 and compiled; and what share of a pass in fp32 is spent in convolutions. Seconds are the
+processor's, so that other work on the machine does not lengthen them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.profiler import profile
+
+from dmdistill.app.timing import Spread, in_rounds
+from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.generator import Generator
+from dmdistill.teachers.load import load_teacher
+
+SIDE, CHANNELS = 14, 96
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+
+def convolution(batch: int, precision: torch.dtype | None) -> tuple[Callable[[], object], float]:
+    """One pass without gradient, and its operations."""
+    dtype = precision or torch.float32
+    layer = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False, dtype=dtype)
+    layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    x = torch.randn(batch, CHANNELS, SIDE, SIDE).to(dtype, memory_format=torch.channels_last)
+    return partial(no_grad_pass, layer, x), 2.0 * batch * SIDE**2 * layer.weight.numel()
+
+
+@torch.no_grad()
+def no_grad_pass(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return layer(x)
+
+
+def training_pass(denoiser: Denoiser, batch: int) -> Callable[[], object]:
+    """Forward and backward."""
+    teacher = load_teacher("fashion")
+    z, cond = teacher.noise(batch, rng=torch.Generator().manual_seed(0))
+    generator = Generator(denoiser)
+    return lambda: generator(z, cond).square().mean().backward()
+
+
+def networks() -> dict[str, Denoiser]:
+    """The bundled network, trained in fp32, in bf16, and in fp32 compiled."""
+    plain = load_teacher("fashion").to(torch.device("cpu")).denoiser.requires_grad_(True)
+    made = {name: copy.deepcopy(plain) for name in (*PRECISIONS, "fp32, compiled")}
+    made["bf16"].precision = torch.bfloat16
+    made["fp32, compiled"].net.compile(dynamic=False)
+    return made
+
+
+def share_of_convolutions(work: Callable[[], object]) -> float:
+    work()
+    with profile() as profiled:
+        work()
+    events = profiled.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    return sum(event.self_cpu_time_total for event in events if "convolution" in event.key) / total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    asked = parser.parse_args()
+    timed = partial(in_rounds, clock=time.process_time, repeats=asked.repeats)
+    convolutions = {name: convolution(asked.batch, precision) for name, precision in PRECISIONS.items()}
+    passes = {name: training_pass(denoiser, asked.batch) for name, denoiser in networks().items()}
+    alone: dict[str, Spread] = timed({name: work for name, (work, _) in convolutions.items()}, name="a convolution")
+    whole: dict[str, Spread] = timed(passes, name="a pass")
+    table = Table("", "one convolution, GFLOP/s", f"forward and backward of {asked.batch} images, ms")
+    for name, took in whole.items():
+        rate = f"{convolutions[name][1] / alone[name].median / 1e9:.0f}" if name in alone else ""
+        table.add_row(name, rate, f"{1e3 * took.median:.0f}")
+    Console().print(table)
+    print(f"convolutions take {share_of_convolutions(passes['fp32']):.0%} of the pass in fp32")
+
+
+if __name__ == "__main__":
+    main()
