@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -34,6 +35,7 @@ from dmdistill.app.drawn import draw
 from dmdistill.app.evaluate import evaluate
 from dmdistill.app.info import info
 from dmdistill.app.pairs import pairs
+from dmdistill.app.report import draw_curves
 from dmdistill.app.sample import sample
 from dmdistill.app.settings import overlay, parse_toml
 from dmdistill.app.watch import Watch
@@ -341,6 +343,22 @@ def test_a_run_leaves_what_it_promises(settings, tiny_teacher, pictures):
     for name in ("report.png", "comparison.png", "samples/step-000006.png"):
         with Image.open(config.out / name) as picture:
             picture.verify()
+
+
+def test_curves_are_drawn_of_what_was_measured_alone(tmp_path, monkeypatch):
+    titles, save = [], Figure.savefig
+
+    def noted(figure, *words, **named):
+        titles.append([axes.get_title() for axes in figure.axes])
+        save(figure, *words, **named)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    first = {"step": 1, "seconds": 1.0, "loss_kl": 0.5}
+    for row in (first | {"gradient_fake": 2.0}, first | {"frechet_raw": 2.0, "sample_mean": 0.0, "gap_0": 0.1}):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        draw_curves(tmp_path)
+    gaps, spread = "gap |mu_fake - mu_real| per noise bin", "samples' mean and std"
+    assert titles == [["losses", "gradient norms"], ["Frechet distance", "losses", gaps, spread]]
 
 
 def test_the_student_is_the_generator_of_the_longest_average(settings, tmp_path, rng):

@@ -18,7 +18,7 @@ __all__ = ["draw_comparison", "draw_curves"]
 
 
 def draw_curves(folder: Path) -> None:
-    """Write report.png from a run's metrics.jsonl: one panel per question."""
+    """Write report.png from a run's metrics.jsonl: one panel per question that the run has an answer to."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder)
@@ -30,19 +30,23 @@ def draw_curves(folder: Path) -> None:
         "fake-score loss per noise bin": [f"fake_loss_{i}" for i in range(BINS)],
         "samples' mean and std": ["sample_mean", "sample_std"],
     }
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    for axes, (title, keys) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+    panels = {title: keys for title, keys in panels.items() if any(key in row for row in rows for key in keys)}
+    height = -(-len(panels) // 3) or 1
+    figure = Figure(figsize=(15, 4 * height), layout="constrained")
+    every = figure.subplots(height, 3, squeeze=False).flat
+    for axes in [*every][len(panels) :]:
+        axes.remove()
+    for axes, (title, keys) in zip(figure.axes, panels.items(), strict=True):
         for i, key in enumerate(keys):
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
-                color = {"color": f"C{i}"} if len(keys) < BINS else {"color": (i / BINS, 0.2, 1 - i / BINS)}
-                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=key, **color)
+                color = f"C{i}" if len(keys) < BINS else (i / BINS, 0.2, 1 - i / BINS)
+                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=key, color=color)
         if title != "samples' mean and std":
             axes.set_yscale("log")
         axes.set_title(title)
         axes.set_xlabel("step")
-        if axes.lines:
-            axes.legend(fontsize="small")
+        axes.legend(fontsize="small")
     with written_whole(folder / "report.png") as temporary:
         figure.savefig(temporary, format="png", dpi=90)
 
