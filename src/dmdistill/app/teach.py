@@ -54,18 +54,7 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     teacher.to(run.device, run.precision)
     denoiser = teacher.denoiser.train()
     examples = Examples(data, rng=run.rng, augmentation=lesson.augmentation, label_dropout=config.label_dropout)
-    update = Update(
-        denoiser,
-        name="teacher",
-        lr=config.lr,
-        steps=config.steps,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        decay=True,
-        clip=config.clip,
-        halflives=[config.halflife],
-    )
+    update = update_of(denoiser, config)
     taught = replace(teacher, denoiser=cast(Denoiser, update.averages[0].network.eval()))
     if config.compile:
         denoiser.net.compile()
@@ -80,9 +69,7 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     )
 
     def iterate(step: int) -> dict[str, torch.Tensor]:
-        if (
-            config.network.dropout
-        ):  # torch's own generator draws it: from the step, so that a resumed run draws the same
+        if config.network.dropout:  # torch's own generator draws it: a resumed run is to draw the same
             torch.manual_seed(seed_of(config.seed, step))
         x, cond = examples.draw(config.batch)
         t = lesson.sample_t(config.batch, rng=run.rng)
@@ -108,6 +95,22 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     draw_grid(taught, picture, seed=config.seed)
     run.say(f"teacher in {config.out / 'teacher'}, samples in {picture}")
     return taught
+
+
+def update_of(denoiser: Denoiser, config: Teach) -> Update:
+    """What moves the teacher: AdamW, a rate that falls to zero, one average."""
+    return Update(
+        denoiser,
+        name="teacher",
+        lr=config.lr,
+        steps=config.steps,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        decay=True,
+        clip=config.clip,
+        halflives=[config.halflife],
+    )
 
 
 def draw_grid(teacher: Teacher, file: Path, *, seed: int) -> None:
