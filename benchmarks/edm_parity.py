@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import EDMDenoiser
-from dmdistill.core.paths import EDM
+from dmdistill.core.schedules import EDM
 from dmdistill.data.conditions import Labels
-from dmdistill.networks.dhariwal import DhariwalUNet
-from dmdistill.networks.song import SongUNet
+from dmdistill.networks.dhariwal_unet import DhariwalUNet
+from dmdistill.networks.song_unet import SongUNet
 
 SIGMAS = (0.002, 0.1, 1.0, 10.0, 80.0)
 VP = {

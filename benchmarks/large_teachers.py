@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 
 from dmdistill.core.denoisers import FlowDenoiser
-from dmdistill.core.paths import Flow
-from dmdistill.data.codecs import VAE
-from dmdistill.data.prompts import PromptSet
-from dmdistill.networks.adapters import Adapter, Flux, StableDiffusion3, UNet2DCondition
-from dmdistill.teachers.model import Teacher
+from dmdistill.core.schedules import Flow
+from dmdistill.data.prompt_embeddings import PromptSet
+from dmdistill.models.autoencoder import VAE
+from dmdistill.models.model import Teacher
+from dmdistill.networks.diffusers_wrappers import Adapter, Flux, StableDiffusion3, UNet2DCondition
 
 __all__ = ["transformer_1b", "transformer_12b", "unet_860m"]
 

@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import nn
 from torch.profiler import profile
 
-from dmdistill.app.timing import Spread, in_rounds
+from dmdistill.commands.bench.timers import Spread, in_rounds
 from dmdistill.core.denoisers import Denoiser
-from dmdistill.core.generator import Generator
-from dmdistill.teachers.load import load_teacher
+from dmdistill.core.generators import Generator
+from dmdistill.models.load import load_teacher
 
 SIDE, CHANNELS = 14, 96
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}

@@ -14,9 +14,10 @@ import argparse
 import large_teachers
 import torch
 
-from dmdistill.app.config import Distill, Machine, Solver
-from dmdistill.app.rehearsal import Counted, rehearsal
-from dmdistill.teachers.load import load_teacher
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.plan.dry_run import Counted, rehearsal
+from dmdistill.models.load import load_teacher
 
 GB = 1e9
 PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimiser", "averages", "activations")

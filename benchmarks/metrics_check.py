@@ -27,13 +27,13 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dmdistill.metrics.accumulate import Description
 from dmdistill.metrics.frechet import Moments, frechet_distance
-from dmdistill.metrics.gathering import Description
 from dmdistill.metrics.inception import load_inception
-from dmdistill.metrics.kernel import squared_discrepancy
-from dmdistill.metrics.manifold import density_coverage, precision_recall
-from dmdistill.metrics.perceptual import load_lpips
-from dmdistill.metrics.report import METRICS, Settings, compute
+from dmdistill.metrics.kid import squared_discrepancy
+from dmdistill.metrics.lpips import load_lpips
+from dmdistill.metrics.precision_recall import density_coverage, precision_recall
+from dmdistill.metrics.registry import METRICS, Settings, compute
 
 LAYERS = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]  # VGG16's
 MANIFOLD = ("precision", "recall", "density", "coverage")

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dmdistill.core.denoisers import EDMDenoiser
-from dmdistill.core.paths import EDM
+from dmdistill.core.schedules import EDM
 from dmdistill.data.conditions import Labels
-from dmdistill.networks.song import SongUNet
+from dmdistill.networks.song_unet import SongUNet
 
 VARIANTS = {
     "as usually written": {"patch_size": 1, "group_channels": 4, "channels_last": False, "bf16": False},

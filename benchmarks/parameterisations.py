@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dmdistill import Distill, distill, from_preset, load_model, load_teacher
-from dmdistill.app.config import Machine
-from dmdistill.app.drawn import draw
-from dmdistill.app.pairs import pairs_of, teacher_id
-from dmdistill.app.run import start_machine
-from dmdistill.files import read_json, write_json
-from dmdistill.metrics.judge import load_judge
+from dmdistill.commands.evaluate.generated_images import draw
+from dmdistill.commands.options import Machine
+from dmdistill.commands.pairs.command import pairs_of
+from dmdistill.commands.run_folder import start_machine
+from dmdistill.io.atomic import read_json, write_json
+from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.models.model import teacher_id
 
 PAIRS = 1000
 SETTINGS = {

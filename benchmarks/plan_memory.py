@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from step_cases import CASES
 
-from dmdistill.app.config import Distill, Machine
-from dmdistill.app.rehearsal import rehearsal
-from dmdistill.app.settings import from_preset
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.options import Machine
+from dmdistill.commands.plan.dry_run import rehearsal
+from dmdistill.commands.presets import from_preset
 
 MB = 1e6
 SIZES = ("planned", "tensors", "resident")

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from dmdistill.app.cards import quality, shown, student_card, teacher_card
-from dmdistill.files import read_json
-from dmdistill.teachers.folder import save_model
-from dmdistill.teachers.load import load_model
-from dmdistill.teachers.model import Model, Student, Teacher
+from dmdistill.io.atomic import read_json
+from dmdistill.models.cards import quality, shown, student_card, teacher_card
+from dmdistill.models.folder import save_model
+from dmdistill.models.load import load_model
+from dmdistill.models.model import Model, Student, Teacher
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -31,17 +31,18 @@ from step_cases import CASES, batch_of
 from step_tricks import HOLDS_LESS, TRICKS, Ours, tricks_of
 from torch import Tensor, nn
 
-from dmdistill.app.config import Distill, Machine
-from dmdistill.app.rehearsal import rehearsal
-from dmdistill.app.run import start_machine
-from dmdistill.app.settings import from_preset
-from dmdistill.app.timing import Spread, clock_on, seconds_of
+from dmdistill.commands.bench.timers import Spread, clock_on, seconds_of
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.options import Machine
+from dmdistill.commands.plan.dry_run import rehearsal
+from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData
+from dmdistill.commands.presets import from_preset
+from dmdistill.commands.run_folder import start_machine
 from dmdistill.core.denoisers import Condition, Denoiser
-from dmdistill.core.dmd import Batch
 from dmdistill.core.losses import pseudo_huber
-from dmdistill.files import write_json
-from dmdistill.teachers.model import Teacher
-from dmdistill.training.counting import Ledger, WithoutData
+from dmdistill.core.objective import Batch
+from dmdistill.io.atomic import write_json
+from dmdistill.models.model import Teacher
 from dmdistill.training.progress import track
 
 WHAT = ("losses", "time", "tricks", "memory", "tensors")

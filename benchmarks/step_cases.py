@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from dmdistill.core.denoisers import EDMDenoiser, EpsDenoiser
-from dmdistill.core.dmd import Batch
-from dmdistill.core.paths import EDM, VP
+from dmdistill.core.objective import Batch
+from dmdistill.core.schedules import EDM, VP
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.data.prompts import PromptSet
-from dmdistill.networks.adapters import UNet2DCondition
-from dmdistill.networks.dhariwal import DhariwalUNet
-from dmdistill.networks.song import SongUNet
-from dmdistill.teachers.load import load_teacher
-from dmdistill.teachers.model import Teacher
+from dmdistill.data.prompt_embeddings import PromptSet
+from dmdistill.models.load import load_teacher
+from dmdistill.models.model import Teacher
+from dmdistill.networks.dhariwal_unet import DhariwalUNet
+from dmdistill.networks.diffusers_wrappers import UNet2DCondition
+from dmdistill.networks.song_unet import SongUNet
 
 __all__ = ["CASES", "Case", "batch_of"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.app.job import Job
+from dmdistill.commands.distill.setup import Job
 from dmdistill.core.denoisers import Condition, Denoiser, Guided
-from dmdistill.core.dmd import Batch
-from dmdistill.networks.block import UNetBlock
-from dmdistill.networks.checkpointing import CHECKPOINTING
-from dmdistill.teachers.model import Teacher
+from dmdistill.core.objective import Batch
+from dmdistill.models.model import Teacher
+from dmdistill.networks.activation_checkpointing import CHECKPOINTING
+from dmdistill.networks.residual_block import UNetBlock
 
 __all__ = ["HOLDS_LESS", "TRICKS", "Ours", "tricks_of"]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dmdistill import load_teacher
 from dmdistill.core.denoisers import Condition, Denoiser, EpsDenoiser, FlowDenoiser, VDenoiser
-from dmdistill.core.paths import VP, Flow, Path, expand
-from dmdistill.teachers.model import Teacher
+from dmdistill.core.schedules import VP, Flow, Path, expand
+from dmdistill.models.model import Teacher
 
 
 class Reexpressed(nn.Module):

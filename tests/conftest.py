@@ -17,15 +17,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import pipelines
-from dmdistill.app.classifier import train_classifier
-from dmdistill.app.cli import main
-from dmdistill.app.config import Classifier, Machine, Network, Teach
-from dmdistill.app.lessons import EDMLesson
+from dmdistill.commands.classifier.command import train_classifier
+from dmdistill.commands.classifier.config import Classifier
+from dmdistill.commands.cli import main
+from dmdistill.commands.options import Machine
+from dmdistill.commands.teach.config import Network, Teach
+from dmdistill.commands.teach.recipes import EDMLesson
 from dmdistill.data.images import ImageSet
+from dmdistill.models.folder import save_model
+from dmdistill.models.load import load_teacher
 from dmdistill.networks.layers import Resample
-from dmdistill.teachers.folder import save_model
-from dmdistill.teachers.load import load_teacher
+from helpers import tiny_pipelines as pipelines
 
 torch.set_num_threads(1)  # tensors this small only wait for a second core; and one thread adds in one order
 

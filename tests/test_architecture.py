@@ -11,10 +11,10 @@ import pytest
 import dmdistill
 
 ROOT = Path(dmdistill.__file__).parent
-EXPORTED = sorted(ROOT.glob("exported/*.py"))  # not modules of ours but files that exports are made of
-FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in EXPORTED]
-TIER = {"files": 0, "download": 0, "seals": 0, "processes": 0, "core": 1, "training": 3, "app": 4}
-TIER |= dict.fromkeys(("networks", "teachers", "data", "metrics"), 2)
+TEMPLATES = sorted(ROOT.glob("commands/export/templates/[!_]*.py"))  # files that exports are made of, no modules
+FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in TEMPLATES]
+TIER = {"core": 0, "networks": 0, "distributed": 0, "io": 1, "data": 2, "training": 2, "metrics": 3, "models": 4}
+TIER["commands"] = 5
 HEAVY = {
     *("diffusers", "transformers", "torchvision", "gradio", "matplotlib", "peft"),
     *("huggingface_hub", "datasets", "pandas", "pyarrow"),
@@ -64,7 +64,7 @@ def test_core_knows_torch_and_the_standard_library(file):
     assert all(name.startswith("dmdistill.core.") for name in imports(parsed(file)) if name.startswith("dmdistill"))
 
 
-@pytest.mark.parametrize("file", EXPORTED, ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda f: f.stem)
 def test_what_is_exported_needs_nothing_of_ours(file):
     assert not any(name.startswith("dmdistill") for name in imports(parsed(file)))
 
@@ -85,7 +85,7 @@ def test_nothing_hides_nan_or_unpickles_freely(file):
 def test_help_loads_no_torch_and_is_quick(arguments):
     """CPU time, which a busy machine hardly changes."""
     code = (
-        "import sys\nfrom dmdistill.app.cli import main\n"
+        "import sys\nfrom dmdistill.commands.cli import main\n"
         f"try:\n    main({arguments})\nexcept SystemExit as end:\n    assert not end.code\n"
         "heavy = {'torch', 'numpy', 'matplotlib', 'PIL', 'safetensors'} & set(sys.modules)\nassert not heavy, heavy"
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmdistill.teachers.load import load_teacher
+from dmdistill.models.load import load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import limits

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.app.cli import main, parse
+from dmdistill.commands.cli import main, parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

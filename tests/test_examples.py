@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmdistill.app.config import Convert, Distill, Machine, Solver
-from dmdistill.app.convert import convert
-from dmdistill.app.distill import distill
-from dmdistill.core.generator import Generator
-from dmdistill.teachers.load import load_model, load_teacher
+from dmdistill.commands.convert.command import convert
+from dmdistill.commands.convert.config import Convert
+from dmdistill.commands.distill.command import distill
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.options import Machine, Solver
+from dmdistill.core.generators import Generator
+from dmdistill.models.load import load_model, load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from examples import parameterisations

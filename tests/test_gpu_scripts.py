@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from dmdistill.app import figures
-from dmdistill.app import teach as teaching
+from dmdistill.commands.evaluate import compute as figures
+from dmdistill.commands.teach import command as teaching
 from dmdistill.data.pairs import Pairs
-from dmdistill.teachers.load import load_model
-from dmdistill.teachers.model import Student, Teacher
+from dmdistill.models.load import load_model
+from dmdistill.models.model import Student, Teacher
 from dmdistill.training.trainer import read_metrics
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "gpu"

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dmdistill.app.config import Distill
-from dmdistill.app.distill import distill
-from dmdistill.app.settings import from_preset
-from dmdistill.files import read_json
+from dmdistill.commands.distill.command import distill
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.presets import from_preset
+from dmdistill.io.atomic import read_json
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmdistill.app import evaluate as evaluating
-from dmdistill.app.config import Distill, Machine, Solver
-from dmdistill.app.distill import distill
-from dmdistill.teachers.load import load_model, load_teacher
-from dmdistill.teachers.model import Student
+from dmdistill.commands.distill.command import distill
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.evaluate import command as evaluating
+from dmdistill.commands.options import Machine, Solver
+from dmdistill.models.load import load_model, load_teacher
+from dmdistill.models.model import Student
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "release.py"
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from lease import ending_after, machine, rate, steps_of
 from parcels import split
 
-from dmdistill.app.cli import main as dmdistill
-from dmdistill.app.config import Distill, MakePairs
-from dmdistill.app.settings import from_preset, with_run
+from dmdistill.commands.cli import main as dmdistill
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.pairs.config import MakePairs
+from dmdistill.commands.presets import from_preset, with_run
 from dmdistill.data.pairs import Pairs
 
 

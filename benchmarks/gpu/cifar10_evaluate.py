@@ -18,7 +18,7 @@ from typing import Any
 
 from lease import machine
 
-from dmdistill.app.cli import main as dmdistill
+from dmdistill.commands.cli import main as dmdistill
 
 METRICS = ("fid", "kid", "precision", "recall")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from lease import ending_after, machine, rate, steps_of
 from parcels import split
 
-from dmdistill.app.cli import main as dmdistill
-from dmdistill.app.config import Teach
-from dmdistill.app.settings import with_run
+from dmdistill.commands.cli import main as dmdistill
+from dmdistill.commands.presets import with_run
+from dmdistill.commands.teach.config import Teach
 from dmdistill.training.light import pack_run, unpack_run
 
 

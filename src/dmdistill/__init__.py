@@ -9,36 +9,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dmdistill.app.config import Distill as Distill
-    from dmdistill.app.config import Evaluate as Evaluate
-    from dmdistill.app.config import MakePairs as MakePairs
-    from dmdistill.app.config import Teach as Teach
-    from dmdistill.app.distill import distill as distill
-    from dmdistill.app.evaluate import evaluate as evaluate
-    from dmdistill.app.pairs import pairs as pairs
-    from dmdistill.app.settings import from_preset as from_preset
-    from dmdistill.app.teach import teach as teach
-    from dmdistill.core.dmd import DMD as DMD
+    from dmdistill.commands.distill.command import distill as distill
+    from dmdistill.commands.distill.config import Distill as Distill
+    from dmdistill.commands.evaluate.command import evaluate as evaluate
+    from dmdistill.commands.evaluate.config import Evaluate as Evaluate
+    from dmdistill.commands.pairs.command import pairs as pairs
+    from dmdistill.commands.pairs.config import MakePairs as MakePairs
+    from dmdistill.commands.presets import from_preset as from_preset
+    from dmdistill.commands.teach.command import teach as teach
+    from dmdistill.commands.teach.config import Teach as Teach
+    from dmdistill.core.objective import DMD as DMD
     from dmdistill.data.images import save_grid as save_grid
-    from dmdistill.teachers.load import load_model as load_model
-    from dmdistill.teachers.load import load_teacher as load_teacher
+    from dmdistill.models.load import load_model as load_model
+    from dmdistill.models.load import load_teacher as load_teacher
 
 __version__ = "0.1.0"
 
 MODULES = {
-    "DMD": "core.dmd",
-    "Distill": "app.config",
-    "Evaluate": "app.config",
-    "MakePairs": "app.config",
-    "Teach": "app.config",
-    "distill": "app.distill",
-    "evaluate": "app.evaluate",
-    "from_preset": "app.settings",
-    "load_model": "teachers.load",
-    "load_teacher": "teachers.load",
-    "pairs": "app.pairs",
+    "DMD": "core.objective",
+    "Distill": "commands.distill.config",
+    "Evaluate": "commands.evaluate.config",
+    "MakePairs": "commands.pairs.config",
+    "Teach": "commands.teach.config",
+    "distill": "commands.distill.command",
+    "evaluate": "commands.evaluate.command",
+    "from_preset": "commands.presets",
+    "load_model": "models.load",
+    "load_teacher": "models.load",
+    "pairs": "commands.pairs.command",
     "save_grid": "data.images",
-    "teach": "app.teach",
+    "teach": "commands.teach.command",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m dmdistill` is the command `dmdistill`."""
 
-from dmdistill.app.cli import main
+from dmdistill.commands.cli import main
 
 main()

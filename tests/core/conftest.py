@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmdistill.core.paths import EDM, VP, Flow, Path
-from dmdistill.teachers.mixture import GaussianMixture
+from dmdistill.core.schedules import EDM, VP, Flow, Path
+from dmdistill.models.gaussian_mixture import GaussianMixture
 
 PATHS = {"edm": EDM(), "vp": VP.linear_betas(), "flow": Flow()}
 

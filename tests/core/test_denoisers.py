@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from dmdistill.commands.plan.tensor_ledger import Ledger
 from dmdistill.core.denoisers import Denoiser, EDMDenoiser, EpsDenoiser, FlowDenoiser, Guided, VDenoiser, X0Denoiser
-from dmdistill.core.paths import expand
-from dmdistill.teachers.mixture import GaussianMixture, ring, two_modes
-from dmdistill.training.counting import Ledger
+from dmdistill.core.schedules import expand
+from dmdistill.models.gaussian_mixture import GaussianMixture, ring, two_modes
 
 SIGMA_DATA = 0.5
 

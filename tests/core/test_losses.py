@@ -15,8 +15,8 @@ from dmdistill.core.losses import (
     pseudo_huber,
     regression_loss,
 )
-from dmdistill.core.paths import expand
-from dmdistill.teachers.mixture import GaussianMixture
+from dmdistill.core.schedules import expand
+from dmdistill.models.gaussian_mixture import GaussianMixture
 
 SHAPE = (7, 2, 3, 5)  # B != C != H != W
 

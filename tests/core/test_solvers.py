@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from dmdistill.core.denoisers import Denoiser
-from dmdistill.core.generator import Generator
-from dmdistill.core.paths import EDM, VP, Flow
+from dmdistill.core.generators import Generator
+from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.core.solvers import SOLVERS, ddim, evaluations, heun, pndm
-from dmdistill.teachers.mixture import GaussianMixture
+from dmdistill.models.gaussian_mixture import GaussianMixture
 
 BINS = 2**14  # enough for the steps below to divide, so that rounding to bins does not hide an order
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmdistill.data.images import load_fashion_mnist, read_idx, save_grid, to_bytes, to_floats
+from dmdistill.data.fashion_mnist import load_fashion_mnist, read_idx
+from dmdistill.data.images import save_grid, to_bytes, to_floats
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 3, 5), (2, 3, 5, 4)])

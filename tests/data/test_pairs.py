@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdistill.data.pairs import Pairs, PairSettings, make_pairs, seed_of
-from dmdistill.teachers.load import load_teacher
+from dmdistill.data.pairs import Pairs, PairSettings, make_pairs
+from dmdistill.data.seeds import seed_of
+from dmdistill.models.load import load_teacher
 
 SETTINGS = PairSettings(
     teacher="tiny 0",

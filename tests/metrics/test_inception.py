@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.files import cache_folder
+from dmdistill.io.atomic import cache_folder
 from dmdistill.metrics import inception as module
+from dmdistill.metrics.classifier_features import load_judge
 from dmdistill.metrics.features import Classifying
 from dmdistill.metrics.inception import FILE, Inception, load_inception
-from dmdistill.metrics.judge import load_judge
 from dmdistill.metrics.resizing import resize_bicubic, resize_tensorflow
-from server import Server
+from helpers.http_server import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 

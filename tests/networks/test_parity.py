@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dmdistill.data.conditions import Labels
-from dmdistill.networks.dhariwal import DhariwalUNet
-from dmdistill.networks.song import SongUNet
+from dmdistill.networks.dhariwal_unet import DhariwalUNet
+from dmdistill.networks.song_unet import SongUNet
 
 FIXTURE = Path(__file__).with_name("edm.safetensors")
 CLASSES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}

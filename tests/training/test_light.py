@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dmdistill.training.light import difference, lightened, pack_run, restored, unpack_run
+from dmdistill.training.optimizer import Update
 from dmdistill.training.trainer import Trainer, read_metrics
-from dmdistill.training.update import Update
 
 
 def network():

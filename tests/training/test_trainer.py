@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.core.dmd import NonFiniteError
+from dmdistill.core.objective import NonFiniteError
+from dmdistill.training.optimizer import Update
 from dmdistill.training.trainer import Trainer, read_metrics
-from dmdistill.training.update import Update
 
 STEPS = 11
 

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from dmdistill.core.paths import Path, expand
+from dmdistill.core.schedules import Path, expand
 
 __all__ = ["Condition", "Denoiser", "EDMDenoiser", "EpsDenoiser", "FlowDenoiser", "Guided", "VDenoiser", "X0Denoiser"]
 

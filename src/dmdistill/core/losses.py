@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmdistill.core.denoisers import Condition, Denoiser
-from dmdistill.core.paths import expand
+from dmdistill.core.schedules import expand
 
 __all__ = [
     "WEIGHTS",

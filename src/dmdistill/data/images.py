@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dmdistill.files import written_whole
+from dmdistill.io.atomic import written_whole
 
 __all__ = [
     "ImageSet",
     "cut_square",
-    "load_fashion_mnist",
-    "read_idx",
     "save_grid",
     "square",
     "to_bytes",
     "to_floats",
 ]
-
-FASHION_CLASSES = (
-    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,39 +71,6 @@ def cut_square(images: Tensor, side: int) -> Tensor:
     for i, plane in enumerate(planes):
         found[i] = np.asarray(square(Image.fromarray(plane), side))
     return torch.from_numpy(found).reshape(*images.shape[:2], side, side)
-
-
-def read_idx(path: Path) -> Tensor:
-    """A gzipped IDX file (the MNIST family's format) of unsigned bytes."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as gzip: {error}") from None
-    dims = content[3] if len(content) > 3 else 0
-    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
-    data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * dims, len(content)))
-    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * dims or data.size != math.prod(shape):
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes, or is cut short")
-    return torch.from_numpy(data.reshape(shape).copy())
-
-
-def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
-    """The official *-ubyte.gz files of Fashion-MNIST (Xiao et al. 2017, MIT licence)."""
-    part = "train" if train else "t10k"
-    files = [folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz"]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(
-                f"no {file.name} in {folder}: --data takes the folder of Fashion-MNIST's official .gz files, or of "
-                "CIFAR-10's"
-            )
-    images, labels = (read_idx(file) for file in files)
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{folder} holds {part} images {tuple(images.shape)} and labels {tuple(labels.shape)}, expected N H W and N"
-        )
-    about = {"name": "fashion", "licence": "MIT", "judge": "fashion-classifier"}
-    return ImageSet(images[:, None], labels.long(), FASHION_CLASSES, **about)
 
 
 def save_grid(path: Path | str, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:

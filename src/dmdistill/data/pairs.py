@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.files import held_alone, read_json, read_safetensors, write_json, write_safetensors
-from dmdistill.processes import ALONE, Processes
+from dmdistill.data.seeds import seed_of
+from dmdistill.distributed.process_group import ALONE, Processes
+from dmdistill.io.atomic import held_alone, read_json, read_safetensors, write_json, write_safetensors
 
-__all__ = ["PairSettings", "Pairs", "make_pairs", "seed_of"]
+__all__ = ["PairSettings", "Pairs", "make_pairs"]
 
 KINDS = {"str": ("str",), "int": ("int",), "float": ("int", "float")}  # of JSON's values, by the field's annotation
 Maker = Callable[[Tensor, Tensor | None], Tensor]
@@ -214,8 +214,3 @@ class Pairs:
 
 def shard_file(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.safetensors"
-
-
-def seed_of(*key: int) -> int:
-    """A seed of its own for every key, well mixed: neighbouring keys give unrelated draws."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

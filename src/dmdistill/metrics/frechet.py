@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.files import first_line, read_safetensors, write_safetensors
+from dmdistill.io.atomic import first_line, read_safetensors, write_safetensors
 
 __all__ = [
     "Moments",

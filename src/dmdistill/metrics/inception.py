@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dmdistill.download import download
-from dmdistill.files import cache_folder, first_line
+from dmdistill.io.atomic import cache_folder, first_line
+from dmdistill.io.download import download
 from dmdistill.metrics.features import check_bytes
 from dmdistill.metrics.resizing import resize_bicubic, resize_tensorflow
 

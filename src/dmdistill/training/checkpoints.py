@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.files import first_line, written_whole
+from dmdistill.io.atomic import first_line, written_whole
 
 __all__ = ["Checkpoints", "DamagedError", "of_tensors", "read"]
 

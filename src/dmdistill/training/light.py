@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.files import first_line, held_alone, written_whole
+from dmdistill.io.atomic import first_line, held_alone, written_whole
 from dmdistill.training.checkpoints import Checkpoints
 
 __all__ = ["lightened", "pack_run", "restored", "unpack_run"]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from dmdistill.files import first_line, read_json, write_json
+from dmdistill.io.atomic import first_line, read_json, write_json
 from dmdistill.training.trainer import Trainer
 
 __all__ = ["Logger", "TensorBoard", "Tracker", "logged", "need_logger"]

@@ -14,14 +14,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.core.dmd import NonFiniteError
-from dmdistill.files import first_line, on_disk, writing, written_whole
-from dmdistill.processes import ALONE, Processes
+from dmdistill.core.objective import NonFiniteError
+from dmdistill.distributed.data_parallel import Parallel
+from dmdistill.distributed.process_group import ALONE, Processes
+from dmdistill.io.atomic import first_line, on_disk, writing, written_whole
 from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
-from dmdistill.training.interruption import interruption
-from dmdistill.training.parallel import Parallel
+from dmdistill.training.optimizer import Update
 from dmdistill.training.progress import progress_bar
-from dmdistill.training.update import Update
+from dmdistill.training.signals import interruption
 
 __all__ = ["Trainer", "read_metrics"]
 

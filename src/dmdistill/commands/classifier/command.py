@@ -1,0 +1,108 @@
+"""`dmdistill classifier`: train the judge, and describe the real images in its features."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from dmdistill.commands.classifier.config import Classifier as Settings
+from dmdistill.commands.presets import check_at_least, check_positive
+from dmdistill.commands.run_folder import start_machine
+from dmdistill.data.images import ImageSet, to_floats
+from dmdistill.data.training_set import load_labelled
+from dmdistill.io.atomic import check_writable, write_json, written_whole
+from dmdistill.io.weights import save_weights
+from dmdistill.metrics.classifier_features import Judge
+from dmdistill.metrics.frechet import gather, save_statistics
+from dmdistill.models.cards import judge_card
+from dmdistill.networks.image_classifier import Classifier
+from dmdistill.training.progress import progress_bar
+
+__all__ = ["train_classifier"]
+
+
+def train_classifier(config: Settings) -> Judge:
+    """Train, then write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
+    check(config)
+    data, held_out = load_labelled(config.data), load_labelled(config.data, train=False)
+    if config.batch > len(data):
+        raise ValueError(f"--batch {config.batch}, expected at most {len(data)}: there are no more images")
+    device, precision = start_machine(config.machine)
+    torch.manual_seed(config.seed)
+    network = {"in_channels": data.images.shape[1], "classes": len(data.names)}
+    classifier = Classifier(**network).to(device).to(memory_format=torch.channels_last)  # pyright: ignore
+    fit(classifier, data, config, device, precision)
+    classifier.eval().requires_grad_(False)
+
+    accuracy = measure_accuracy(classifier, held_out, device)
+    judge = Judge(f"{data.name}-classifier", classifier, gather(classifier.features, batches(data, device)))
+    real = judge.distance(batches(held_out, device))
+    figures = {"accuracy": accuracy, "test_images": len(held_out), "frechet_test_images": real}
+    save_weights(config.out / "model.safetensors", classifier)
+    save_statistics(config.out / "reference.safetensors", judge.reference)
+    write_json(config.out / "config.json", {"kind": "judge", "name": judge.name, "network": network, **figures})
+    with written_whole(config.out / "README.md") as temporary:
+        temporary.write_text(judge_card(judge, figures, asdict(config)), encoding="utf-8")
+    Console(highlight=False).print(
+        f"accuracy {accuracy:.2%} on {len(held_out)} test images, whose Frechet distance to the {len(data)} training "
+        f"images is {real:.4g}; judge in {config.out}",
+        markup=False,
+    )
+    return judge
+
+
+def check(config: Settings) -> None:
+    """ValueError where a number cannot be or the folder holds something, OSError where it could not be written."""
+    check_at_least(config, 1, "epochs", "batch")
+    check_positive(config, "lr")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"--seed {config.seed}, expected 0 to 2**63 - 1")
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise ValueError(f"{config.out} already exists: choose another --out")
+    check_writable(config.out / "model.safetensors")
+
+
+def fit(
+    classifier: Classifier, data: ImageSet, config: Settings, device: torch.device, precision: torch.dtype | None
+) -> None:
+    """Cross-entropy by AdamW and a one-cycle schedule, images shifted by up to two pixels and mirrored."""
+    rng = torch.Generator(device).manual_seed(config.seed)
+    images, labels = data.images.to(device), data.labels.to(device)
+    steps = config.epochs * (len(data) // config.batch)
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=config.lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps)
+    with progress_bar("training the judge", steps) as advance:
+        for _ in range(config.epochs):
+            order = torch.randperm(len(data), generator=rng, device=device)
+            for rows in order[: steps // config.epochs * config.batch].split(config.batch):
+                with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+                    logits = classifier(augmented(to_floats(images[rows]), rng))
+                loss = F.cross_entropy(logits.float(), labels[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                advance(schedule.last_epoch)
+
+
+def augmented(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Each batch shifted by up to two pixels either way, each image mirrored or not."""
+    mirrored = torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device) < 0.5
+    dy, dx = torch.randint(5, (2,), generator=rng, device=x.device).tolist()
+    height, width = x.shape[2:]
+    padded = F.pad(torch.where(mirrored, x.flip(3), x), (2, 2, 2, 2), value=-1)
+    return padded[:, :, dy : dy + height, dx : dx + width]
+
+
+def batches(data: ImageSet, device: torch.device, size: int = 500) -> list[Tensor]:
+    return [to_floats(part.to(device)) for part in data.images.split(size)]
+
+
+@torch.no_grad()
+def measure_accuracy(classifier: Classifier, data: ImageSet, device: torch.device) -> float:
+    guesses = torch.cat([classifier(x).argmax(1).cpu() for x in batches(data, device)])
+    return (guesses == data.labels).double().mean().item()

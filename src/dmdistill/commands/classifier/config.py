@@ -1,0 +1,35 @@
+"""Configuration of `dmdistill classifier`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes
+
+from dmdistill.commands.options import Machine
+
+__all__ = ["Classifier"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Train the small classifier in whose features the Frechet distance is measured."""
+
+    data: Path = Path("datasets/fashion-mnist")
+    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""
+    out: Path = Path("runs/classifier")
+    """Folder to write."""
+    preset: str = ""
+    """Settings to start from; the other flags change them."""
+    epochs: int = 8
+    """Passes over the training images."""
+    batch: int = 256
+    """Images per step."""
+    lr: float = 3e-3
+    """Highest learning rate of the one-cycle schedule."""
+    seed: int = 0
+    """Seed of every random draw."""
+    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    """Where and how to compute."""

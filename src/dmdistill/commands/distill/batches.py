@@ -1,0 +1,48 @@
+"""What the steps of a distillation consume. All draw for the whole batch, and each process takes its portion."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.run_folder import Run
+from dmdistill.core.denoisers import Condition
+from dmdistill.core.objective import Batch
+from dmdistill.data.pairs import Pairs
+from dmdistill.models.model import Teacher
+from dmdistill.training.microbatches import portion
+
+__all__ = ["batch_of"]
+
+
+def batch_of(config: Distill, teacher: Teacher, run: Run, step: int, *, pairs: Pairs | None, fresh: int) -> Batch:
+    """This process's portion of a step's batch.
+
+    pairs: to regress on, None for none. fresh: batches of images, besides those of the generator's update, for further
+    updates of the fake score.
+    """
+    z, cond = noise(config, teacher, run)
+    z_ref = y_ref = cond_ref = z_fake = cond_fake = None
+    if pairs is not None:
+        z_ref, y_ref, index = some_pairs(config, run, pairs, step)
+        z_ref, y_ref, cond_ref = z_ref.to(run.device), y_ref.to(run.device), teacher.condition(index)
+    if fresh:
+        z_fake, cond_fake = noise(config, teacher, run, batches=fresh)
+    return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake)
+
+
+def noise(config: Distill, teacher: Teacher, run: Run, *, batches: int = 1) -> tuple[Tensor, Condition | None]:
+    """Noise and conditions of so many batches, of each this process's portion."""
+    sizes = batches * [config.batch]
+    drawn = teacher.draw(sum(sizes), rng=run.rng)
+    z, index = (portion(one, sizes, run.processes.rank, run.processes.count) for one in drawn)
+    return z, teacher.condition(index)
+
+
+def some_pairs(config: Distill, run: Run, pairs: Pairs, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """z, x and the conditions' numbers."""
+    rank, count = run.processes.rank, run.processes.count
+    if count == 1:
+        return pairs.batch(step, config.batch_reg)
+    rows = pairs.rows(step, config.batch_reg)
+    return pairs[portion(rows, [len(rows)], rank, count)]

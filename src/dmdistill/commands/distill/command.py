@@ -1,0 +1,163 @@
+"""`dmdistill distill`: a teacher becomes a one-step student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.report import draw_comparison, draw_curves
+from dmdistill.commands.distill.setup import Job
+from dmdistill.commands.evaluate.command import measure, print_table
+from dmdistill.commands.evaluate.generated_images import draw
+from dmdistill.commands.pairs.command import with_solver
+from dmdistill.commands.presets import check_at_least, check_numbers, check_positive, check_shares
+from dmdistill.commands.prompts import with_prompts
+from dmdistill.commands.run_folder import Run
+from dmdistill.distributed.data_parallel import Parallel
+from dmdistill.distributed.process_group import ALONE, Processes, join_processes, own_device, restarted
+from dmdistill.io.atomic import write_json
+from dmdistill.models.cards import student_card
+from dmdistill.models.folder import save_model
+from dmdistill.models.load import load_model, load_teacher
+from dmdistill.models.model import Student, Teacher
+from dmdistill.networks.lora import need_peft
+from dmdistill.training.loggers import logged, need_logger
+
+__all__ = ["distill"]
+
+CPU = torch.device("cpu")
+
+
+def distill(config: Distill) -> Student | None:
+    """Distill, write the student to out/student, report, return it; None where it was interrupted."""
+    with join_processes(own_device(config.machine.device)) as processes:
+        if restarted() and (config.out / "config.toml").exists():
+            config = replace(config, resume=config.out)
+        check(config, processes)
+        return distill_together(config, processes)
+
+
+def distill_together(config: Distill, processes: Processes) -> Student | None:
+    """One process's part in it; the first one answers with the student."""
+    teacher = load(config)
+    with Run(config.out, config, resume=config.resume is not None, processes=processes) as run:
+        teacher = placed(config, teacher, run)
+        torch.manual_seed(config.seed)
+        try:
+            return make_student(config, teacher, run)
+        except KeyboardInterrupt:  # while pairs or figures were made: what is finished is kept
+            run.say(f"interrupted; go on with: dmdistill distill --resume {run.folder}")
+            raise
+
+
+def load(config: Distill) -> Teacher:
+    """The teacher, with its solver."""
+    return with_solver(load_teacher(config.teacher), config.ode)
+
+
+def placed(config: Distill, teacher: Teacher, run: Run) -> Teacher:
+    """A teacher with its prompts, on the run's device; its network in the host's memory if it is to be sharded."""
+    home = Parallel(run.processes, strategy=config.strategy).home(run.device)
+    return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision, home=home)
+
+
+def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
+    """Everything after the checks."""
+    job = Job(config, teacher, run)
+    with logged(job.trainer, config.log_to if run.processes.first else None, asdict(config)):
+        done = job.trainer.fit(job.iterate, hooks=job.watch.hooks, name="distilling")
+    if not done:
+        run.say_how_to_resume("distill", job.trainer.step)
+        return None
+    student = job.student(again=lambda: with_prompts(load(config), config.prompts).to(CPU, run.precision))
+    if not run.processes.first:
+        return None
+    if (best := job.watch.best).step:
+        run.say(f"best: {best.name} of step {best.step}, Frechet distance {best.figure:.4g}")
+    save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=run.storage)
+    return report(config, job, run) if config.report_images else student
+
+
+def check(config: Distill, processes: Processes = ALONE) -> None:
+    """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
+    check_numbers(config)
+    check_at_least(config, 1, "steps", "batch", "batch_reg", "accumulate", "fake_steps")
+    parallel = Parallel(processes, config.accumulate)
+    parallel.check("--batch", config.batch)
+    if config.lambda_reg > 0:
+        parallel.check("--batch-reg", config.batch_reg)
+    check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
+    check_at_least(
+        config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
+    )
+    if config.lpips_side and config.lpips_side < 16:
+        raise ValueError(f"--lpips-side {config.lpips_side}, expected at least 16, or 0 for the images' own")
+    check_shares(config, "betas", "match_from")
+    check_at_least(config, 2, "evaluate_images")
+    if config.report_images == 1:
+        raise ValueError("--report-images 1, expected at least 2, or 0 for no report")
+    check_positive(config, "lr", "lr_fake", "clip", "halflives")
+    if len(set(config.halflives)) < len(config.halflives):
+        raise ValueError(f"--halflives {config.halflives}, expected each once: an average is named by its own")
+    need_logger(config.log_to)
+    for name in ("lora_student", "lora_fake"):
+        if getattr(config, name):
+            need_peft(f"--{name.replace('_', '-')}")
+    if not 0 <= config.low < config.high <= 1:
+        raise ValueError(f"--low {config.low} --high {config.high}, expected 0 <= low < high <= 1")
+    if config.lambda_reg > 0 and config.pairs is None and config.pair_count < 1:
+        raise ValueError(
+            f"--lambda-reg {config.lambda_reg} needs pairs: give --pairs FOLDER or a --pair-count above 0, or set "
+            "--lambda-reg 0 to distill without"
+        )
+    if config.lambda_reg == 0 and not config.match:
+        raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
+    if not 0 <= config.fake_from <= 1:
+        raise ValueError(f"--fake-from {config.fake_from}, expected a fraction in [0, 1]")
+    least = config.match_from if config.match else 1  # a step must have a loss
+    if not least <= config.regress_until <= 1:
+        raise ValueError(f"--regress-until {config.regress_until}, expected {least} to 1")
+    if config.distance == "lpips" and config.lpips_weights is None:
+        raise ValueError("--distance lpips needs --lpips-weights FILE, a safetensors file of VGG16 and LPIPS")
+    if config.decoder is not None and (config.lpips_weights is None or config.distance == "huber"):
+        raise ValueError(f"--decoder {config.decoder} is for LPIPS, which needs --lpips-weights FILE")
+
+
+def report(config: Distill, job: Job, run: Run) -> Student:
+    """Measure the stored student beside its teacher; write report.json, report.png and comparison.png."""
+    student = load_model(str(config.out / "student"), teacher=job.teacher)
+    assert isinstance(student, Student)
+    student.to(run.device, run.precision)
+    job.teacher.to(run.device, run.precision)
+    count = config.report_images
+    drawn = draw(student, count, batch=job.many, seed=config.seed + 3, name="drawing the student's images")
+    reports = [
+        measure(job.teacher, teacher_images(config, job), images=count, batch=job.many),
+        measure(student, drawn, images=count, batch=job.many),
+    ]
+    seconds = {"distillation": job.trainer.seconds}
+    if job.pairs is not None and job.pairs.seconds_per_image is not None:
+        seconds["pairs"] = job.pairs.seconds_per_image * len(job.pairs)
+    write_json(config.out / "report.json", {"teacher": reports[0], "student": reports[1], "seconds": seconds})
+    draw_curves(config.out)
+    draw_comparison(config.out / "comparison.png", job.teacher, student, reports, batch=job.many)
+    print_table(reports)
+    run.say(f"distilled in {seconds['distillation'] / 60:.1f} min; student in {config.out / 'student'}")
+    run.say(f"teacher and student side by side: {config.out / 'comparison.png'}; curves: {config.out / 'report.png'}")
+    return student
+
+
+def teacher_images(config: Distill, job: Job) -> Iterator[Tensor]:
+    """Those of the run's own pairs, and fresh ones where these are too few."""
+    teacher, count = job.teacher, config.report_images
+    own = job.pairs if config.pairs is None else None
+    kept = min(len(own), count) if own is not None else 0
+    for start in range(0, kept, job.many):
+        x = own[range(start, min(start + job.many, kept))][1].to(teacher.device)  # type: ignore[index]
+        with torch.no_grad():
+            yield teacher.decode(x)
+    yield from draw(teacher, count - kept, batch=job.many, seed=config.seed + 3, name="drawing the teacher's images")

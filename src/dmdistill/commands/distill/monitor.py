@@ -1,0 +1,107 @@
+"""What is looked at while a student learns: samples, health, the Frechet distance of its averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dmdistill.commands.distill.diagnostics import Probe
+from dmdistill.commands.distill.validation_metric import Judging
+from dmdistill.commands.evaluate.generated_images import blocks, draw
+from dmdistill.data.images import save_grid
+from dmdistill.metrics.frechet import Moments, frechet_distance, moments_of
+from dmdistill.training.best_checkpoint import Best
+from dmdistill.training.checkpoints import of_tensors
+
+if TYPE_CHECKING:
+    from dmdistill.commands.distill.setup import Job
+
+__all__ = ["Watch"]
+
+FIGURE = "frechet_"  # before the name of an average, in metrics.jsonl
+
+
+class Watch:
+    """Looks at a job, always by the same noise, and keeps its best state.
+
+    judge: whose features measure the images, None for none.
+    """
+
+    def __init__(self, job: Job, judge: Judging | None) -> None:
+        self.job, self.judge = job, judge
+        self.best = Best(job.trainer, prefix=FIGURE)
+        device = job.run.device
+        rng = torch.Generator(device).manual_seed(job.config.seed + 1)
+        z, cond = job.teacher.noise(min(128, job.many), rng=rng)
+        self.probe = Probe(z, cond, torch.randn(z.shape, generator=rng, device=device))
+
+    @property
+    def hooks(self) -> list[tuple[int, Callable[[int], dict[str, float]]]]:
+        return [(self.job.config.sample_every, self.look), (self.job.config.evaluate_every, self.evaluate)]
+
+    @torch.no_grad()
+    def look(self, step: int) -> dict[str, float]:
+        """A grid of the newest average's images of the probe's noise."""
+        job = self.job
+        grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
+        images = job.teacher.decode(grid)
+        if job.run.processes.first:
+            file = job.config.out / "samples" / f"step-{step:06d}.png"
+            save_grid(file, images, columns=8)
+            if job.trainer.logger is not None:
+                job.trainer.logger.picture(step, file)
+        return {}
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Health, and the Frechet distance of each average of the generator."""
+        job = self.job
+        row = self.probe.measure(job.generator, job.teacher.guided, job.fake) if job.dmd.match else {}
+        if self.judge is not None:
+            for name, generator in self.candidates():
+                row[FIGURE + name] = figure = self.frechet(self.judge, generator)
+                self.best.offer(step, name, figure, partial(self.weights, generator))
+        return row
+
+    def candidates(self) -> list[tuple[str, nn.Module]]:
+        """The generator's averages by name, or the generator itself where none is kept."""
+        averages = self.job.update_generator.averages
+        return [(f"ema{a.halflife:g}", a.network) for a in averages] or [("raw", self.job.generator)]
+
+    @torch.no_grad()
+    def frechet(self, judge: Judging, generator: nn.Module) -> float:
+        """Of as many images as are measured, of which each process draws some."""
+        config, processes = self.job.config, self.job.run.processes
+        told = {"batch": self.job.many, "seed": config.seed + 2, "share": processes.share}
+        drawn = draw(self.job.teacher, config.evaluate_images, generate=generator, **told)
+        own = moments_of(judge.features, drawn)
+        if processes.count > 1:
+            self.keep_pace(generator)
+            own = sum(processes.exchanged(Moments() + own), Moments())
+        return frechet_distance(own.statistics(), judge.reference)
+
+    def keep_pace(self, generator: nn.Module) -> None:
+        """Call a sharded network as often as the others do who had a batch more to draw: all gather it together."""
+        job, processes = self.job, self.job.run.processes
+        batches = blocks(job.config.evaluate_images, job.many)
+        if job.parallel.sharded and len(processes.share(batches)) * processes.count < len(batches):
+            generator(self.probe.z, self.probe.cond)
+
+    def chosen(self) -> tuple[str, int, dict[str, Tensor]]:
+        """The average that becomes the student, its step and its weights: the best, or that of the last step."""
+        names = dict(self.candidates())
+        name, step = list(names)[-1], self.job.trainer.step
+        if self.job.config.keep == "best" and self.best.step:
+            return self.best.name, self.best.step, self.best.weights()
+        if self.judge is not None:
+            judge = self.judge
+            name = min(names, key=lambda one: self.frechet(judge, names[one]))
+        return name, step, self.weights(names[name])
+
+    def weights(self, generator: nn.Module) -> dict[str, Tensor]:
+        """Those of the generator or an average of it, all of them where they are sharded, for the first process."""
+        job = self.job
+        return of_tensors(job.parallel.gathered, job.update_generator.weights(generator))

@@ -1,0 +1,150 @@
+"""What FSDP2 holds of sharded networks while they work, foretold in one process and told to a ledger.
+
+The order of events is that of torch's fully_shard with reshard_after_forward=True. A block's weights come in one buffer
+and are copied out of it; forward, the buffer stays until the next block has its own. Backward, the next block's buffer
+is asked for ahead, and a block's gradients are whole until it is done; then they are copied, to be exchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmdistill.commands.plan.tensor_ledger import Ledger, share_of, tensors_of
+from dmdistill.distributed.data_parallel import Parallel, blocks, unshare
+
+__all__ = ["Foretold", "Sharded"]
+
+GATHERED = "gathered"
+
+
+class Foretold(Parallel):
+    """One process of `among`, alone: it shards nothing, and tells a ledger what would be whole for how long.
+
+    Attributes:
+        host: most bytes of what is whole in the host's memory at once, before it is sharded.
+    """
+
+    def __init__(self, ledger: Ledger, *, parts: int, among: int) -> None:
+        super().__init__(parts=parts)
+        self.ledger, self.among = ledger, among
+        self.host = self.gone = 0  # gone: bytes of networks that would be whole no more
+
+    @property
+    def sharded(self) -> bool:
+        return True
+
+    def spread(self, network: nn.Module) -> None:
+        self.host = max(self.host, self.ledger.now.total() - self.gone)
+        unshare(network)
+        self.gone += sum(one.untyped_storage().nbytes() for one in network.parameters())
+        Sharded(network, self.ledger, among=self.among)
+
+
+class Group:
+    """Weights that are gathered together: a block's, or what is outside of all blocks."""
+
+    def __init__(self, parameters: list[nn.Parameter], among: int) -> None:
+        self.parameters = [one for one in parameters if one.requires_grad]
+        self.full = sum(among * share_of(one, among) for one in parameters)
+        self.trained = sum(among * share_of(one, among) for one in self.parameters)
+        self.gradients = 0  # bytes that are whole at present
+
+
+class Sharded:
+    """Follows the passes of one network.
+
+    Attributes:
+        root: the group of what is outside of all blocks.
+        order: the groups in the order in which they were done forward; the root is the last.
+        at: index of the one that backward is at; None while there is no backward pass.
+    """
+
+    def __init__(self, network: nn.Module, ledger: Ledger, *, among: int) -> None:
+        self.ledger = ledger
+        self.order: list[Group] = []
+        self.at: int | None = None
+        self.buffer = self.exchanged = 0  # bytes
+        self.asked: set[int] = set()  # indices of what backward asked for ahead
+        self.turned: set[int] = set()  # of what it came to
+        inner = [*blocks(network)]
+        taken = {parameter for block in inner for parameter in block.parameters()}
+        for block in inner:
+            self.watch(block, Group([*block.parameters()], among))
+        self.root = Group([one for one in network.parameters() if one not in taken], among)
+        self.watch(network, self.root)
+
+    def watch(self, module: nn.Module, group: Group) -> None:
+        module.register_forward_pre_hook(lambda *_: self.enter(group))
+        module.register_forward_hook(lambda _, __, answer: self.leave(group, answer))
+        for parameter in group.parameters:
+            parameter.register_post_accumulate_grad_hook(lambda one: self.learn(group, one))
+
+    def hold(self, size: int) -> None:
+        self.ledger.hold(GATHERED, size)
+
+    def enter(self, group: Group) -> None:
+        """Forward: into a buffer, while the one before is there, and out of it."""
+        if self.at is not None:  # recomputed: it is there
+            return
+        if group is self.root:
+            self.order = []
+        self.hold(group.full)
+        self.hold(-self.buffer)
+        self.hold(group.full)
+        self.buffer = group.full
+
+    def leave(self, group: Group, answer: Any) -> None:
+        """Forward: the weights go; backward will ask for them again."""
+        if self.at is not None:
+            return
+        self.hold(-group.full)
+        if group is self.root:
+            self.hold(-self.buffer)
+            self.buffer = 0
+        index = len(self.order)
+        self.order.append(group)
+        for tensor in tensors_of(answer):
+            if tensor.requires_grad:
+                tensor.register_hook(lambda _: self.turn(index))
+
+    def turn(self, index: int) -> None:
+        """Backward comes to a group: the one before it is done, its weights come, the next one's are asked for."""
+        if index in self.turned:
+            return
+        if self.at is None:  # at the root, which is done last
+            torch.autograd.Variable._execution_engine.queue_callback(self.end)  # pyright: ignore
+        elif self.order[self.at] is not self.root:
+            self.finish(self.order[self.at])
+        self.at, group = index, self.order[index]
+        self.turned.add(index)
+        self.hold(group.full if index in self.asked else 2 * group.full)
+        self.hold(-group.full)
+        if index and index - 1 not in self.turned | self.asked:
+            self.asked.add(index - 1)
+            self.hold(self.order[index - 1].full)
+
+    def learn(self, group: Group, parameter: Tensor) -> None:
+        """A gradient is there, whole."""
+        size = parameter.numel() * parameter.itemsize
+        group.gradients += size
+        self.hold(size)
+
+    def finish(self, group: Group) -> None:
+        """Weights go, and gradients once they are copied to be exchanged, as those before them have been."""
+        self.hold(-group.full - self.exchanged)
+        self.exchanged = group.trained if group.gradients else 0
+        self.hold(self.exchanged)
+        self.hold(-group.gradients)
+        group.gradients = 0
+
+    def end(self) -> None:
+        """After a backward pass."""
+        if self.at is not None and self.order[self.at] is not self.root:
+            self.finish(self.order[self.at])
+        self.finish(self.root)
+        left = sum(self.order[index].full for index in self.asked - self.turned)
+        self.hold(-self.exchanged - left)
+        self.at, self.exchanged, self.turned, self.asked = None, 0, set(), set()

@@ -1,0 +1,199 @@
+"""What `dmdistill teach` can teach: which network, at which times, and how the teacher is written."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmdistill.commands.teach.config import Teach
+from dmdistill.core.denoisers import EDMDenoiser
+from dmdistill.core.schedules import EDM, VP
+from dmdistill.data.augmentation import Augmentation, Mirrored, Untouched, Warped
+from dmdistill.data.conditions import LabelSpace
+from dmdistill.data.images import ImageSet
+from dmdistill.io.atomic import folder_written_whole, write_json
+from dmdistill.models.diffusers_pipeline import ABOUT
+from dmdistill.models.diffusers_scheduler import PREDICTIONS
+from dmdistill.models.folder import save_model
+from dmdistill.models.model import Teacher
+from dmdistill.networks.diffusers_wrappers import UNet2D
+from dmdistill.networks.song_unet import SongUNet
+
+__all__ = ["LESSONS", "DDPMLesson", "EDMLesson", "Lesson"]
+
+
+@dataclass(frozen=True)
+class Lesson(ABC):
+    """What differs between the kinds of teacher that are trained here."""
+
+    config: Teach
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to the images that it teaches from."""
+        if self.config.augment:
+            return Warped(self.config.augment)
+        return Mirrored() if self.config.mirror else Untouched()
+
+    @abstractmethod
+    def new_teacher(self, data: ImageSet) -> Teacher:
+        """A teacher with fresh weights for the data at hand. ValueError where the network cannot be had for them."""
+
+    @abstractmethod
+    def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
+        """n times to train at, fp32, on rng's device."""
+
+    @abstractmethod
+    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
+        """Write what `load_model` loads, weights in `dtype`."""
+
+
+class EDMLesson(Lesson):
+    """EDM's preconditioning of our own U-Net (Karras et al. 2022)."""
+
+    def new_teacher(self, data: ImageSet) -> Teacher:
+        channels, size = data.images.shape[1], data.images.shape[2]
+        network = {
+            "img_resolution": size,
+            "in_channels": channels,
+            "out_channels": channels,
+            "label_dim": len(data.names),
+            **({"augment_dim": self.augmentation.labels} if self.augmentation.labels else {}),
+            **asdict(self.config.network),
+        }
+        return Teacher(
+            name=data.name,
+            denoiser=EDMDenoiser(SongUNet(**network), EDM()),
+            shape=(channels, size, size),
+            conditions=LabelSpace(data.names),
+            licence=data.licence,
+            judge=data.judge,
+            config={
+                "kind": "teacher",
+                "name": data.name,
+                "network": {"class": "SongUNet", **network},
+                "path": {"class": "EDM"},
+                "denoiser": {"class": "EDMDenoiser"},
+                "shape": [channels, size, size],
+                "classes": list(data.names),
+                "solver": "heun",
+                "steps": 18,
+                "guidance": 1.0,
+                "licence": data.licence,
+                "judge": data.judge,
+            },
+        )
+
+    def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
+        """sigma, whose logarithm is normal."""
+        return torch.randn(n, generator=rng, device=rng.device).mul(self.config.p_std).add(self.config.p_mean).exp()
+
+    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
+        save_model(folder, teacher, card=card, dtype=dtype)
+
+
+class DDPMLesson(Lesson):
+    """A UNet2DModel of diffusers on DDPM's schedule (Ho et al. 2020); its last class means none."""
+
+    def new_teacher(self, data: ImageSet) -> Teacher:
+        about = {
+            "name": f"{data.name}-ddpm",
+            "classes": list(data.names),
+            "licence": data.licence,
+            "judge": data.judge,
+        }
+        _, channels, height, width = data.images.shape
+        return Teacher(
+            name=about["name"],
+            denoiser=PREDICTIONS[self.config.prediction](UNet2D(self.unet(data)), self.path),
+            shape=(channels, height, width),
+            conditions=LabelSpace(data.names),
+            licence=data.licence,
+            judge=about["judge"],
+            solver="ddim",
+            steps=50,
+            config={"kind": "teacher", **about},
+        )
+
+    @cached_property
+    def path(self) -> VP:
+        return VP(diffusers().DDPMScheduler().alphas_cumprod)
+
+    def unet(self, data: ImageSet) -> Any:
+        network = self.config.network
+        _, channels, height, width = data.images.shape
+        if self.augmentation.labels:
+            raise ValueError(
+                f"--augment {self.config.augment} with --kind ddpm: a UNet2DModel cannot be told what was done to an "
+                "image, expected 0; --mirror it may have"
+            )
+        if network.patch_size != 1:
+            raise ValueError(
+                f"--network.patch-size {network.patch_size} with --kind ddpm: a UNet2DModel has no patches, expected "
+                "1, as --preset fashion-ddpm sets it"
+            )
+        halvings = len(network.channel_mult) - 1
+        if height % 2**halvings or width % 2**halvings:
+            raise ValueError(
+                f"--network.channel-mult {network.channel_mult} halves images {halvings} times, those of {height} x "
+                f"{width} pixels cannot be: expected sizes divisible by {2**halvings}, or fewer levels"
+            )
+        attends = [height >> level in network.attn_resolutions for level in range(halvings + 1)]
+        return diffusers().UNet2DModel(
+            sample_size=(height, width),
+            in_channels=channels,
+            out_channels=channels,
+            dropout=network.dropout,
+            block_out_channels=[network.model_channels * mult for mult in network.channel_mult],
+            layers_per_block=network.num_blocks,
+            norm_num_groups=groups_of(network.model_channels, least=network.group_channels),
+            attention_head_dim=network.model_channels,
+            down_block_types=["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
+            up_block_types=["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)],
+            num_class_embeds=len(data.names) + 1,
+        )
+
+    def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
+        """All steps of the schedule alike."""
+        return self.path.sample_t(n, rng=rng)
+
+    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
+        """A network's folder of diffusers, with its scheduler, and beside them what diffusers has no place for."""
+        scheduler = diffusers().DDIMScheduler(
+            prediction_type=self.config.prediction,
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=True,
+        )
+        stored: Any = copy.deepcopy(teacher.network.model)
+        plain = {"device": "cpu", "dtype": dtype, "memory_format": torch.contiguous_format}
+        nn.Module.to(stored, **plain)  # its own `to` warns of casts
+        with folder_written_whole(folder) as temporary:
+            stored.save_pretrained(temporary)
+            scheduler.save_pretrained(temporary / "scheduler")
+            write_json(temporary / ABOUT, {key: value for key, value in teacher.config.items() if key != "kind"})
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def groups_of(channels: int, *, least: int) -> int:
+    """The most groups of equal size, each of at least so many channels: one number for all levels of the network."""
+    return max((n for n in range(1, channels // least + 1) if channels % n == 0), default=1)
+
+
+def diffusers() -> Any:
+    """The library, whose names load on first use, unknown to types."""
+    try:
+        import diffusers as library
+    except ImportError as error:
+        raise ValueError(f"--kind ddpm needs diffusers ({error}): pip install 'dmdistill[diffusers]'") from None
+    return library
+
+
+LESSONS: dict[str, type[Lesson]] = {"edm": EDMLesson, "ddpm": DDPMLesson}

@@ -1,0 +1,59 @@
+"""The CLIP score: how well images show what their prompts say (Hessel et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmdistill.io.atomic import first_line
+from dmdistill.metrics.features import check_bytes
+
+__all__ = ["ClipScore", "load_clip"]
+
+
+class ClipScore:
+    """100 max(cos, 0) of an image's and its prompt's embeddings, an image at a time: average them.
+
+    Args:
+        model: transformers' CLIPModel, in evaluation mode; tokenizer, processor: of its prompts and images.
+        id: of the weights, for caches.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, processor: Any, *, id: str) -> None:
+        self.model, self.tokenizer, self.processor, self.id = model, tokenizer, processor, id
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """images: uint8, B 1|3 H W. prompts: B, cut at the model's length. Returns B, fp32, on the CPU."""
+        if len(prompts) != len(check_bytes(images)):
+            raise ValueError(f"{len(images)} images and {len(prompts)} prompts, expected one of each")
+        pictures = [image.permute(1, 2, 0).numpy() for image in images.cpu().expand(-1, 3, -1, -1)]
+        pixels = self.processor(pictures, return_tensors="pt", input_data_format="channels_last")
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        answer = self.model(**{name: tensor.to(self.model.device) for name, tensor in {**tokens, **pixels}.items()})
+        cosines = torch.cosine_similarity(answer.image_embeds.float(), answer.text_embeds.float())
+        return 100 * cosines.clamp(min=0).cpu()
+
+
+def load_clip(source: str | Path, *, device: torch.device | str = "cpu") -> ClipScore:
+    """A CLIP of transformers' by folder or hub id. ValueError, in one line, where it cannot be loaded.
+
+    The paper's is laion/CLIP-ViT-bigG-14-laion2B-39B-b160k. Scores of different models are not comparable.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"the CLIP score needs transformers ({error}): pip install 'dmdistill[diffusers]'") from None
+    # the other image processor of new versions needs torchvision; of old versions this is the only one
+    images = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    try:
+        model: Any = transformers.CLIPModel.from_pretrained(source)
+        tokenizer, processor = transformers.AutoTokenizer.from_pretrained(source), images.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{source} cannot be loaded as a CLIP model: {first_line(error)}") from None
+    return ClipScore(model.to(device).eval(), tokenizer, processor, id=f"clip-{source}")

@@ -1,0 +1,113 @@
+"""LPIPS, the perceptual distance of the regression loss (Zhang et al. 2018, version 0.1 on VGG16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmdistill.io.atomic import read_safetensors
+
+__all__ = ["LPIPS", "load_lpips"]
+
+VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
+FLOOR = 1e-10  # of a place's length: the published one
+
+
+def vgg(blocks: Sequence[tuple[int, int]]) -> nn.Sequential:
+    """VGG's convolutions (Simonyan & Zisserman 2015) up to the last block's ReLU, numbered as torchvision's."""
+    layers: list[nn.Module] = []
+    width = 3
+    for channels, convolutions in blocks:
+        layers += [nn.MaxPool2d(2)] if layers else []
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU(inplace=True)]
+            width = channels
+    return nn.Sequential(*layers)
+
+
+class LPIPS(nn.Module):
+    """The distance of two images by VGG16's features: each place's features of unit length, their squared difference
+    weighted by channel, averaged over places, summed over five layers. Frozen: gradients reach the first image only.
+
+    Args:
+        resize: side in pixels that images are brought to bilinearly, 224 as in the paper; None leaves their size.
+        blocks: (channels, convolutions) of each block; the published weights are VGG16's.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, *, resize: int | None = 224, blocks: Sequence[tuple[int, int]] = VGG16) -> None:
+        super().__init__()
+        self.resize = resize
+        self.vgg = vgg(blocks)
+        self.heads = nn.ParameterList(torch.full((1, channels, 1, 1), 1 / channels) for channels, _ in blocks)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).reshape(3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor | Sequence[Tensor]) -> Tensor:
+        """x: B 1|3 H W in [-1, 1]. y: images like x, or `features` of such. Returns B distances, fp32 (or fp64)."""
+        targets = self.features(y) if isinstance(y, Tensor) else y
+        distances = []
+        for f, target, head in zip(self.layers(x), targets, self.heads, strict=True):
+            if f.shape != target.shape:
+                raise ValueError(f"x and y differ in shape: features are {tuple(f.shape)} and {tuple(target.shape)}")
+            places = (f - target).square().mean((2, 3), keepdim=True)  # linear heads: the mean may come first
+            distances.append((places * head).sum((1, 2, 3)))
+        return torch.stack(distances).sum(0)
+
+    @torch.no_grad()
+    def features(self, y: Tensor) -> list[Tensor]:
+        """What `forward` takes in place of y, to be kept where y is asked again. 24 MB an image at 224 pixels."""
+        return self.layers(y)
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """The last features of each block, of unit length at each place: B C h w, fp32 (or fp64)."""
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(f"images have shape {tuple(x.shape)}, expected B C H W with 1 or 3 channels")
+        if self.resize is not None and x.shape[2:] != (self.resize, self.resize):
+            x = F.interpolate(x, size=(self.resize, self.resize), mode="bilinear")
+        least = 2 ** (len(self.heads) - 1)
+        if min(x.shape[2:]) < least:
+            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} pixels, expected {least} or more, or a resize")
+        h = (x - self.shift) / self.scale  # grey becomes three channels here, by broadcasting
+        found = []
+        for module in self.vgg:
+            if isinstance(module, nn.MaxPool2d):
+                found.append(unit_length(h))
+            h = module(h)
+        return [*found, unit_length(h)]
+
+
+def unit_length(h: Tensor) -> Tensor:
+    """Features divided by their length at each place, where they are not all 0. fp32 at least, whatever h is."""
+    f = h.to(torch.promote_types(h.dtype, torch.float32))
+    length = torch.linalg.vector_norm(f, dim=1, keepdim=True)  # a root's gradient is infinite at 0, this one's is 0
+    return f / (length + FLOOR)
+
+
+def load_lpips(path: Path, *, resize: int | None = 224) -> LPIPS:
+    """LPIPS from a safetensors file with the published names: features.N.weight and .bias, linN.model.1.weight.
+
+    ValueError, naming the file, where it is missing, cut short or something else.
+    """
+    found = read_safetensors(path)
+    model = LPIPS(resize=resize)
+    expected = {published_name(name): tensor for name, tensor in model.state_dict().items()}
+    for name in sorted(expected.keys() | found.keys()):
+        given, wanted = (tuple(tensors[name].shape) if name in tensors else None for tensors in (found, expected))
+        if given != wanted:
+            raise ValueError(f"{path} is no LPIPS: {name} is {given or 'missing'}, expected {wanted or 'none'}")
+    model.load_state_dict({name: found[published_name(name)] for name in model.state_dict()})
+    return model
+
+
+def published_name(name: str) -> str:
+    """vgg.0.weight -> features.0.weight; heads.0 -> lin0.model.1.weight."""
+    part, rest = name.split(".", 1)
+    return f"features.{rest}" if part == "vgg" else f"lin{rest}.model.1.weight"

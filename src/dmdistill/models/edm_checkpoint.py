@@ -1,0 +1,129 @@
+"""EDM's checkpoints (Karras et al. 2022) as what a model's folder holds: a config.json and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dmdistill.data.cifar10 import CLASSES as CIFAR10
+from dmdistill.io.pickle_vm import Record
+from dmdistill.io.safe_pickle import read_pickle
+
+__all__ = ["read_edm"]
+
+LICENCE = "CC-BY-NC-SA-4.0"  # of all weights that EDM's authors published
+
+DEFAULTS = {  # of EDM's networks, where the checkpoint leaves an argument out and ours may do otherwise
+    "SongUNet": {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]},
+    "DhariwalUNet": {
+        "model_channels": 192,
+        "channel_mult": [1, 2, 3, 4],
+        "num_blocks": 3,
+        "attn_resolutions": [32, 16, 8],
+    },
+}
+PLAIN = {  # what a network does that is not told these arguments
+    "augment_dim": 0,
+    "channel_mult_emb": 4,
+    "embedding_type": "positional",
+    "channel_mult_noise": 1,
+    "encoder_type": "standard",
+    "decoder_type": "standard",
+    "resample_filter": [1, 1],
+}
+LONGEST_NAME, LONGEST_LIST = 200, 16
+
+
+def read_edm(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint of EDM's preconditioning: config.json's content, and the network's weights by name.
+
+    ValueError, naming the file, for other preconditionings, other networks, and files that are no such checkpoint.
+    """
+    data = read_pickle(file)
+    try:
+        precond = data["ema"]
+        if precond.kind != "EDMPrecond":
+            raise ValueError(f"it holds a {precond.kind[:40]!r}; only EDMPrecond, EDM's own training, can be used")
+        model = precond.state["_modules"]["model"]
+        weights = weights_of(model)
+        return description(file, data, precond.state, network_of(model, len(weights))), weights
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        why = error if type(error) is ValueError else f"it holds no model under 'ema' ({error!r})"
+        raise ValueError(f"{file} is no checkpoint of EDM: {' '.join(str(why).split())[:300]}") from None
+
+
+def description(file: Path, data: dict[str, Any], precond: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a teacher. EDM's precond has no range of sigma: that is the sampler's, .002 to 80."""
+    from dmdistill.models.edm_zoo import NAMES
+
+    resolution, channels, classes = (network[key] for key in ("img_resolution", "in_channels", "label_dim"))
+    if not all(type(number) is int for number in (resolution, channels, classes)):
+        raise ValueError(f"resolution {resolution!r}, channels {channels!r}, classes {classes!r} are no whole numbers")
+    if not 0 <= classes <= LONGEST_NAME**2:
+        raise ValueError(f"it has {classes} classes, expected 0 to {LONGEST_NAME**2}")
+    if type(precond["sigma_data"]) not in (int, float) or not 0 < precond["sigma_data"] < 1e6:
+        raise ValueError("its sigma_data is no number above 0")
+    about = f"{file.stem} {(data.get('dataset_kwargs') or {}).get('path')}"
+    cifar10 = classes == 10 and "cifar10" in about
+    return {
+        "kind": "teacher",
+        "name": file.stem,
+        "network": network,
+        "path": {"class": "EDM", "sigma_min": 0.002, "sigma_max": 80.0},
+        "denoiser": {"class": "EDMDenoiser", "sigma_data": float(precond["sigma_data"])},
+        "shape": [channels, resolution, resolution],
+        "classes": list(CIFAR10) if cifar10 else [f"class {index}" for index in range(classes)],
+        "solver": "heun",
+        "steps": 18 if resolution <= 32 else 256 if classes else 40,  # what EDM's authors recommend
+        "guidance": 1.0,
+        "licence": LICENCE if file.stem in NAMES else "unknown",
+        "judge": None,
+    }
+
+
+def network_of(model: Record, tensors: int) -> dict[str, Any]:
+    """The network's arguments, in our class's words. Distillation wants no dropout, of features or of labels."""
+    if model.kind not in DEFAULTS:
+        raise ValueError(f"its network is a {model.kind[:40]!r}, known: {', '.join(DEFAULTS)}")
+    if model.state["_init_args"] != ():
+        raise ValueError("its network was made with arguments that have no names")
+    given = {**DEFAULTS[model.kind], **model.state["_init_kwargs"]}
+    network = {name: plain(name, value) for name, value in given.items() if name != "label_dropout"}
+    network = {name: value for name, value in network.items() if name not in PLAIN or value != PLAIN[name]}
+    if network["num_blocks"] * len(network["channel_mult"]) > tensors:
+        raise ValueError("its network has more blocks than weights")
+    return {"class": None} | network | {"dropout": 0.0, "class": model.kind}
+
+
+def plain(name: str, value: Any) -> Any:
+    """A number, a word, or a short list of numbers."""
+    if type(value) in (list, tuple) and len(value) <= LONGEST_LIST:
+        if all(type(item) in (int, float) for item in value):
+            return list(value)
+    elif type(value) in (int, float, bool) or (type(value) is str and len(value) <= LONGEST_NAME):
+        return value
+    raise ValueError(f"its network's {name[:40]!r} is a {type(value).__name__} of a kind no network takes")
+
+
+def weights_of(model: Record) -> dict[str, Tensor]:
+    """The state dict of a pickled module: what PyTorch would call it by, each module and tensor once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    todo: list[tuple[str, Record]] = [("", model)]
+    while todo:
+        prefix, module = todo.pop()
+        tensors = module.state["_parameters"] | module.state["_buffers"]
+        hidden = module.state.get("_non_persistent_buffers_set", ())
+        named = {name: tensor for name, tensor in tensors.items() if tensor is not None and name not in hidden}
+        children = {name: child for name, child in module.state["_modules"].items() if child is not None}
+        for name, value in [*named.items(), *children.items()]:
+            if len(prefix) + len(name) > LONGEST_NAME or id(value) in seen:
+                raise ValueError("a module or tensor of its network is inside itself, or there twice")
+            seen.add(id(value))
+        if not all(type(tensor) is Tensor for tensor in named.values()):
+            raise ValueError("a weight of its network is no tensor")
+        found |= {prefix + name: tensor for name, tensor in named.items()}
+        todo += [(f"{prefix}{name}.", child) for name, child in children.items()]
+    return found

@@ -1,0 +1,56 @@
+"""The models that EDM's authors published (Karras et al. 2022): by name, downloaded once, checked ever after.
+
+Their weights are licensed CC BY-NC-SA 4.0. No hashes of them were published: what is downloaded is checked by its size
+and by being readable, and its hash is kept beside it and compared at every later use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from dmdistill.io.atomic import cache_folder, written_whole
+from dmdistill.io.download import download
+from dmdistill.io.safe_pickle import read_pickle
+
+__all__ = ["NAMES", "released", "summary"]
+
+URL = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
+NAMES = (
+    *(f"edm-cifar10-32x32-{labels}-{path}" for labels in ("cond", "uncond") for path in ("vp", "ve")),
+    *(f"edm-{data}-64x64-uncond-{path}" for data in ("ffhq", "afhqv2") for path in ("vp", "ve")),
+    "edm-imagenet-64x64-cond-adm",
+)
+
+
+def summary() -> str:
+    """All names, in few words."""
+    return "edm-cifar10-32x32-{cond,uncond}-{vp,ve}, edm-{ffhq,afhqv2}-64x64-uncond-{vp,ve}, " + NAMES[-1]
+
+
+def released(name: str) -> Path:
+    """The file of a published model: from the cache, else downloaded into it.
+
+    $DMDISTILL_EDM_URL names a mirror. ValueError, saying what to do, where it cannot be had or is not what it was.
+    """
+    file = cache_folder() / f"{name}.pkl"
+    if not file.is_file():
+        download(f"{os.environ.get('DMDISTILL_EDM_URL', URL).rstrip('/')}/{name}.pkl", file, check=read_pickle)
+    check(file)
+    return file
+
+
+def check(file: Path) -> None:
+    """The hash of the first use is kept; ValueError where a later one differs."""
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    record = file.with_name(f"{file.name}.sha256")
+    if not record.exists():
+        with written_whole(record) as temporary:
+            temporary.write_text(f"{found}  {file.name}\n", encoding="utf-8")
+        Console(stderr=True).print(f"sha256 {found}, kept in {record}", highlight=False, markup=False, soft_wrap=True)
+    elif record.read_text(encoding="utf-8").split()[:1] != [found]:
+        raise ValueError(f"{file} is not what it was when {record.name} was written: remove both to download it again")

@@ -1,0 +1,87 @@
+"""`dmdistill convert`: EDM's checkpoint becomes a folder, which is the same teacher."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.commands.cli import main
+from dmdistill.io.weights import bundled
+from dmdistill.models.load import load_teacher
+from dmdistill.networks.song_unet import SongUNet
+
+KWARGS = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 30, "num_blocks": 1}
+KWARGS |= {"model_channels": 8, "channel_mult": [1], "attn_resolutions": []}
+
+
+@pytest.fixture
+def checkpoint(edm, tmp_path):
+    torch.manual_seed(0)
+    network = SongUNet(**KWARGS)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return edm.write(tmp_path / "mine.pkl", network, KWARGS)
+
+
+def test_a_checkpoint_becomes_a_folder(checkpoint, tmp_path, capsys, rng):
+    (tmp_path / "empty").mkdir()
+    main(["convert", str(checkpoint), str(tmp_path / "empty")])
+    assert "mine: 0.1 MB of weights in fp32, config.json and README.md in" in capsys.readouterr().out
+    models = [dataclasses.replace(load_teacher(str(tmp_path / name)), steps=2) for name in ("mine.pkl", "empty")]
+    z, cond = models[0].noise(3, rng=rng)
+    assert torch.equal(*(model.images(z, cond) for model in models))
+    card = (tmp_path / "empty" / "README.md").read_text()
+    assert "Conditioned on 30 classes: class 0, class 1, class 2, ..., class 29." in card
+    assert "mine.pkl" in card
+
+
+def test_the_code_of_a_card_draws_with_the_model_beside_it(checkpoint, tmp_path, monkeypatch):
+    """A folder has any name: the card says where to put its own."""
+    monkeypatch.chdir(tmp_path)
+    main(["convert", str(checkpoint), "somewhere"])
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "somewhere" / "README.md").read_text(), flags=re.S)
+    names = {}
+    exec(code.replace("path/to/this/folder", "somewhere"), names)
+    assert names["model"].name == "mine"
+    assert names["images"].shape == (64, 3, 8, 8)
+    assert (tmp_path / "images.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["fashion", "fashion-student"])
+def test_the_code_of_a_bundled_card_has_its_name(name):
+    assert f'load_model("{name}")' in (bundled()[name] / "README.md").read_text(encoding="utf-8")
+
+
+def test_half_precision_is_asked_for(checkpoint, tmp_path):
+    for store in ("fp32", "fp16"):
+        main(["convert", str(checkpoint), str(tmp_path / store), "--store", store])
+    sizes = [(tmp_path / store / "model.safetensors").stat().st_size for store in ("fp16", "fp32")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+@pytest.mark.parametrize("place", ["full", "file"])
+def test_nothing_is_overwritten(place, checkpoint, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    for file in (tmp_path / "full" / "mine.txt", tmp_path / "file"):
+        file.write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(checkpoint), str(tmp_path / place)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"dmdistill: {tmp_path / place} is there and not empty: give a new folder\n"
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_a_refused_file_leaves_nothing_behind(tmp_path, capsys):
+    (tmp_path / "bad.pkl").write_bytes(b"cposix\nsystem\n.")
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(tmp_path / "bad.pkl"), str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert "asks for 'posix.system', which is never run or imported" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_info_tells_of_a_checkpoint(checkpoint, capsys):
+    main(["info", str(checkpoint)])
+    assert "class 0, class 1, class 2, ..., class 29" in capsys.readouterr().out

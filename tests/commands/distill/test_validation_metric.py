@@ -1,0 +1,143 @@
+"""FID on the way: what a run's states are compared with, and by what."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmdistill.commands.distill import command as distilling
+from dmdistill.commands.distill import validation_metric as judging
+from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.validation_metric import judge_of
+from dmdistill.commands.evaluate.command import evaluate
+from dmdistill.commands.evaluate.config import Evaluate
+from dmdistill.commands.evaluate.generated_images import draw
+from dmdistill.commands.options import Machine, Solver
+from dmdistill.data.image_sources import open_images
+from dmdistill.data.images import to_floats
+from dmdistill.distributed.process_group import ALONE
+from dmdistill.metrics.frechet import frechet_distance, gather
+from dmdistill.models.load import load_teacher
+from dmdistill.training.trainer import read_metrics
+
+HERE = {"device": torch.device("cpu"), "processes": ALONE}
+MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+
+
+class Quarters:
+    """Features in Inception's place: the means of an image's quarters."""
+
+    name, id = "quarters", "quarters-1"
+
+    def __call__(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+@pytest.fixture
+def quarters(monkeypatch, tmp_path):
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(judging, "load_inception", lambda **_: Quarters())
+
+
+@pytest.fixture
+def real(tmp_path, rng):
+    """Thirty grey pictures of 8 x 8."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for i, image in enumerate(torch.randint(256, (30, 8, 8), generator=rng, dtype=torch.uint8)):
+        Image.fromarray(image.numpy()).save(folder / f"{i:02d}.png")
+    return str(folder)
+
+
+@pytest.fixture
+def config(tiny_teacher, tmp_path, real):
+    return Distill(
+        teacher=str(tiny_teacher),
+        out=tmp_path / "run",
+        reference=real,
+        pair_count=12,
+        steps=6,
+        batch=5,
+        batch_reg=4,
+        lr=0.02,
+        warmup=2,
+        halflives=(1.0, 3.0),
+        sample_every=6,
+        evaluate_every=2,
+        evaluate_images=20,
+        report_images=0,
+        save_every=4,
+        ode=Solver(solver_steps=3),
+        machine=MACHINE,
+    )
+
+
+def test_the_best_state_by_fid_becomes_the_student(config, quarters):
+    student = distilling.distill(config)
+    found = {(row["step"], key): row[key] for row in read_metrics(config.out) for key in row if "frechet" in key}
+    assert len(found) == 6
+    told = student.config["distilled"]
+    key = (told["step"], f"frechet_{told['average']}")
+    assert found[key] == min(found.values())
+    reference = gather(Quarters(), [open_images(config.reference).images(range(30))])
+    [drawn] = draw(student, 20, batch=20, seed=config.seed + 2)
+    own = gather(Quarters(), [((drawn + 1) * 127.5).round().clamp(0, 255)])
+    assert found[key] == pytest.approx(frechet_distance(own, reference), rel=1e-4)
+
+
+def test_what_was_seen_of_the_images_is_kept(config, quarters, monkeypatch):
+    teacher, said = load_teacher(config.teacher), []
+    for _ in range(2):
+        judge = judge_of(config.reference, teacher, **HERE, say=said.append)
+    assert [("looked at before" in line) for line in said] == [True]
+    images = open_images(config.reference).images(range(30))
+    assert frechet_distance(gather(judge.features, map(to_floats, images.split(11))), judge.reference) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_without_a_reference_the_teachers_judge_compares(tiny_teacher):
+    teacher = load_teacher(str(tiny_teacher))
+    assert judge_of(None, teacher, **HERE, say=print) is None
+    named = dataclasses.replace(teacher, judge="fashion-classifier")
+    assert judge_of(None, named, **HERE, say=print).name == "fashion-classifier"
+
+
+def test_images_of_another_shape_are_refused_before_the_run_begins(config, quarters, idx_folder):
+    with pytest.raises(ValueError, match=r"holds images \(1, 12, 12\), tiny's are \(1, 8, 8\)"):
+        distilling.distill(dataclasses.replace(config, reference=str(idx_folder)))
+    assert not config.out.exists()
+
+
+def test_statistics_of_edm_will_do(quarters, tiny_teacher, tmp_path):
+    seen = gather(Quarters(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)])
+    np.savez(tmp_path / "x.npz", mu=seen.mean.numpy(), sigma=seen.covariance.numpy())
+    judge = judge_of(str(tmp_path / "x.npz"), load_teacher(str(tiny_teacher)), **HERE, say=print)
+    assert frechet_distance(judge.reference, seen) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_distillation_makes_the_same_student(config, quarters):
+    """To rounding: every network asked, compiled, answers as it does plain."""
+    students = []
+    for on in (False, True):
+        changes = {"out": config.out / str(on), "compile": on, "lr": 1e-3, "keep": "last"}
+        students.append(distilling.distill(dataclasses.replace(config, **changes)))
+    one, other = (student.images(*student.noise(9, rng=torch.Generator().manual_seed(0))) for student in students)
+    torch.testing.assert_close(one, other, rtol=0, atol=0.01)
+
+
+@pytest.mark.slow
+def test_fid_on_the_way_is_the_fid_of_evaluate(config, monkeypatch, tmp_path):
+    if not (assets := os.environ.get("DMDISTILL_ASSETS")) or not (Path(assets) / "inception-2015-12-05.pt").is_file():
+        pytest.skip("DMDISTILL_ASSETS names no folder with inception-2015-12-05.pt")
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+    few = dataclasses.replace(config, halflives=(1.0,), evaluate_every=6)
+    distilling.distill(few)
+    [found] = [row["frechet_ema1"] for row in read_metrics(few.out) if "frechet_ema1" in row]
+    again = evaluate(Evaluate(str(few.out), images=20, reference=few.reference, seed=few.seed + 2, machine=MACHINE))
+    assert found == pytest.approx(again["metrics"]["fid"], rel=1e-4)

@@ -1,0 +1,364 @@
+"""`dmdistill evaluate`: figures that depend on the images alone, not on batches, processes or formats."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dmdistill.commands.evaluate import command as evaluating
+from dmdistill.commands.evaluate import compute as figures
+from dmdistill.commands.evaluate import partial_results as looking
+from dmdistill.commands.evaluate.command import evaluate
+from dmdistill.commands.evaluate.config import Evaluate
+from dmdistill.commands.evaluate.feature_extraction import FeatureLook, look_at
+from dmdistill.commands.options import Machine
+from dmdistill.data.image_sources import open_images
+from dmdistill.data.images import to_floats
+from dmdistill.distributed.process_group import Processes
+from dmdistill.metrics.clip_score import ClipScore
+from dmdistill.metrics.frechet import frechet_distance, gather
+from helpers.tiny_models import student_of
+
+MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+ALL = "fid,kid,precision,recall,density,coverage,is"
+
+
+class Eye:
+    """A few features and classes of an image of any size: `Classifying`."""
+
+    id, name = "an-eye", "inception"
+
+    def __init__(self) -> None:
+        self.looked = 0
+        rng = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(9, 6, generator=rng)
+        self.pool = nn.AdaptiveAvgPool2d(3)
+
+    def __call__(self, images):
+        self.looked += len(images)
+        return (self.pool(to_floats(images).mean(1, keepdim=True)).flatten(1) @ self.weight).tanh()
+
+    def classify(self, images):
+        features = self(images)
+        return features, (3 * features).softmax(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(evaluating, "seconds_per_image", lambda _, **__: 1.0)
+
+
+@pytest.fixture
+def eye(monkeypatch):
+    """Stands for Inception."""
+    eye = Eye()
+    monkeypatch.setattr(figures, "load_inception", lambda *_, **__: eye)
+    return eye
+
+
+@pytest.fixture(scope="session")
+def student(tiny_teacher, tmp_path_factory):
+    """The folder of a student of 1 x 8 x 8 images without a judge."""
+    folder = tmp_path_factory.mktemp("models") / "student"
+    student_of(str(tiny_teacher), folder)
+    return folder
+
+
+def write(folder, images):
+    """N H W (C) bytes as PNG files."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Grey pictures of 8 x 8, smooth as photographs are not, but various."""
+    rng = np.random.default_rng(0)
+    return write(tmp_path / "photos", rng.integers(0, 256, (60, 8, 8), dtype=np.uint8))
+
+
+def run(model, reference=None, **settings):
+    return evaluate(Evaluate(str(model), reference=reference and str(reference), machine=MACHINE, **settings))
+
+
+def test_batches_change_no_digit(student, photos, eye):
+    reports = [run(student, photos, metrics=ALL, images=300, batch=batch) for batch in (1, 7, 256)]
+    assert reports[0] == reports[1] == reports[2]
+    assert set(reports[0]["metrics"]) == {*ALL.split(","), "kid_error", "is_std"}
+    assert (reports[0]["images"], reports[0]["seed"], reports[0]["reference"]) == (300, 1, str(photos))
+    assert run(student, photos, metrics=ALL, images=300, seed=2)["metrics"] != reports[0]["metrics"]
+
+
+def processes(count, *arguments):
+    """The command in some processes, told of each other as torchrun tells them; what each wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told |= {"WORLD_SIZE": str(count), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "dmdistill", *map(str, arguments)]
+    started = [
+        subprocess.Popen(
+            command, env={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=-1, stderr=-1
+        )
+        for rank in range(count)
+    ]
+    return [(*one.communicate(timeout=120), one.returncode) for one in started]
+
+
+def test_processes_change_no_digit(student, photos, tmp_path, monkeypatch):
+    """Two draw and look at shares of both sets, and the first alone speaks."""
+    metrics = "frechet,kid,precision,recall,density,coverage"
+    settings = {"metrics": metrics, "judge": "fashion-classifier", "images": 100, "batch": 7}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    told = ["--reference", photos, "--json", tmp_path / "two.json", *CPU]
+    (out, _, code), (nothing, _, other) = processes(2, "evaluate", student, *flags, *told)
+    assert (code, other, nothing) == (0, 0, "")
+    assert "tiny-student" in out
+    two = json.loads((tmp_path / "two.json").read_text())
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "another"))
+    one = run(student, photos, **settings)
+    assert two["metrics"] == one["metrics"]
+    assert {name.partition("_")[0] for name in one["metrics"]} >= {"frechet", "kernel", "precision", "coverage"}
+
+
+def test_shares_of_processes_add_up_to_the_whole(photos):
+    """Image for image: sums, hands of the Inception score, and whose features are kept."""
+    source = open_images(str(photos))
+
+    def seen(share):
+        look = FeatureLook(Eye(), keep=True, classes=True)
+        return look_at(source, 60, [look], batch=7, processes=share, name="")[0]
+
+    class Share(Processes):
+        def gathered(self, value):
+            return [value]
+
+    whole = seen(Processes())
+    both = seen(Share(0, 2)) + seen(Share(1, 2))
+    assert torch.equal(both.features, whole.features)
+    assert both.classes.score() == pytest.approx(whole.classes.score(), rel=1e-12)
+    for mine, theirs in ((both.moments.total, whole.moments.total), (both.moments.products, whole.moments.products)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_set_compared_with_itself_is_itself(photos, tmp_path, eye):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for file in photos.iterdir():
+            archive.write(file, file.name)
+    report = run(tmp_path / "x.zip", photos, metrics=ALL)
+    figures = report["metrics"]
+    assert figures["fid"] == pytest.approx(0, abs=1e-5)
+    assert (figures["precision"], figures["recall"], figures["coverage"]) == (1, 1, 1)
+    told = [report[name] for name in ("evaluations_per_image", "seconds_per_image", "seed", "images")]
+    assert told == [None, None, None, 60]
+
+
+def test_figures_are_those_of_all_features_at_once(student, photos, eye):
+    report = run(student, photos, metrics="fid,is", images=50, batch=11)
+    from dmdistill.commands.evaluate.generated_images import DrawnImages
+    from dmdistill.models.load import load_model
+
+    drawn = DrawnImages(load_model(str(student)), 50, seed=1).images(range(50))
+    real = open_images(str(photos)).images(range(60))
+    expected = frechet_distance(gather(eye, [drawn]), gather(eye, [real]))
+    assert report["metrics"]["fid"] == pytest.approx(expected, rel=1e-3)
+    p = eye.classify(drawn)[1].double()
+    hands = [p[hand::10] for hand in range(10)]
+    scores = torch.stack([(q * (q.log() - q.mean(0).log())).sum(1).mean().exp() for q in hands])
+    assert report["metrics"]["is"] == pytest.approx(scores.mean().item(), rel=1e-3)
+
+
+def test_a_reference_is_looked_at_once(student, photos, eye, capsys):
+    first = run(student, photos, metrics="fid,recall", images=20)
+    assert eye.looked == 60 + 20
+    assert "before" not in capsys.readouterr().err
+    again = run(student, photos, metrics="recall,fid", images=20)
+    assert eye.looked == 60 + 20 + 20
+    assert f"{photos} was looked at before" in capsys.readouterr().err
+    assert again["metrics"] == first["metrics"]
+    Image.new("L", (8, 8)).save(photos / "more.png")
+    run(student, photos, metrics="fid", images=20)
+    assert eye.looked == 60 + 20 + 20 + 61 + 20
+
+
+@pytest.mark.parametrize("left", ["whole", "damaged"])
+@pytest.mark.parametrize("killed", [1, 2, 4, 7])
+def test_killed_and_begun_again_an_evaluation_goes_on(killed, left, student, photos, eye, cache, tmp_path, monkeypatch):
+    """To the same digits, without another look at what was seen; kept is all but the block in hand."""
+    asked = {"metrics": ALL, "images": 400, "batch": 50}  # a block of the pictures, and seven of what is drawn
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "another"))
+    whole = run(student, photos, **asked)
+    assert not list((tmp_path / "another").glob("looking/*")), "what takes no minute keeps nothing"
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(looking, "EVERY", 0.0)
+    looked, seen, probe = [], Eye.__call__, 1  # an empty image first, to see whether it tells classes
+
+    def look(self, images):
+        looked.append(len(images))
+        if len(looked) == probe + killed:
+            raise KeyError("killed")
+        return seen(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Eye, "__call__", look)
+        with pytest.raises(KeyError, match="killed"):
+            run(student, photos, **asked)
+    for file in (tmp_path / "cache").glob("looking/*"):
+        if left == "damaged":
+            file.write_bytes(file.read_bytes()[:-30])
+    eye.looked = 0
+    assert run(student, photos, **asked) == whole
+    reference = 0 if killed > 1 else 60
+    drawn = 400 - (64 * max(0, killed - 2) if left == "whole" else 0)
+    assert eye.looked == probe + reference + drawn
+    assert not list((tmp_path / "cache").glob("looking/*"))
+
+
+def test_statistics_of_edm_are_a_reference(student, photos, tmp_path, eye):
+    known = gather(eye, [open_images(str(photos)).images(range(60))])
+    np.savez(tmp_path / "reference.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
+    report = run(student, tmp_path / "reference.npz", metrics="fid", images=20)
+    assert report["metrics"] == run(student, photos, metrics="fid", images=20)["metrics"]
+
+
+def test_what_a_teacher_draws_is_a_reference(student, tiny_teacher, eye):
+    report = run(student, f"model:{tiny_teacher}", images=12)
+    assert report["metrics"]["fid"] > 0
+    itself = run(student, f"model:{student}", metrics="fid", images=400)
+    assert 0 < itself["metrics"]["fid"] < report["metrics"]["fid"]  # noise of its own
+
+
+def test_a_side_brings_both_to_one_size(student, tmp_path, eye):
+    rng = np.random.default_rng(0)
+    big = write(tmp_path / "big", rng.integers(0, 256, (20, 11, 9), dtype=np.uint8))
+    assert run(student, big, metrics="fid", images=20, side=6)["metrics"]["fid"] > 0
+
+
+def test_prompts_belong_to_pictures_by_number(photos, tmp_path, monkeypatch):
+    """A score that is 1 where the prompt tells the first pixel."""
+    pixels = open_images(str(photos)).images(range(60))[:, 0, 0, 0].tolist()
+    (tmp_path / "prompts.txt").write_text("\n".join(map(str, pixels)))
+
+    class Told(ClipScore):
+        def __init__(self) -> None:
+            self.id = "told"
+
+        def __call__(self, images, prompts):
+            return torch.tensor([float(int(image[0, 0, 0]) == int(text)) for image, text in zip(images, prompts)])  # noqa: B905
+
+    monkeypatch.setattr(figures, "load_clip", lambda *_, **__: Told())
+    settings = {"metrics": "clip", "clip": "any", "prompts": str(tmp_path / "prompts.txt")}
+    assert run(photos, batch=7, **settings)["metrics"] == {"clip": 1.0}
+
+
+def test_damaged_pictures_are_left_out_and_counted(photos, eye, capsys):
+    for name in ("003.png", "017.png"):
+        (photos / name).write_bytes(b"no picture")
+    report = run(photos, photos, metrics="fid", skip_corrupt=True, batch=9)
+    assert (report["images"], report["metrics"]["fid"]) == (58, 0)
+    assert f"2 pictures of {photos} cannot be read, and were left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metrics", "images", "match"),
+    [
+        ("fid", 20, "FID of 20 images is far above"),
+        ("kid", 20, "KID's subsets have 20 images"),
+        ("recall", 20, "recall of 20 images against 60"),
+    ],
+)
+def test_counts_that_mislead_are_said(metrics, images, match, student, photos, eye, capsys):
+    run(student, photos, metrics=metrics, images=images)
+    assert match in capsys.readouterr().err
+
+
+@pytest.fixture
+def given(student, photos, tmp_path):
+    """Words in place of what they name."""
+    rng = np.random.default_rng(0)
+    write(tmp_path / "large", rng.integers(0, 256, (9, 5, 7), dtype=np.uint8))
+    write(tmp_path / "coloured", rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
+    write(tmp_path / "three", rng.integers(0, 256, (3, 8, 8), dtype=np.uint8))
+    write(tmp_path / "damaged", rng.integers(0, 256, (9, 8, 8), dtype=np.uint8))
+    (tmp_path / "damaged" / "004.png").write_bytes(b"no picture")
+    np.savez(tmp_path / "x.npz", mu=np.zeros(6), sigma=np.eye(6))
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    names = {"STUDENT": student, "PHOTOS": photos}
+    return lambda word: str(names.get(word) or (tmp_path / word if (tmp_path / word).exists() else word))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ("STUDENT --metrics fdi", "unknown metric 'fdi'; did you mean 'fid'?"),
+        ("STUDENT --metrics ,", "--metrics ',', expected some of fid"),
+        ("STUDENT --metrics fid", "--metrics fid compares with real images: give them by --reference"),
+        ("STUDENT --metrics clip", "--metrics clip needs --clip"),
+        ("STUDENT --metrics clip --clip x", "--metrics clip needs what the images show: give --prompts"),
+        ("PHOTOS --metrics clip --clip x --prompts prompts.txt", "2 prompts for 60 images, expected one of each"),
+        ("STUDENT --metrics frechet", "--metrics frechet: tiny-student has no judge"),
+        ("STUDENT --reference large", "have 5 x 7 pixels, tiny-student's 8 x 8; --side brings both to one size"),
+        ("STUDENT --reference coloured", "are coloured, tiny-student's grey: expected one kind"),
+        ("coloured --judge fashion-classifier", "takes images of 1 channel(s)"),
+        ("STUDENT --reference three --metrics density", "--metrics density needs at least 6 images"),
+        ("three --metrics is", "--metrics is needs at least 10 images"),
+        ("PHOTOS --images 61 --reference PHOTOS", "--images 61:"),
+        ("STUDENT --reference damaged --images 9", "1 of 9 pictures cannot be read, first 004.png"),
+        ("damaged --reference PHOTOS", "1 of 9 pictures cannot be read, first 004.png"),
+        ("STUDENT --reference x.npz --metrics kid", "x.npz holds their statistics alone"),
+        ("STUDENT --reference x.npz --images 9", "expected the same features"),
+        ("STUDENT --reference nowhere", "nowhere does not exist"),
+        ("STUDENT --reference nowhere.npz", "nowhere.npz does not exist"),
+        ("STUDENT --images 1", "--images 1, expected at least 2"),
+        ("STUDENT --batch 0", "--batch 0, expected at least 1"),
+        ("STUDENT --seed -1", "--seed -1, expected 0 to"),
+        ("STUDENT --side 0", "--side 0, expected at least 1"),
+        ("nothing", "unknown model 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, match, given, line_of, eye, monkeypatch):
+    if "x.npz --images" in arguments:
+        eye.weight = eye.weight[:, :5]
+        match = "statistics of 5 and of 6 features, expected the same features"
+    assert match in line_of("evaluate", *map(given, arguments.split()), *CPU)
+
+
+def test_missing_weights_are_one_line(student, photos, line_of, monkeypatch):
+    monkeypatch.delenv("DMDISTILL_ASSETS", raising=False)
+    monkeypatch.setenv("DMDISTILL_INCEPTION_URL", "http://127.0.0.1:9")
+    line = line_of("evaluate", student, "--reference", photos, "--images", 5, *CPU)
+    assert "cannot be reached" in line
+    assert "inception-2015-12-05.pt" in line
+    line = line_of("evaluate", student, "--reference", photos, "--inception", "none.pt", *CPU)
+    assert "none.pt cannot be read" in line
+
+
+def test_a_file_without_classes_is_said_before_anything_is_drawn(student, eye, line_of, monkeypatch):
+    def classify(_):
+        raise ValueError("this copy lacks the last layer")
+
+    monkeypatch.setattr(eye, "classify", classify)
+    assert "lacks the last layer" in line_of("evaluate", student, "--metrics", "is", "--images", 20, *CPU)
+
+
+@pytest.mark.slow
+def test_inception_measures_pictures(photos):
+    """Real weights: some pictures of a set are within it."""
+    if not os.environ.get("DMDISTILL_ASSETS"):
+        pytest.skip("Inception: set DMDISTILL_ASSETS to the folder of inception-2015-12-05.pt")
+    report = run(photos, photos, metrics="fid,precision", images=8)
+    assert report["metrics"]["precision"] == 1
+    assert report["metrics"]["fid"] > 0  # 8 of the 60

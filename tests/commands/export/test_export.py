@@ -1,0 +1,344 @@
+"""Exported folders: diffusers, where this package cannot be imported, makes of the same noise the same image."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+diffusers = pytest.importorskip("diffusers")
+
+from dmdistill.commands.cli import main
+from dmdistill.commands.export.pixel import is_exact, one_step
+from dmdistill.commands.prompts import with_texts
+from dmdistill.core import denoisers
+from dmdistill.core.generators import Generator
+from dmdistill.core.schedules import EDM, VP, Flow
+from dmdistill.models.load import load_model, load_teacher
+from dmdistill.networks.dhariwal_unet import DhariwalUNet
+from dmdistill.networks.song_unet import SongUNet
+from helpers.tiny_models import dit, student_of, unet2d
+
+PROMPTS = ["a red square", "blue circle"]
+TEXT = ("stable_diffusion", "sdxl", "sd3", "flux", "flux-guided")
+LORA = ("stable_diffusion", "sdxl", "sd3", "flux")
+DRAW = Path(__file__).with_name("draw_exported.py")
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory, tiny_teacher, tiny_pipeline, edm):
+    """Folders of teachers of every kind, by name."""
+    made, folder = {"edm": tiny_teacher}, tmp_path_factory.mktemp("teachers")
+    settings = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 4, "model_channels": 8}
+    settings |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+    made["adm"] = edm.write(folder / "adm.pkl", DhariwalUNet(**settings), settings)
+    ncsn = {"embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]}
+    made["ncsn"] = edm.write(folder / "ncsn.pkl", SongUNet(**settings, **ncsn), settings | ncsn)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    made["unet"] = unet2d(folder / "unet", diffusers.DDPMScheduler(beta_end=0.004))
+    made["unet-ddpm"] = unet2d(folder / "unet-ddpm", diffusers.DDPMScheduler())
+    made["unet-v"] = unet2d(folder / "unet-v", diffusers.EulerDiscreteScheduler(**zero))
+    made["unet-classes"] = unet2d(folder / "unet-classes", diffusers.DDIMScheduler(), num_class_embeds=5)
+    made["unet-flow"] = unet2d(folder / "unet-flow", flow)
+    made["unet-edm"] = unet2d(folder / "unet-edm", diffusers.EDMEulerScheduler(sigma_max=50.0))
+    made["dit"] = dit(folder / "dit")
+    for kind in TEXT:
+        family, _, guided = kind.partition("-")
+        made[kind] = tiny_pipeline(family, **({"guidance": True} if guided else {}))
+    return made
+
+
+@pytest.fixture(scope="module")
+def drawn(teachers, tmp_path_factory):
+    """name -> (our images, theirs, the folder), of all kinds, drawn by one process without this package."""
+    folder = tmp_path_factory.mktemp("exported")
+    jobs, ours = [], {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DMDISTILL_CACHE", str(folder / "cache"))
+        patch.setattr("dmdistill.models.diffusers_pipeline.FLUX_SIZE", 8)
+        for name, teacher in teachers.items():
+            for rank in (0, 2) if name in (*LORA, "edm", "dit", "unet") else (0,):
+                key = f"{name}-lora" if rank else name
+                student_of(str(teacher), folder / "students" / key, rank=rank)
+                ours[key], job = exported(key, folder, teacher if rank and name in LORA else None)
+                jobs.append(job)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
+    command = [sys.executable, "-I", str(DRAW), str(folder / "jobs.json")]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {key: (ours[key], torch.load(f"{folder / key}.out.pt"), folder / key) for key in ours}
+
+
+def exported(key, folder, base):
+    """Our images of a student, in about [0, 1], and what the other process is to draw: both from the same noise."""
+    main(["export", str(folder / "students" / key), str(folder / key), "--format", "diffusers"])
+    student = load_model(str(folder / "students" / key))
+    z = torch.randn(2, *student.shape, generator=torch.Generator().manual_seed(3))
+    if student.text is not None:
+        student = with_texts(student, PROMPTS)
+    index = torch.tensor([1, 0]) if student.conditions is not None else None
+    images = student.images(z, student.condition(index)) / 2 + 0.5
+    with torch.no_grad():
+        first = Generator(load_teacher(student.config["distilled"]["teacher"]).denoiser)(z, student.condition(index))
+    assert (student.generate(z, student.condition(index)) - first).std() > 0.01 * first.std()  # it is not the teacher
+    torch.save(z, f"{folder / key}.z.pt")
+    job = {"folder": str(folder / key), "base": base and str(base), "prompts": PROMPTS[::-1]}
+    job["guidance"] = getattr(student.network, "told_guidance", 0)
+    return images, job
+
+
+KEYS = [
+    *(
+        "edm",
+        "edm-lora",
+        "adm",
+        "ncsn",
+        "unet",
+        "unet-lora",
+        "unet-ddpm",
+        "unet-v",
+        "unet-classes",
+        "unet-flow",
+        "unet-edm",
+        "dit",
+        "dit-lora",
+    ),
+    *TEXT,
+    *(f"{name}-lora" for name in LORA),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_same_noise_makes_the_same_image(key, drawn):
+    ours, theirs, _ = drawn[key]
+    assert theirs.shape == ours.shape
+    if not (drawn[key][2] / "pipeline.py").exists():  # diffusers' pipelines clip
+        assert ((ours > 0) & (ours < 1)).float().mean() > 0.1
+        ours = ours.clamp(0, 1)
+    difference = (theirs - ours).abs().max() / ours.std()
+    print(f"{key}: {difference:.2g}")
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize(("betas", "exact"), [((1e-4, 0.004), True), ((8.5e-4, 0.012), False), ((1e-4, 0.02), False)])
+def test_ddims_pipeline_is_taken_where_its_rounding_allows(betas, exact, drawn):
+    """A trained student's image is what is left where noise and its prediction cancel: alpha of them."""
+    options = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+    kind = "scaled_linear" if betas[1] == 0.012 else "linear"
+    scheduler = diffusers.DDIMScheduler(beta_start=betas[0], beta_end=betas[1], beta_schedule=kind, **options)
+    path = VP(scheduler.alphas_cumprod)
+    assert is_exact(scheduler, denoisers.EpsDenoiser(Line(), path)) == exact
+    z, x = torch.randn(4, 3, 8, 6), 0.5 * torch.randn(4, 3, 8, 6)
+    last = torch.tensor([999.0])
+    f = (z - path.alpha(last) * x) / path.sigma(last)
+    denoiser = denoisers.EpsDenoiser(Given(f), path)
+    ours, n = Generator(denoiser)(z), one_step(denoiser, (3, 8, 6))
+    assert (ours - x).abs().max() < 1e-4
+    assert (n["gain"] * (n["skip"] * z + n["out"] * f) - ours).abs().max() < 1e-6 * ours.std() * 10
+    theirs = scheduler.step(f, torch.tensor(999), z, return_dict=False)[0]
+    if exact:  # else it depends on how the machine rounds a root
+        assert (theirs - ours).abs().max() < 1e-5 * ours.std()
+    assert (drawn["unet"][2] / "pipeline.py").exists() is False
+    assert (drawn["unet-ddpm"][2] / "pipeline.py").exists()
+
+
+class Given(nn.Module):
+    """F that answers with what it was given."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x, time, cond=None):
+        return self.f
+
+
+class Line(nn.Module):
+    """F(x, time) with both in it."""
+
+    def forward(self, x, time, cond=None):
+        return 0.3 * x + 0.01 * time[:, None, None, None] + 0.2
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        (denoisers.X0Denoiser, VP.linear_betas()),
+        (denoisers.EpsDenoiser, VP.linear_betas()),
+        (denoisers.VDenoiser, VP.linear_betas()),
+        (denoisers.FlowDenoiser, Flow(shift=3.0)),
+        (denoisers.EDMDenoiser, EDM(sigma_max=50.0)),
+    ],
+)
+def test_five_numbers_are_the_generator(kind, path):
+    denoiser = kind(Line(), path)
+    denoiser.precision = torch.bfloat16
+    n = one_step(denoiser, (3, 4, 6))
+    assert (abs(n["skip"]) <= 1, denoiser.precision) == (True, torch.bfloat16)
+    denoiser.precision = None
+    z = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    f = Line()(n["scale"] * z, torch.full((2,), n["time"], dtype=torch.float64))
+    expected = Generator(denoiser)(z)
+    torch.testing.assert_close(n["gain"] * (n["skip"] * z + n["out"] * f), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_denoiser_of_another_form_is_refused():
+    class Odd(denoisers.X0Denoiser):
+        def mean(self, f, x_t, alpha, sigma):
+            return f**2
+
+    with pytest.raises(ValueError, match="Odd is not linear in its network's answer and cannot be exported"):
+        one_step(Odd(Line(), Flow()), (3, 4, 6))
+
+
+def card_of(folder):
+    """The head of a model card, and its body."""
+    _, head, body = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+@pytest.mark.parametrize("key", ["edm", "adm", "unet-classes", "unet-flow"])
+def test_half_precision_will_do(key, drawn, monkeypatch):
+    """What the network is asked and answers is then rounded, and nothing else."""
+    monkeypatch.setattr("diffusers.utils.constants.HF_MODULES_CACHE", str(drawn[key][2].parent / "modules"))
+    load, z = diffusers.DiffusionPipeline.from_pretrained, torch.load(f"{drawn[key][2]}.z.pt")
+    half = load(drawn[key][2], trust_remote_code=True, dtype=torch.bfloat16)
+    images = half(noise=z, class_labels=[1, 0] if half.config.classes else None, output_type="pt").images / 2 + 0.5
+    assert images.dtype == torch.float32
+    assert (images - drawn[key][0]).std() < 0.05 * images.std()
+    assert half(batch_size=3, generator=torch.Generator().manual_seed(0)).images[2].size == (8, 8)
+
+
+@pytest.fixture
+def student(tiny_teacher, tmp_path):
+    """The folder of a run with a student of the tiny teacher."""
+    student_of(str(tiny_teacher), tmp_path / "run" / "student")
+    return tmp_path / "run"
+
+
+def test_the_card_says_all(student, tmp_path):
+    row = {"images": 9, "seconds_per_image": 0.5, "metrics": {"frechet_judge": 1.25}}
+    rows = {"teacher": {**row, "model": "tiny", "evaluations_per_image": 35}}
+    rows["student"] = {**row, "model": "tiny-student", "evaluations_per_image": 1, "metrics": {"frechet_judge": 2.5}}
+    (student / "report.json").write_text(json.dumps(rows))
+    for source in (student, student / "student"):
+        out = tmp_path / f"of-{source.name}"
+        main(["export", str(source), str(out)])
+        head, body = card_of(out)
+        assert (head["license"], head["library_name"]) == ("mit", "diffusers")
+        assert "base_model" not in head
+        assert "the teacher 'tiny'" in body
+        assert "Licence of the weights, as of the teacher's: MIT." in body
+        assert '"steps": 7' in body
+        assert "| tiny-student | 1 | 2.5 | 500 |" in body
+        assert 'from_pretrained("this folder, or its name on the hub", trust_remote_code=True)' in body
+        assert str(student.parent) not in (out / "README.md").read_text()
+
+
+def test_what_is_written_is_all_there_is(student, tmp_path):
+    main(["export", str(student), str(tmp_path / "out")])
+    files = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    network = {f"unet/{name}" for name in ("network.py", "config.json", "diffusion_pytorch_model.safetensors")}
+    assert files == {"README.md", "model_index.json", "pipeline.py"} | network
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_teacher_of_the_hub_is_named(tiny_pipeline, tmp_path, monkeypatch):
+    """Its parts come from where the hub's files lie, its licence from its card."""
+    source = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "cache")
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: strange-licence\n---\nlicense: mit\n")
+    (source / "unet" / "odd.py").write_text("raise SystemExit")
+    (source / "vae" / "odd.py").write_text("raise SystemExit")
+    monkeypatch.setattr("dmdistill.models.diffusers_pipeline.download", lambda _: source)
+    for rank in (0, 2):
+        student_of("owner/thing", tmp_path / "student", rank=rank)
+        out = tmp_path / f"out-{rank}"
+        main(["export", str(tmp_path / "student"), str(out)])
+        head, body = card_of(out)
+        assert (head["license"], head["license_name"], head["base_model"]) == (
+            "other",
+            "strange-licence",
+            "owner/thing",
+        )
+        assert head["pipeline_tag"] == "text-to-image"
+        assert ('DiffusionPipeline.from_pretrained("owner/thing")' in body) == bool(rank)
+        assert ("pipeline.load_lora_weights" in body) == bool(rank)
+        assert list(out.rglob("*.py")) == []
+        for file in (source / "text_encoder").iterdir():
+            assert rank or (out / "text_encoder" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_cannot_be_exported_is_one_clear_line(student, tiny_teacher, tmp_path, line_of):
+    out = tmp_path / "out"
+    assert "is a teacher; a student is exported" in line_of("export", tiny_teacher, out)
+    assert "unknown model 'nothing'" in line_of("export", "nothing", out)
+    assert not out.exists()
+    assert "already exists: choose another folder" in line_of("export", student, student)
+    (tmp_path / "file").write_text("")
+    assert "already exists: choose another folder" in line_of("export", student, tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_failure_leaves_nothing_behind(student, tmp_path, line_of, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("dmdistill.commands.export.command.export_card", full)
+    assert "no space left" in line_of("export", student, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_latents_on_another_path_are_refused(tiny_pipeline, tmp_path, line_of):
+    source = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "odd")
+    diffusers.EDMEulerScheduler().save_pretrained(source / "scheduler")
+    student_of(str(source), tmp_path / "student")
+    line = line_of("export", tmp_path / "student", tmp_path / "out")
+    assert "is StableDiffusionPipeline, on the path EDM, expected one of StableDiffusionPipeline (VP)" in line
+    assert not (tmp_path / "out").exists()
+
+
+class Hub:
+    """What is called of huggingface_hub.HfApi."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, name, exist_ok):
+        self.calls.append(("create_repo", name, exist_ok))
+        return f"https://hub/{name}"
+
+    def upload_folder(self, *, repo_id, folder_path):
+        self.calls.append(("upload_folder", repo_id, folder_path))
+
+
+def test_a_student_is_pushed_to_the_hub(student, tmp_path, monkeypatch, capsys):
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    out = tmp_path / "out"
+    main(["export", str(student), str(out), "--push-to-hub", "me/owl"])
+    assert hub.calls == [("create_repo", "me/owl", True), ("upload_folder", "me/owl", out)]
+    assert "pushed to https://hub/me/owl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(OSError("401 Unauthorized\nlog in"), "401 Unauthorized"), (OSError(), "OSError")]
+)
+def test_a_hub_that_fails_is_one_clear_line(error, said, student, tmp_path, monkeypatch, line_of):
+    def fail(*_, **__):
+        raise error
+
+    hub = Hub()
+    hub.upload_folder = fail
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    out = tmp_path / "out"
+    line = line_of("export", student, out, "--push-to-hub", "me/owl")
+    assert line == f"dmdistill: {out} is written, but was not pushed to me/owl: {said}\n"
+    assert (out / "model_index.json").exists()

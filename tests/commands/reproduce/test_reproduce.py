@@ -1,0 +1,78 @@
+"""`dmdistill reproduce`: the dispatch, and what it refuses before anything is computed."""
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from dmdistill.commands.cli import main, parse
+from dmdistill.commands.reproduce.command import EXPERIMENTS, reproduce
+from dmdistill.commands.reproduce.config import Reproduce
+
+
+def test_every_experiment_that_can_be_asked_for_is_somewhere():
+    positional = get_type_hints(Reproduce)["what"]
+    assert set(get_args(positional)) == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("what", EXPERIMENTS)
+def test_an_experiment_is_the_function_of_its_name(what, tmp_path, monkeypatch):
+    """It gets the configuration as asked for, with its folder made, and what it returns is handed on."""
+    steps = None if what == "fig4" else 7
+    given = ["--seeds", "2"] + ([] if steps is None else ["--steps", "7"])
+    asked = parse(["reproduce", what, "--out", str(tmp_path / "a" / "b"), *given])
+    module = types.ModuleType("stand-in")
+    setattr(module, what, lambda config: {"config": config, "made": config.out.is_dir()})
+    monkeypatch.setitem(sys.modules, f"dmdistill.commands.reproduce.{EXPERIMENTS[what]}", module)
+    assert asked == dataclasses.replace(Reproduce(what), out=tmp_path / "a" / "b", seeds=2, steps=steps)
+    assert reproduce(asked) == {"config": asked, "made": True}
+    assert list(asked.out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--seeds", "0"], "--seeds 0, expected at least 1"),
+        (["--seeds", "-3"], "--seeds -3, expected at least 1"),
+        (["--steps", "0"], "--steps 0, expected at least 1"),
+        (["--out", "file"], "file/fig3.json cannot be written: Not a directory"),
+        (["--out", "file/below"], "file/below/fig3.json cannot be written: Not a directory"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_writes_nothing(arguments, match, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("precious")
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "fig3", *arguments])
+    error = capsys.readouterr().err
+    assert (end.value.code, error.count("\n")) == (2, 1)
+    assert error.startswith("dmdistill: ")
+    assert match in error
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("what", "flags"),
+    [
+        *(("fig3", flags) for flags in ("--guidance 3.0", "--start fashion-student", "--precision bf16")),
+        *(("fig4", flags) for flags in ("--guidance 3.0", "--start nope", "--steps 3", "--device cuda")),
+        ("fig4", "--guidance 1.0 --steps 3 --precision bf16"),
+    ],
+)
+def test_what_an_experiment_has_no_use_for_is_refused(what, flags, tmp_path, line_of):
+    line = line_of("reproduce", what, "--out", tmp_path / "new", *flags.split())
+    assert line == f"dmdistill: {what} has no use for {flags}: leave it out\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_figure_is_told_what_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "fgi3"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert all(word in error for word in ("fgi3", *EXPERIMENTS))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,428 @@
+"""Algorithm 1: the order of its lines, and that it distils a mixture whose every mode is known."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.core.denoisers import Denoiser, EDMDenoiser, Guided
+from dmdistill.core.generators import Generator
+from dmdistill.core.losses import denoising_loss, distribution_matching_loss, pseudo_huber, regression_loss
+from dmdistill.core.objective import DMD, Batch, NonFiniteError
+from dmdistill.core.schedules import EDM
+from dmdistill.core.solvers import heun
+from dmdistill.models.gaussian_mixture import ring
+
+COUNT = 256  # samples in a batch of the distillation
+MODES, STD = 6, 0.08
+
+
+class MLP(nn.Module):
+    """A network for the plane, of the same signature as a U-Net's; it keeps what it was asked."""
+
+    def __init__(self, width=128, *, classes=0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(3 + classes, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 2),
+        )
+        self.asked = []
+
+    def forward(self, x_t, t, cond=None):
+        self.asked.append(len(x_t))
+        told = [] if cond is None else [cond.one_hot]
+        return self.layers(torch.cat([x_t, t[:, None], *told], 1))
+
+
+def pretrain(real, rng, *, steps=400):
+    """A student that knows the teacher as a diffusion model: EDM's training, on samples of the mixture."""
+    base = EDMDenoiser(MLP(), real.path)
+    optimiser = torch.optim.Adam(base.parameters(), 2e-3)
+    for _ in range(steps):
+        x = real.sample(COUNT, rng)
+        t, eps = real.path.sample_t(COUNT, rng=rng), torch.randn(x.shape, generator=rng)
+        updater(optimiser)(denoising_loss(base, x, t, eps))
+    return base
+
+
+def updater(optimiser, schedule=None):
+    def update(loss):
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if schedule is not None:
+            schedule.step()
+
+    return update
+
+
+def distil(base, real, rng, *, steps, lambda_reg=0.25):
+    """G after `steps` iterations of DMD, from a pretrained student."""
+    generator, fake = Generator(copy.deepcopy(base)), copy.deepcopy(base)
+    z_ref = torch.randn(1024, 2, generator=rng)
+    y_ref = heun(real, z_ref, steps=18)
+    optimisers = [torch.optim.AdamW(network.parameters(), 1e-3) for network in (generator, fake)]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimisers[0], steps)
+    dmd = DMD(generator, real, fake, rng=rng, lambda_reg=lambda_reg)
+    for _ in range(steps):
+        rows = torch.randint(0, len(z_ref), (COUNT // 2,), generator=rng)
+        batch = Batch(torch.randn(COUNT, 2, generator=rng), z_ref=z_ref[rows], y_ref=y_ref[rows])
+        dmd.step(batch, updater(optimisers[0], schedule), updater(optimisers[1]))
+    return generator
+
+
+def sliced_wasserstein(x, y, rng):
+    """Mean over 64 directions of the distance between sorted shadows. x, y: n D."""
+    directions = torch.randn(x.shape[1], 64, generator=rng)
+    directions = directions / directions.norm(dim=0)
+    return ((x @ directions).sort(0).values - (y @ directions).sort(0).values).abs().mean().item()
+
+
+def measure(generator, real):
+    """Sliced Wasserstein distance to the mixture, and each mode's share of the samples within 4 of its std."""
+    rng = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        x = generator(torch.randn(4096, 2, generator=rng))
+    distance, mode = torch.cdist(x, real.means.float()).min(1)
+    share = mode[distance < 4 * STD].bincount(minlength=MODES) / len(x)
+    return sliced_wasserstein(x, real.sample(4096, rng), rng), share
+
+
+def test_dmd_recovers_every_mode_of_a_mixture(rng):
+    """Measured: distance .494 at the start, .055 at the end (.015 between two samplings), shares from .66 of a mode."""
+    torch.manual_seed(0)
+    real = ring(MODES, std=STD)
+    before = copy.deepcopy(real.state_dict())
+    base = pretrain(real, rng)
+    start, _ = measure(Generator(base), real)
+    end, share = measure(distil(base, real, rng, steps=800), real)
+    assert end < start / 4
+    assert (share > 0.5 / MODES).all()
+    assert share.sum() > 0.7
+    assert all(torch.equal(tensor, before[name]) for name, tensor in real.state_dict().items())
+
+
+def test_dmd_is_its_seeds():
+    """The same seed gives the same generator, bit for bit; another seed another."""
+
+    def run(seed):
+        torch.manual_seed(5)
+        real, rng = ring(MODES, std=STD), torch.Generator().manual_seed(seed)
+        return distil(EDMDenoiser(MLP(), real.path), real, rng, steps=5).state_dict()
+
+    first, again, other = run(0), run(0), run(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.fixture
+def trio():
+    """G, mu_real and mu_fake as trainable networks of different weights, that keep what they were asked."""
+
+    def build(**kwargs):
+        torch.manual_seed(3)
+        path = EDM()
+        generator, real, fake = (EDMDenoiser(MLP(8, **kwargs), path) for _ in range(3))
+        return Generator(generator), real, fake
+
+    return build
+
+
+@pytest.fixture
+def batch(rng):
+    def build(count=6, pairs=4, **kwargs):
+        draw = lambda n: torch.randn(n, 2, generator=rng)  # noqa: E731
+        return Batch(draw(count), z_ref=draw(pairs), y_ref=draw(pairs), **kwargs)
+
+    return build
+
+
+def ignore(loss):
+    """Takes a loss and moves nothing."""
+
+
+def asked(network):
+    return (network.denoiser if isinstance(network, Generator) else network).net.asked
+
+
+def test_step_is_algorithm_1(trio, batch, rng):
+    """Its lines in the test's own hand, from the same seed: equal losses, equal weights, the teacher's unchanged.
+
+    The update of G is large, so that a fake score trained on a newer G's images would show.
+    """
+    generator, real, fake = trio()
+    twin, _, twin_fake = copy.deepcopy((generator, real, fake))
+    data, seed = batch(), rng.get_state()
+    before = copy.deepcopy(real.state_dict())
+    optimisers = [torch.optim.SGD(network.parameters(), 1.0) for network in (generator, fake)]
+    losses = DMD(generator, real, fake, rng=rng, lambda_reg=0.3).step(data, *map(updater, optimisers))
+
+    rng.set_state(seed)
+    path, optimisers = real.path, [torch.optim.SGD(network.parameters(), 1.0) for network in (twin, twin_fake)]
+    x, x_ref = twin(torch.cat([data.z, data.z_ref])).split([6, 4])
+    t, eps = path.sample_t(6, 0.02, 0.98, rng=rng), torch.randn(6, 2, generator=rng)
+    loss_kl = distribution_matching_loss(x, real, twin_fake, t, eps)
+    loss_reg = regression_loss(x_ref, data.y_ref, pseudo_huber)
+    updater(optimisers[0])(loss_kl + 0.3 * loss_reg)
+    t, eps = path.sample_t(6, rng=rng), torch.randn(6, 2, generator=rng)
+    loss_fake = denoising_loss(twin_fake, x.detach(), t, eps)
+    updater(optimisers[1])(loss_fake)
+
+    assert losses == {"loss_kl": loss_kl, "loss_reg": loss_reg, "loss_fake": loss_fake}
+    assert not any(loss.requires_grad for loss in losses.values())
+    for ours, plain in ((generator, twin), (fake, twin_fake)):
+        for (name, tensor), expected in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
+            assert torch.equal(tensor, expected), name
+    assert not torch.equal(generator(data.z), x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in real.state_dict().items())
+    assert all(p.grad is None for p in real.parameters())
+
+
+def test_generator_moves_first_and_each_update_moves_one_network(trio, batch, rng):
+    generator, real, fake = trio()
+    order = []
+
+    def update(name, own, others):
+        def closure(loss):
+            order.append(name)
+            loss.backward()
+            assert all(p.grad is not None for p in own.parameters())
+            assert all(p.grad is None for other in others for p in other.parameters())
+            own.zero_grad()
+
+        return closure
+
+    DMD(generator, real, fake, rng=rng).step(
+        batch(), update("generator", generator, (real, fake)), update("fake", fake, (real, generator))
+    )
+    assert order == ["generator", "fake"]
+
+
+def test_z_and_z_ref_go_through_the_generator_in_one_call(trio, batch, rng):
+    generator, real, fake = trio()
+    DMD(generator, real, fake, rng=rng).step(batch(6, 4), ignore, ignore)
+    assert asked(generator) == [10]
+    assert asked(real) == [6]
+    assert asked(fake) == [6, 6]  # for Eq. 7, then for Eq. 6
+
+
+def test_the_pairs_images_may_be_judged_and_learnt_too(trio, rng, labels):
+    """x = concat(x, x_ref), each under its own class: the losses are those of one batch of all the noise."""
+    generator, real, fake = trio(classes=3)
+    z, y = torch.randn(7, 2, generator=rng), torch.randn(3, 2, generator=rng)
+    told, seed = labels([0, 1, 2, 0, 2, 2, 1], 3), rng.get_state()
+    split = Batch(z[:4], told[slice(0, 4)], z_ref=z[4:], y_ref=y, cond_ref=told[slice(4, 7)])
+    losses = DMD(generator, real, fake, rng=rng, match_pairs=True).step(split, ignore, ignore)
+    rng.set_state(seed)
+    whole = DMD(generator, real, fake, rng=rng, lambda_reg=0).step(Batch(z, told), ignore, ignore)
+    assert (losses["loss_kl"], losses["loss_fake"]) == (whole["loss_kl"], whole["loss_fake"])
+    rng.set_state(seed)
+    apart = DMD(generator, real, fake, rng=rng).step(split, ignore, ignore)
+    assert losses["loss_reg"] == apart["loss_reg"]
+    assert losses["loss_kl"] != apart["loss_kl"]
+
+
+def test_conditions_travel_with_their_noise(trio, rng, labels):
+    """Each image is made, judged and learnt under its own class, and the pairs' classes do not mix with them."""
+    generator, real, fake = trio(classes=3)
+    told = {name: [] for name in ("generator", "real", "fake")}
+    for name, network in (("generator", generator.denoiser), ("real", real), ("fake", fake)):
+        network.register_forward_pre_hook(
+            lambda _, args, name=name: told[name].append(args[2].one_hot.argmax(1).tolist())
+        )
+    draw = lambda n: torch.randn(n, 2, generator=rng)  # noqa: E731
+    batch = Batch(
+        draw(2),
+        labels([0, 1], 3),
+        z_ref=draw(3),
+        y_ref=draw(3),
+        cond_ref=labels([2, 2, 1], 3),
+        z_fake=draw(4),
+        cond_fake=labels([0, 2, 1, 0], 3),
+    )
+    DMD(generator, real, fake, rng=rng).step(batch, ignore, ignore)
+    assert told == {
+        "generator": [[0, 1, 2, 2, 1], [0, 2, 1, 0]],
+        "real": [[0, 1]],
+        "fake": [[0, 1], [0, 1], [0, 2], [1, 0]],
+    }
+
+
+def test_without_pairs_there_is_no_regression(trio, rng):
+    generator, real, fake = trio()
+    losses = DMD(generator, real, fake, rng=rng).step(Batch(torch.randn(6, 2, generator=rng)), ignore, ignore)
+    assert set(losses) == {"loss_kl", "loss_fake"}
+    assert asked(generator) == [6]
+
+
+def test_without_matching_only_the_pairs_are_asked_for(trio, batch, rng):
+    generator, real, fake = trio()
+    data, updates = batch(6, 4), []
+    losses = DMD(generator, real, fake, rng=rng, match=False, lambda_reg=0.5).step(data, updates.append, pytest.fail)
+    assert asked(generator) == [4]
+    assert asked(real) == asked(fake) == []
+    expected = regression_loss(generator(data.z_ref), data.y_ref, pseudo_huber)
+    assert losses == {"loss_reg": expected}
+    assert updates == [0.5 * expected]
+
+
+def test_the_fake_score_can_follow_before_anything_is_matched(trio, rng, labels):
+    """It learns the images of the pairs' noise, each under its own class, at no further call of the generator."""
+    generator, real, fake = trio(classes=3)
+    cond, z, y = labels([2, 0, 1], 3), torch.randn(3, 2, generator=rng), torch.randn(3, 2, generator=rng)
+    data, seed = Batch(z[:2], cond[slice(0, 2)], z_ref=z, y_ref=y, cond_ref=cond), rng.get_state()
+    losses = DMD(generator, real, fake, rng=rng, match=False, follow=True).step(data, ignore, ignore)
+    assert (asked(generator), asked(real), asked(fake)) == ([3], [], [3])
+    rng.set_state(seed)
+    t, eps = real.path.sample_t(3, rng=rng), torch.randn(3, 2, generator=rng)
+    assert losses["loss_fake"] == denoising_loss(fake, generator(z, cond).detach(), t, eps, cond)
+
+
+@pytest.mark.parametrize("more", [1, 4])
+def test_z_fake_gives_more_updates_of_the_fake_score(trio, batch, rng, more):
+    """One on the generator's own x, then `more` on images that the updated G made in one call, without a graph."""
+    generator, real, fake = trio()
+    seen = []
+    data = batch(6, 4, z_fake=torch.randn(6 * more, 2, generator=rng))
+
+    def move(loss):
+        with torch.no_grad():
+            for p in generator.parameters():
+                p.add_(0.1)
+
+    path = Recorder()
+    fake.path = path
+    DMD(generator, real, fake, rng=rng).step(data, move, seen.append)
+    assert len(seen) == 1 + more
+    assert asked(generator) == [10, 6 * more]
+    assert not any(x.requires_grad for x in path.images)
+    with torch.no_grad():
+        fresh = generator(data.z_fake)
+    assert torch.equal(torch.cat(path.images[1:]), fresh)
+
+
+class Recorder(EDM):
+    """Keeps the images that Eq. 6 diffuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = []
+
+    def diffuse(self, x, eps, t):
+        self.images.append(x)
+        return super().diffuse(x, eps, t)
+
+
+def test_times_are_eq_7s_and_eq_6s(trio, rng):
+    """Eq. 7 draws from [.02, .98] of the bins, Eq. 6 from all, one time per sample and fresh ones for each."""
+    generator, real, fake = trio()
+    times = []
+    for network in (real, fake):
+        network.register_forward_pre_hook(lambda _, args: times.append(args[1]))
+    DMD(generator, real, fake, rng=rng).step(Batch(torch.randn(4000, 2, generator=rng)), ignore, ignore)
+    of_real, of_fake, of_training = times
+    grid = real.path.time(torch.tensor([0, 20, 980, 999]))
+    assert torch.equal(of_real, of_fake)
+    assert (of_real.min() >= grid[1]) & (of_real.max() <= grid[2])
+    assert (of_training.min() < grid[1]) & (of_training.max() > grid[2])
+    assert len(of_real.unique()) > 900
+
+
+def test_a_guided_teacher_is_guided_and_the_fake_score_is_not(trio, rng, labels):
+    generator, real, fake = trio(classes=3)
+    cond = labels([0, 1, 2, 0, 1, 2], 3)
+    dmd = DMD(generator, Guided(real, 3.0), fake, rng=rng)
+    dmd.step(Batch(torch.randn(6, 2, generator=rng), cond), ignore, ignore)
+    assert asked(real) == [12]
+    assert asked(fake) == [6, 6]
+
+
+@pytest.mark.parametrize(("broken", "name"), [("generator", "the generator"), ("real", "mu_real"), ("fake", "mu_fake")])
+def test_nan_weights_are_blamed_on_their_network(trio, batch, rng, broken, name):
+    networks = dict(zip(("generator", "real", "fake"), trio(), strict=True))
+    with torch.no_grad():
+        next(networks[broken].parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=rf"loss_kl is nan: {name} answers .* 6 of 6 .* sample 0 at time [\d.]+"):
+        DMD(**networks, rng=rng).step(batch(), pytest.fail, pytest.fail)
+
+
+class Spoilt(Denoiser):
+    """One sample of a network's answers is infinite, on one of the calls."""
+
+    def __init__(self, denoiser, *, sample, call):
+        super().__init__(denoiser.net, denoiser.path)
+        self.denoiser, self.sample, self.call, self.calls, self.time = denoiser, sample, call, 0, None
+
+    def forward(self, x_t, t, cond=None):
+        mu = self.denoiser(x_t, t, cond)
+        self.calls += 1
+        if self.calls >= self.call:
+            self.time = t[self.sample].item()
+            mu = mu.index_fill(0, torch.tensor([self.sample]), float("inf"))
+        return mu
+
+    def weight(self, t):
+        return self.denoiser.weight(t)
+
+
+def test_the_sample_and_its_time_are_named(trio, batch, rng):
+    generator, real, fake = trio()
+    real = Spoilt(real, sample=4, call=1)
+    with pytest.raises(NonFiniteError) as caught:
+        DMD(generator, real, fake, rng=rng).step(batch(), ignore, ignore)
+    assert (
+        f"mu_real answers with NaN or infinity for 1 of 6 samples, first for sample 4 at time {real.time:.4g}"
+        in str(caught.value)
+    )
+
+
+def test_the_generators_time_is_the_last(trio, batch, rng):
+    generator, real, fake = trio()
+    generator = Generator(Spoilt(generator.denoiser, sample=2, call=1))
+    with pytest.raises(NonFiniteError, match=r"the generator .* 1 of 6 samples, first for sample 2 at time 80"):
+        DMD(generator, real, fake, rng=rng).step(batch(), ignore, ignore)
+
+
+def test_the_fake_scores_own_loss_is_watched(trio, batch, rng):
+    """G has moved by then, and mu_fake must not."""
+    generator, real, fake = trio()
+    fake = Spoilt(fake, sample=1, call=2)
+    with pytest.raises(NonFiniteError, match=r"loss_fake is inf: mu_fake .* sample 1"):
+        DMD(generator, real, fake, rng=rng).step(batch(), ignore, pytest.fail)
+
+
+@pytest.mark.parametrize("match", [True, False])
+def test_the_regression_is_watched(trio, batch, rng, match):
+    """A broken image of a pair, or a broken generator where nothing else asks it."""
+    generator, real, fake = trio()
+    data = batch()
+    data.y_ref[3, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"loss_reg is nan: the solver of y_ref .* 1 of 4 samples, .* sample 3"):
+        DMD(generator, real, fake, rng=rng, match=match).step(data, pytest.fail, pytest.fail)
+    if not match:
+        with torch.no_grad():
+            next(generator.parameters()).fill_(float("nan"))
+        with pytest.raises(NonFiniteError, match=r"loss_reg is nan: the generator .* 4 of 4 samples"):
+            DMD(generator, real, fake, rng=rng, match=False).step(batch(), pytest.fail, pytest.fail)
+
+
+def test_nothing_to_train_on_raises(trio, rng):
+    with pytest.raises(ValueError, match="match is False and the batch has no z_ref"):
+        DMD(*trio(), rng=rng, match=False).step(Batch(torch.randn(6, 2, generator=rng)), ignore, ignore)
+
+
+def test_a_condition_on_one_side_only_raises(trio, batch, rng, labels):
+    with pytest.raises(ValueError, match="expected both or neither"):
+        DMD(*trio(classes=3), rng=rng).step(batch(6, 4, cond=labels([0] * 6, 3)), ignore, ignore)
+
+
+def test_generator_is_the_teacher_at_the_last_time(path, mixture):
+    """G(z) = mu(prior_std z, last), section 3.1."""
+    exact, z = mixture(path), torch.randn(7, 2, 3, 5)
+    assert torch.equal(Generator(exact)(z), exact(path.prior_std * z, torch.full((7,), path.last)))

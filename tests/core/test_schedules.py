@@ -1,0 +1,144 @@
+"""Paths against their formulas, written plainly."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from dmdistill.core.schedules import EDM, VP, Flow, expand
+
+SHAPE = (7, 2, 3, 5)  # B != C != H != W
+
+
+@pytest.mark.parametrize(("index", "sigma"), [(20, 0.0032), (500, 2.53), (980, 72.05)])
+def test_edm_bins_are_the_papers(index, sigma):
+    assert EDM().time(torch.tensor([index])).item() == pytest.approx(sigma, rel=0.01)
+
+
+def test_edm_bins_span_the_range():
+    first, last = EDM().time(torch.tensor([0, 999])).tolist()
+    assert (first, last) == (pytest.approx(0.002, rel=1e-6), pytest.approx(80, rel=1e-6))
+
+
+def test_edm_grid_is_karras():
+    """Eq. 5 of Karras et al. (2022), one sigma at a time."""
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    expected = [(high + i / 17 * (low - high)) ** 7 for i in range(18)] + [0]
+    assert EDM().times(18).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_vp_against_a_plain_product(paths):
+    abar, expected = 1.0, []
+    for i in range(1000):
+        abar *= 1 - (1e-4 + i / 999 * (0.02 - 1e-4))
+        expected.append(abar)
+    t = torch.arange(1000, dtype=torch.float64)
+    assert (paths["vp"].alpha(t) ** 2).tolist() == pytest.approx(expected, rel=1e-10)
+    assert (paths["vp"].alpha(t) ** 2 + paths["vp"].sigma(t) ** 2).tolist() == pytest.approx([1] * 1000, abs=1e-12)
+    assert math.sqrt(expected[-1]) == pytest.approx(0.00635, rel=0.01)  # what a teacher's error is divided by at T-1
+
+
+def test_vp_survives_copies_and_pickles(paths):
+    t = torch.arange(1000.0)
+    for twin in (copy.deepcopy(paths["vp"]), pickle.loads(pickle.dumps(paths["vp"]))):
+        assert torch.equal(twin.alpha(t), paths["vp"].alpha(t))
+
+
+def test_flow_is_a_straight_line(paths):
+    t = torch.tensor([0.25, 1.0])
+    assert paths["flow"].alpha(t).tolist() == [0.75, 0.0]
+    assert paths["flow"].sigma(t).tolist() == [0.25, 1.0]
+
+
+def test_flow_shift_moves_the_grid_towards_noise():
+    assert Flow(shift=3.0).times(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+
+
+def test_times_start_at_last_fall_and_end_clean(path):
+    for steps in (1, 2, 18, 50, 333, 999, 1000):
+        t = path.times(steps)
+        assert len(t) == steps + 1
+        assert t[0].item() == pytest.approx(path.last, rel=1e-12)
+        assert path.sigma(t)[-1] == 0
+        assert path.alpha(t)[-1] == 1
+        assert (t.diff() < 0).all()
+        assert (path.sigma(t).diff() < 0).all()
+
+
+def test_noise_to_signal_rises_with_the_bin(path):
+    t = path.time(torch.arange(path.bins)).double()
+    assert ((path.sigma(t) / path.alpha(t).clamp(min=1e-9)).diff() > 0).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.02, 0.98), (0.5, 0.51), (0.9999, 1.0)])
+def test_sample_t_is_uniform_over_the_bins_and_inclusive(path, rng, low, high):
+    grid = path.time(torch.arange(path.bins))
+    first, last = min(round(low * 1000), 999), min(round(high * 1000), 999)
+    t = path.sample_t(100_000, low, high, rng=rng)
+    index = torch.searchsorted(grid, t)
+    assert torch.equal(grid[index], t)
+    assert index.unique().tolist() == list(range(first, last + 1))
+    counts = index.bincount(minlength=1000)[first : last + 1].double()
+    expected, free = len(t) / len(counts), len(counts) - 1
+    chi2 = ((counts - expected) ** 2 / expected).sum().item()
+    assert abs(chi2 - free) <= 5 * math.sqrt(2 * free)
+
+
+def test_sample_t_is_the_rngs(path):
+    draws = [path.sample_t(9, rng=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_diffuse_has_the_mean_and_variance_of_eq_3(path, rng):
+    t = path.sample_t(SHAPE[0], rng=rng).double()
+    x = torch.randn(SHAPE, generator=rng, dtype=torch.float64)
+    draws = torch.stack(
+        [path.diffuse(x, torch.randn(SHAPE, generator=rng, dtype=torch.float64), t) for _ in range(4000)]
+    )
+    for i in range(SHAPE[0]):
+        alpha, sigma = path.alpha(t)[i], path.sigma(t)[i]
+        error = (draws[:, i].mean(0) - alpha * x[i]) / sigma
+        assert error.abs().max() < 5 / math.sqrt(4000)
+        spread = ((draws[:, i] - alpha * x[i]) / sigma).var()
+        assert spread.item() == pytest.approx(1, abs=5 * math.sqrt(2 / (4000 * 30)))
+
+
+def test_expand_gives_each_sample_its_own_time():
+    x, t = torch.ones(SHAPE), torch.arange(7.0)
+    assert torch.equal((expand(t, x) * x)[:, 1, 2, 4], t)
+    assert expand(t, x[:, 0, 0, 0]).shape == (7,)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (7, 1)])
+def test_expand_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match=r"expected \(7,\): one per sample"):
+        expand(torch.ones(shape), torch.ones(SHAPE))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.1, 1), (0, 1.1), (0.5, 0.5), (0.98, 0.02), (float("nan"), 1)])
+def test_bad_time_ranges_say_what_is_allowed(path, rng, low, high):
+    with pytest.raises(ValueError, match=r"expected 0 <= low < high <= 1"):
+        path.sample_t(3, low, high, rng=rng)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: EDM(sigma_min=80, sigma_max=0.002), "expected 0 < sigma_min < sigma_max"),
+        (lambda: EDM(sigma_min=0), "expected 0 < sigma_min < sigma_max"),
+        (lambda: EDM(bins=1), "expected bins >= 2"),
+        (lambda: VP(torch.tensor([0.5, 0.6])), "falling"),
+        (lambda: VP(torch.tensor([1.0, 0.6])), "falling"),
+        (lambda: VP(torch.tensor([0.5, -0.1])), "falling"),
+        (lambda: VP(torch.ones(2, 3)), "falling"),
+        (lambda: VP(torch.ones(0)), "falling"),
+        (lambda: Flow(shift=0), "expected shift > 0"),
+        (lambda: VP.linear_betas(10).times(11), r"expected 1 \.\.\. 10"),
+    ],
+)
+def test_bad_paths_say_what_is_allowed(build, match):
+    with pytest.raises(ValueError, match=match):
+        build()

@@ -1,0 +1,315 @@
+"""Sets of images: what was written is what is read, whichever the format, the range and the order of the ranges."""
+
+import io
+import json
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmdistill.data.fashion_mnist import load_fashion_mnist
+from dmdistill.data.image_sources import is_images, open_images
+from dmdistill.data.images import cut_square
+from dmdistill.data.training_set import load_labelled
+from dmdistill.io import file_hashes as digests
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pixels(rng):
+    """Eleven images of 3 x 5 x 7."""
+    return torch.randint(256, (11, 3, 5, 7), generator=rng, dtype=torch.uint8)
+
+
+def png(image, kind="PNG"):
+    array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_folder(folder, images):
+    """One level down, some of them, under names whose order is that of the images."""
+    for i, image in enumerate(images):
+        file = folder / f"{i // 4:02d}" / f"{i:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(image))
+    return folder
+
+
+def write_zip(file, images, *, labels=None):
+    """As EDM's dataset tool writes it, the entries in any order."""
+    names = [f"{i // 4:05d}/img{i:08d}.png" for i in range(len(images))]
+    with zipfile.ZipFile(file, "w") as archive:
+        for i in reversed(range(len(images))):
+            archive.writestr(names[i], png(images[i]))
+        pairs = None if labels is None else list(map(list, zip(names, labels, strict=True)))
+        archive.writestr("dataset.json", json.dumps({"labels": pairs}))
+    return file
+
+
+def write_binary(folder, images, labels):
+    """CIFAR-10's binary version, of any number of images a file."""
+    folder.mkdir()
+    parts = images.chunk(6)
+    for name, part, few in zip(names(".bin"), parts, labels.chunk(6), strict=True):
+        (folder / name).write_bytes(torch.cat([few[:, None], part.flatten(1)], 1).numpy().tobytes())
+    return folder
+
+
+def names(suffix):
+    return [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
+
+
+def pickled(rows, labels=None):
+    """A batch of CIFAR-10's python version, as Python 2 pickled it (protocol 2). labels: what it says of them."""
+
+    def word(text):
+        return b"U" + bytes([len(text)]) + text
+
+    shape = b"J" + struct.pack("<i", len(rows)) + b"J" + struct.pack("<i", rows[0].numel()) + b"\x86"
+    kind = (
+        b"cnumpy\ndtype\n"
+        + word(b"u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + word(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+    )
+    raw = rows.numpy().tobytes()
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + word(b"b") + b"\x87R(K\x01" + shape
+    array += kind + b"K\x00tb\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
+    told = b"" if labels is None else word(b"labels") + labels
+    return b"\x80\x02}q\x01(" + word(b"batch_label") + word(b"of a test") + told + word(b"data") + array + b"u."
+
+
+def listed(labels):
+    """A list of small numbers in a pickle."""
+    return b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+
+
+def check(source, images, labels=None):
+    """Any range of it is that range of the images."""
+    assert (len(source), source.shape) == (len(images), tuple(images.shape[1:]))
+    for rows in (range(len(images)), range(2, 9), range(1, 2), range(10, 0, -3), range(3, 3)):
+        found = source.images(rows)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, images[list(rows)])
+
+
+def test_folders_and_zips_hold_their_pictures_in_the_order_of_their_names(pixels, tmp_path):
+    folder, file = write_folder(tmp_path / "folder", pixels), write_zip(tmp_path / "x.zip", pixels, labels=range(11))
+    check(open_images(str(folder)), pixels)
+    check(open_images(str(file)), pixels)
+    assert open_images(str(file)).labels == tuple(range(11))
+    assert open_images(str(write_zip(tmp_path / "y.zip", pixels))).labels is None
+    assert open_images(str(folder)).labels is None
+
+
+def test_grey_pictures_have_one_channel_and_are_coloured_among_coloured_ones(pixels, tmp_path):
+    grey = pixels[:, :1]
+    check(open_images(str(write_folder(tmp_path / "grey", grey))), grey)
+    write_folder(tmp_path / "mixed", [pixels[0], *grey[1:]])
+    found = open_images(str(tmp_path / "mixed")).images(range(11))
+    assert torch.equal(found, torch.cat([pixels[:1], grey[1:].expand(-1, 3, -1, -1)]))
+    write_folder(tmp_path / "refused", [grey[0], *pixels[1:]])
+    with pytest.raises(ValueError, match=r"00/001.png is coloured, the first picture is grey"):
+        open_images(str(tmp_path / "refused")).images(range(2))
+
+
+def test_cifar_is_read_from_both_official_versions(tmp_path, rng):
+    images = torch.randint(256, (30, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    labels = torch.arange(30, dtype=torch.uint8) % 10
+    binary = write_binary(tmp_path / "binary", images, labels)
+    python = tmp_path / "python"
+    python.mkdir()
+    for name, part in zip(names(""), images.chunk(6), strict=True):
+        (python / name).write_bytes(pickled(part.flatten(1)))
+    for folder in (binary, python):
+        check(open_images(str(folder)), images[:25])
+        check(open_images(f"{folder}:train"), images[:25])
+        held_out = open_images(f"{folder}:test")
+        assert torch.equal(held_out.images(range(5)), images[25:])
+
+
+def test_cifar_is_loaded_with_its_labels_from_both_versions(tmp_path, rng):
+    images = torch.randint(256, (30, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(10, (30,), generator=rng, dtype=torch.uint8)
+    binary, python = write_binary(tmp_path / "binary", images, labels), tmp_path / "python"
+    python.mkdir()
+    for name, part, few in zip(names(""), images.chunk(6), labels.chunk(6), strict=True):
+        (python / name).write_bytes(pickled(part.flatten(1), listed(few.tolist())))
+    for folder in (binary, python):
+        data, held_out = load_labelled(folder), load_labelled(folder, train=False)
+        assert (data.name, data.names[0], data.judge, data.labels.dtype) == ("cifar10", "airplane", None, torch.int64)
+        assert torch.equal(torch.cat([data.images, held_out.images]), images)
+        assert torch.equal(torch.cat([data.labels, held_out.labels]), labels.long())
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (None, "data_batch_1 cannot be read as a batch of CIFAR-10: 'labels'"),
+        (listed([3, 11]), "no list of numbers from 0 to 9"),
+        (b"K\x05", "no list of numbers"),
+        (listed([3, 1, 2]), "data_batch_1 has another number of labels than of images"),
+    ],
+)
+def test_spoiled_labels_of_cifar_are_named(labels, match, tmp_path):
+    for name in names(""):
+        (tmp_path / name).write_bytes(pickled(torch.zeros(2, 3072, dtype=torch.uint8), labels))
+    with pytest.raises(ValueError, match=match):
+        load_labelled(tmp_path)
+
+
+def test_other_folders_hold_fashion_or_are_named(idx_folder, tmp_path):
+    assert torch.equal(load_labelled(idx_folder).images, load_fashion_mnist(idx_folder).images)
+    with pytest.raises(ValueError, match=r"no train-images.*Fashion-MNIST's official .gz files, or of CIFAR-10's"):
+        load_labelled(tmp_path)
+
+
+def test_a_batch_of_cifar_may_call_nothing(tmp_path, rng):
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    good = pickled(torch.zeros(2, 3072, dtype=torch.uint8))
+    spoiled = {
+        "asks for 'posix.system'": b"\x80\x02cposix\nsystem\nU\x04true\x85R.",
+        "an array by its class": good.replace(b"_reconstruct\n", b"ndarray\n").replace(
+            b"numpy.core.multiarray", b"numpy"
+        ),
+        "no array of bytes": good.replace(b"U\x02u1", b"U\x02i8"),
+        "have the shape": b"",
+    }
+    for why, content in spoiled.items():
+        for name in names(""):
+            (folder / name).write_bytes(content or pickled(torch.zeros(2, 100, dtype=torch.uint8)))
+        with pytest.raises(ValueError, match=rf"data_batch_1 cannot be read as a batch of CIFAR-10: .*{why}"):
+            open_images(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(bytes(3072), "cut short or no CIFAR-10"), (b"", "cut short"), (b"\x0b" + bytes(3072), "holds the label 11")],
+)
+def test_spoiled_binaries_of_cifar_are_named(content, match, tmp_path):
+    for name in names(".bin"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"data_batch_1.bin .*{match}"):
+        open_images(str(tmp_path))
+    (tmp_path / "test_batch.bin").unlink()
+    with pytest.raises(ValueError, match=r"no test_batch.bin in"):
+        open_images(f"{tmp_path}:test")
+
+
+def test_fashion_is_read_from_its_official_files(idx_folder):
+    check(open_images(str(idx_folder)), load_fashion_mnist(idx_folder).images)
+    check(open_images(f"{idx_folder}:test"), load_fashion_mnist(idx_folder, train=False).images)
+
+
+def test_a_side_is_a_square_around_the_middle_by_lanczos(pixels, tmp_path):
+    """The same of files, of zips and of tensors; cut and resized by PIL, image by image."""
+    source = open_images(str(write_folder(tmp_path / "folder", pixels)), side=4)
+    whole = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    expected = [np.asarray(one.crop((1, 0, 6, 5)).resize((4, 4), Image.Resampling.LANCZOS)) for one in whole]
+    check(source, torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
+    assert torch.equal(cut_square(pixels, 4), source.images(range(11)))
+    other = [pixels[0], pixels[1][:, :4, :4], *pixels[2:]]
+    mixed = open_images(str(write_folder(tmp_path / "mixed", other)), side=4).images(range(11))
+    assert torch.equal(mixed[1], pixels[1][:, :4, :4])
+
+
+def test_a_picture_of_another_size_is_named(pixels, tmp_path):
+    source = open_images(str(write_folder(tmp_path, [pixels[0], pixels[1][:, :4], *pixels[2:]])))
+    with pytest.raises(ValueError, match=r"00/001.png has 4 x 7 pixels, the first picture 5 x 7; --side"):
+        source.images(range(5))
+
+
+@pytest.fixture(params=["folder", "zip"])
+def damaged(request, pixels, tmp_path):
+    """Pictures of which two are damaged, the first among them."""
+    write_folder(tmp_path / "folder", pixels)
+    content = (tmp_path / "folder" / "01" / "005.png").read_bytes()
+    (tmp_path / "folder" / "00" / "000.png").write_bytes(b"no picture")
+    (tmp_path / "folder" / "01" / "005.png").write_bytes(content[: len(content) // 2])
+    if request.param == "folder":
+        return tmp_path / "folder"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for file in (tmp_path / "folder").rglob("*.png"):
+            archive.write(file, file.relative_to(tmp_path / "folder"))
+    return tmp_path / "x.zip"
+
+
+def test_damaged_pictures_are_named_and_counted(damaged):
+    with pytest.raises(ValueError, match=r"2 of 11 pictures cannot be read, first 00/000.png: .*by --skip-corrupt"):
+        open_images(str(damaged)).images(range(3))
+
+
+def test_damaged_pictures_are_left_out_where_asked(damaged, pixels):
+    source = open_images(str(damaged), skip_corrupt=True)
+    assert source.shape == (3, 5, 7)
+    found = [source.images(rows) for rows in (range(1), range(1, 6), range(6, 11))]
+    assert [len(part) for part in found] == [0, 4, 5]
+    assert torch.equal(torch.cat(found), pixels[[1, 2, 3, 4, 6, 7, 8, 9, 10]])
+    assert set(source.skipped) == {"00/000.png", "01/005.png"}
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((5, 7), 1000, np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"x.png: its mode is I;16, expected 8 bits a channel"):
+        _ = open_images(str(tmp_path)).shape
+
+
+def test_digests_follow_the_content(pixels, tmp_path, monkeypatch):
+    same = [open_images(str(write_folder(tmp_path / name, pixels))) for name in "ab"]
+    other = open_images(str(write_folder(tmp_path / "c", pixels.flip(0))))
+    assert same[0].digest() == same[1].digest() != other.digest()
+    assert open_images(str(tmp_path / "a"), side=4).digest() != same[0].digest()
+
+    taken = []
+    hashed = digests.hashlib.file_digest
+    monkeypatch.setattr(digests.hashlib, "file_digest", lambda *a: (taken.append(a), hashed(*a))[1])
+    before = same[0].digest()
+    assert taken == []  # the files are as they were
+    (tmp_path / "a" / "00" / "001.png").write_bytes(png(pixels[0]))
+    assert open_images(str(tmp_path / "a")).digest() != before
+    assert len(taken) == 11
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("nowhere:test", "nowhere does not exist"),
+        ("empty", "empty holds no images; expected a folder or a .zip"),
+        ("pictures:test", "only CIFAR-10's and Fashion-MNIST's files have test images"),
+        ("spoiled.zip", "spoiled.zip cannot be read as a zip"),
+        ("none.zip", "none.zip holds no pictures"),
+    ],
+)
+def test_sources_that_cannot_be_are_named(source, match, pixels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_folder(tmp_path / "pictures", pixels)
+    (tmp_path / "spoiled.zip").write_bytes(b"no zip")
+    zipfile.ZipFile(tmp_path / "none.zip", "w").close()
+    with pytest.raises(ValueError, match=match):
+        open_images(source)
+
+
+def test_what_holds_images_is_told_from_what_does_not(pixels, idx_folder, tiny_teacher, tmp_path):
+    assert is_images(str(idx_folder))
+    assert is_images(f"{idx_folder}:test")
+    assert is_images(str(write_folder(tmp_path / "pictures", pixels)))
+    assert is_images(str(write_zip(tmp_path / "x.zip", pixels)))
+    assert not is_images(str(tiny_teacher))
+    run = write_folder(tmp_path / "run" / "samples", pixels).parent
+    (run / "student").mkdir()
+    (run / "student" / "config.json").write_text("{}")
+    assert not is_images(str(run))
+    assert not is_images("fashion")

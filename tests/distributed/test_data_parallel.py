@@ -1,0 +1,61 @@
+"""Where networks are before and while they are sharded, as far as one process can tell."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import device_mesh, fsdp
+
+from dmdistill.distributed import data_parallel as parallel
+from dmdistill.distributed.data_parallel import Parallel
+from dmdistill.distributed.process_group import Processes
+from dmdistill.networks.lora import copy_sharing_frozen
+
+
+class LayerBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.trained = nn.Linear(5, 3), nn.Linear(3, 5)
+        self.frozen.requires_grad_(False)
+
+
+@pytest.fixture
+def network():
+    network = nn.Sequential(nn.Linear(4, 5), LayerBlock(), LayerBlock())
+    network[0].requires_grad_(False)
+    return network
+
+
+@pytest.fixture
+def sharded(monkeypatch):
+    """(device of the mesh, module) of each call of fully_shard, which does nothing."""
+    calls = []
+    monkeypatch.setattr(parallel.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(device_mesh, "init_device_mesh", lambda device, shape: (device, shape))
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, *, mesh, **_: calls.append((mesh, module)))
+    return calls
+
+
+def test_shares_are_cut_on_the_gpu_block_by_block_wherever_the_network_was(network, sharded):
+    Parallel(Processes(count=2), strategy="fsdp").spread(network)
+    assert sharded == [(("cuda", (2,)), module) for module in (network[1], network[2], network)]
+
+
+def test_no_network_takes_another_ones_frozen_weights_along(network, sharded):
+    """fully_shard moves a module's own tensors, in place, to the device."""
+    student = copy_sharing_frozen(network)
+    whole, shared = copy.deepcopy(student.state_dict()), {*network.parameters()} & {*student.parameters()}
+    assert len(shared) == 6
+    Parallel(Processes(count=2), strategy="fsdp").spread(student)
+    assert not {*network.parameters()} & {*student.parameters()}
+    assert not any(one.requires_grad for name, one in student.named_parameters() if "trained" not in name)
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, whole[name])
+
+
+def test_nothing_is_sharded_by_one_process_or_by_ddp(network, sharded):
+    Parallel(strategy="fsdp").spread(network)
+    Parallel(Processes(count=2)).spread(network)
+    assert sharded == []

@@ -1,0 +1,147 @@
+"""Files and folders: whole or not at all, and in one process's hands at a time."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dmdistill.io.atomic import held_alone, read_safetensors, write_safetensors, written_whole
+from dmdistill.io.checksums import sealed_text, unsealed_text
+
+HOLDING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have it ignored
+from pathlib import Path
+from dmdistill.io.atomic import held_alone
+with held_alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder():
+    """Another process that holds a folder until its input ends."""
+    started = []
+
+    def hold(folder: Path) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLDING, str(folder)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_folder_is_one_processs_until_that_one_ends(holder, tmp_path, number):
+    """However it ends; and a lock that a killed process left behind is none."""
+    other = holder(tmp_path)
+    with pytest.raises(ValueError, match="is in use by another process"), held_alone(tmp_path):
+        pytest.fail("two hold it")
+    other.send_signal(number)
+    other.wait()
+    assert (tmp_path / ".lock").exists() == (number == signal.SIGKILL)
+    with held_alone(tmp_path), pytest.raises(ValueError, match="is in use"), held_alone(tmp_path):
+        pytest.fail("two hold it")
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_beside_and_within_are_others(tmp_path):
+    with held_alone(tmp_path), held_alone(tmp_path / "within"), held_alone(tmp_path.with_name("beside")):
+        pass
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    kept = [tmp_path / "config.toml", tmp_path / "checkpoints" / "step-1.pt", tmp_path / ".hidden"]
+    left = [tmp_path / ".config.toml.12-34.tmp", tmp_path / "checkpoints" / ".step-2.pt.12-34.tmp"]
+    for file in (*kept, *left, tmp_path / ".student-ab1.tmp" / "model.safetensors"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+    with held_alone(tmp_path):
+        pass
+    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted(kept)
+
+
+def test_where_the_system_has_no_locks_none_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with held_alone(tmp_path):
+        assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
+    """A hidden file of the user's own, and what a run within this folder is writing."""
+    mine, theirs = tmp_path / "sub" / ".precious.tmp", tmp_path / "run" / ".step-2.pt.77-88.tmp"
+    for file in (mine, theirs):
+        file.parent.mkdir()
+        file.touch()
+    with held_alone(tmp_path / "run"):
+        theirs.touch()  # begun once the folder was held
+        with held_alone(tmp_path):
+            assert mine.exists()
+            assert theirs.exists()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+
+    def told(name, original, *given):
+        done.append(name)
+        return original(*given)
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
+    with written_whole(tmp_path / "file") as temporary:
+        temporary.write_text("content")
+    assert done == ["fsync", "replace"]
+
+
+def test_no_flipped_bit_of_tensors_is_believed(tmp_path):
+    """Of 300 single flips anywhere in the file each is found, or changes nothing; others read it as ever."""
+    tensors = {"a": torch.randn(5, 3), "b": torch.arange(7)}
+    file, rng = tmp_path / "tensors.safetensors", random.Random(0)
+    write_safetensors(file, tensors)
+    whole, found = file.read_bytes(), 0
+    assert all(torch.equal(load_file(file)[name], tensor) for name, tensor in tensors.items())
+    for _ in range(300):
+        at = rng.randrange(8 * len(whole))
+        file.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
+        try:
+            read = read_safetensors(file)
+        except ValueError as error:
+            assert str(error).startswith(f"{file} is cut short, damaged or no safetensors file: ")  # noqa: PT017
+            found += 1
+        else:
+            assert read.keys() == tensors.keys(), f"byte {at // 8}, bit {at % 8}"
+            assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert found > 200, "most flips are found"
+
+
+def test_equal_tensors_make_equal_files(tmp_path):
+    for name in "abcdef":
+        write_safetensors(tmp_path / name, {"x": torch.ones(3), "y": torch.zeros(2)})
+    assert len({(tmp_path / name).read_bytes() for name in "abcdef"}) == 1
+
+
+def test_a_sealed_text_is_read_as_it_was_written_or_not_at_all(tmp_path):
+    file, text = tmp_path / "config.toml", 'name = "a"\nsteps = 300\n'
+    sealed = sealed_text(text).encode()
+    first = sealed.index(b"\n") + 1
+    for content, believed in ((sealed, True), (sealed[first:], True), (sealed[:-3], False), (sealed + b"x", False)):
+        file.write_bytes(content)
+        if believed:
+            assert unsealed_text(file).endswith(text)
+        else:
+            with pytest.raises(ValueError, match=r"config\.toml is not as it was written"):
+                unsealed_text(file)

@@ -1,0 +1,183 @@
+"""Prompts through a pipeline's own encoders: what its network would be fed, to the last bit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from dmdistill.data.prompt_embeddings import encode_prompts
+from dmdistill.models.diffusers_text import PipelineText
+
+diffusers = pytest.importorskip("diffusers")
+
+PROMPTS = ["a red square", "", "Blue circle, 3 of them: " + "very " * 9 + "blue", "red"]
+KINDS = {
+    "stable_diffusion": ("stable_diffusion", {}),
+    "sdxl": ("sdxl", {}),
+    "sdxl-without-zeros": ("sdxl", {"zeros": False}),
+    "sd3": ("sd3", {}),
+    "sd3-without-t5": ("sd3", {"t5": False}),
+    "flux": ("flux", {}),
+}
+WIDTHS = {
+    "stable_diffusion": {"prompt_embeds": (16, 12)},
+    "sdxl": {"prompt_embeds": (16, 32), "pooled_prompt_embeds": (14,)},
+    "sd3": {"prompt_embeds": (16 + 256, 32), "pooled_prompt_embeds": (24,)},
+    "flux": {"prompt_embeds": (512, 32), "pooled_prompt_embeds": (12,)},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tiny_pipeline):
+    family, options = KINDS[kind]
+    return tiny_pipeline(family, **options)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return PipelineText(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The full pipeline."""
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {name: None for name, part in index.items() if part == [None, None]}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def fed(pipeline, prompts):
+    """What the network is told in the first step of sampling: the null prompts of guidance, if any, and the prompts."""
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    seen = {}
+
+    class Seen(Exception):  # noqa: N818
+        pass
+
+    def look(_, arguments, options):
+        seen.update(options)
+        raise Seen
+
+    hook = network.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        pipeline(prompts, num_inference_steps=1, guidance_scale=4.0, height=16, width=16)
+    except Seen:
+        pass
+    finally:
+        hook.remove()
+    pooled = seen.get("pooled_projections", (seen.get("added_cond_kwargs") or {}).get("text_embeds"))
+    return {"prompt_embeds": seen["encoder_hidden_states"]} | (
+        {"pooled_prompt_embeds": pooled} if pooled is not None else {}
+    )
+
+
+def test_the_network_is_told_what_its_pipeline_tells_it(encoder, whole):
+    expected, made = fed(whole, PROMPTS), encoder.encode(PROMPTS)
+    assert made.keys() == expected.keys()
+    for name, tensor in made.items():
+        assert torch.equal(tensor, expected[name][-4:])
+
+
+def test_the_null_prompt_is_what_its_pipeline_leads_away_from(kind, encoder, whole):
+    """Asked alone: in a batch of another size products are rounded otherwise."""
+    if kind == "flux":
+        pytest.skip("Flux's pipeline leads away from nothing unless it is told what")
+    expected, empty = fed(whole, PROMPTS[:1]), encoder.empty()
+    assert empty.keys() == expected.keys()
+    for name, tensor in empty.items():
+        assert torch.equal(torch.cat([tensor, encoder.encode(PROMPTS[:1])[name]]), expected[name])
+
+
+def test_shapes_are_the_familys(kind, encoder):
+    widths = WIDTHS[kind.partition("-")[0]]
+    assert {name: tuple(tensor.shape) for name, tensor in encoder.encode(PROMPTS).items()} == {
+        name: (4, *shape) for name, shape in widths.items()
+    }
+    assert {name: tuple(tensor.shape) for name, tensor in encoder.empty().items()} == {
+        name: (1, *shape) for name, shape in widths.items()
+    }
+    assert {tensor.dtype for tensor in encoder.encode(PROMPTS).values()} == {torch.float32}
+    assert not any(tensor.requires_grad for tensor in encoder.encode(PROMPTS).values())
+
+
+def test_prompts_differ_and_the_empty_one_is_zero_where_the_pipeline_says_so(kind, encoder):
+    made, empty = encoder.encode(PROMPTS), encoder.empty()
+    for name, tensor in made.items():
+        assert not torch.equal(tensor[0], tensor[2])
+        assert torch.allclose(tensor[1], empty[name][0], atol=1e-5) == (kind != "sdxl")
+        assert (empty[name].abs().max() == 0) == (kind == "sdxl")
+
+
+def test_only_text_encoders_are_loaded_and_they_are_released(folder, tmp_path):
+    """Neither the network's weights nor the autoencoder's are asked for."""
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    for part in ("unet", "transformer", "vae"):
+        for file in (bare / part).glob("*.safetensors"):
+            file.unlink()
+    encoder = PipelineText(bare)
+    _ = encoder.id  # asks for files alone
+    assert encoder.pipeline is None
+    first = encoder.encode(PROMPTS[:1])
+    assert encoder.pipeline.vae is None
+    encoder.release()
+    assert encoder.pipeline is None
+    assert torch.equal(encoder.encode(PROMPTS[:1])["prompt_embeds"], first["prompt_embeds"])
+
+
+def test_prompts_are_kept_as_they_were_encoded(kind, encoder, tmp_path):
+    told = encode_prompts(PROMPTS, encoder, tmp_path, batch=4)
+    picked = told.select(torch.tensor([3, 0, 1]))
+    for name, tensor in encoder.encode(PROMPTS).items():
+        assert torch.equal(picked.tensors[name], tensor[[3, 0, 1]])
+        assert torch.equal(picked.null().tensors[name], encoder.empty()[name].expand_as(tensor[:3]))
+
+
+def test_the_id_is_of_the_contents(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    same = PipelineText(copy).id
+    assert PipelineText(folder).id == same
+    assert PipelineText(folder, dtype=torch.bfloat16).id != same
+    weights = copy / "text_encoder" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    changed = PipelineText(copy).id
+    assert changed != same
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": "other"}))
+    assert PipelineText(copy).id not in (same, changed)
+
+
+def test_half_precision_is_the_pipelines_too(tiny_pipeline):
+    folder = tiny_pipeline("sdxl")
+    whole = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
+    made = PipelineText(folder, dtype=torch.bfloat16).encode(PROMPTS)
+    for name, tensor in fed(whole, PROMPTS).items():
+        assert made[name].dtype == torch.bfloat16
+        assert torch.equal(made[name], tensor[4:])
+
+
+@pytest.mark.parametrize(
+    ("index", "match"),
+    [
+        (None, r"model_index\.json does not exist"),
+        ("{", r"model_index\.json is not JSON"),
+        ("[]", "is of the class None"),
+        ('{"_class_name": "KandinskyPipeline"}', "is of the class KandinskyPipeline; prompts are encoded for Stable"),
+        ('{"_class_name": ["mine", "Mine"]}', "is of the class"),  # the code of a checkpoint is not run
+    ],
+)
+def test_what_is_no_known_pipeline_is_one_clear_line(index, match, tmp_path):
+    if index is not None:
+        (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(ValueError, match=match) as caught:
+        PipelineText(tmp_path).encode(["a"])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,93 @@
+"""A model that is ready to draw draws what it drew before, and is where it was put."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dmdistill.core.denoisers import EDMDenoiser
+from dmdistill.core.schedules import EDM
+from dmdistill.distributed.data_parallel import Parallel
+from dmdistill.distributed.process_group import Processes
+from dmdistill.models.load import load_model, load_teacher
+from dmdistill.models.model import Student
+from dmdistill.networks.dhariwal_unet import DhariwalUNet
+from dmdistill.networks.song_unet import SongUNet
+from helpers.tiny_models import student_of, unet2d
+
+CPU = torch.device("cpu")
+SIZES = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "channel_mult": [1, 2], "num_blocks": 1}
+
+
+def pairs_of_images(model, precision):
+    """What a model draws before and after `ready`."""
+    model.to(CPU, precision)
+    noise = model.noise(3, rng=torch.Generator().manual_seed(0))
+    before = model.images(*noise)
+    assert model.ready() is model
+    return before, model.images(*noise)
+
+
+def own(network):
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return Student(name="own", denoiser=EDMDenoiser(network.eval(), EDM()), shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ncsn", "adm"])
+def test_our_networks_draw_the_same_bit_for_bit(kind):
+    torch.manual_seed(0)
+    ncsn = {"embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]}
+    if kind == "adm":
+        network = DhariwalUNet(**SIZES, model_channels=32, attn_resolutions=[4])
+    else:
+        network = SongUNet(**SIZES, model_channels=32, attn_resolutions=[4], **(ncsn if kind == "ncsn" else {}))
+    model = own(network)
+    before, after = pairs_of_images(model, torch.bfloat16)
+    assert torch.equal(before, after)
+    kinds = {type(module).__name__: module.weight.dtype for module in network.modules() if hasattr(module, "weight")}
+    assert kinds["Conv2d"] == kinds["Linear"] == torch.bfloat16
+    assert kinds["GroupNorm"] == torch.float32  # which is not cast by autocast either
+
+
+@pytest.mark.parametrize("name", ["fashion", "fashion-student"])
+def test_the_bundled_models_draw_the_same_bit_for_bit(name):
+    model = load_model(name)
+    before, after = pairs_of_images(replace(model, steps=2) if name == "fashion" else model, torch.bfloat16)
+    assert torch.equal(before, after)
+
+
+def test_without_a_precision_nothing_is_rounded():
+    model = load_model("fashion-student")
+    weights = copy.deepcopy(model.network.state_dict())
+    before, after = pairs_of_images(model, None)
+    assert torch.equal(before, after)
+    assert all(torch.equal(weights[name], now) for name, now in model.network.state_dict().items())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_networks_of_diffusers_and_adapters_draw_the_same_bit_for_bit(tmp_path, rank):
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    unet2d(tmp_path / "teacher", diffusers.DDPMScheduler())
+    student_of(str(tmp_path / "teacher"), tmp_path / "student", rank=rank)
+    teacher = load_teacher(str(tmp_path / "teacher"))
+    student = load_model(str(tmp_path / "student"), teacher=teacher)
+    before, after = pairs_of_images(student, torch.bfloat16)
+    assert torch.equal(before, after)
+
+
+def test_a_network_can_stay_at_home_while_the_rest_goes_to_the_device():
+    model = own(SongUNet(**SIZES, model_channels=32))
+    model = replace(model, codec=nn.Linear(2, 2))
+    assert model.to(torch.device("meta"), home=CPU).device == CPU
+    assert model.codec.weight.is_meta
+    assert model.to(torch.device("meta")).device.type == "meta"
+
+
+def test_networks_are_built_on_the_device_unless_they_go_there_in_shares():
+    device, two = torch.device("meta"), Processes(count=2)
+    assert {Parallel(strategy="fsdp").home(device), Parallel(two).home(device)} == {device}
+    assert Parallel(two, strategy="fsdp").home(device) == CPU
