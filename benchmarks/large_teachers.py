@@ -12,19 +12,19 @@ from dmdistill.core.schedules import Flow
 from dmdistill.data.prompt_embeddings import PromptSet
 from dmdistill.models.autoencoder import VAE
 from dmdistill.models.model import Teacher
-from dmdistill.networks.diffusers_wrappers import Adapter, Flux, StableDiffusion3, UNet2DCondition
+from dmdistill.networks.diffusers_wrappers import DiffusersWrapper, Flux, StableDiffusion3, UNet2DCondition
 
 __all__ = ["transformer_1b", "transformer_12b", "unet_860m"]
 
 Shape = tuple[int, int, int]
 
 
-def told(network: Adapter, name: str, shape: Shape, **tensors: tuple[int, ...]) -> Teacher:
+def told(network: DiffusersWrapper, name: str, shape: Shape, **tensors: tuple[int, ...]) -> Teacher:
     """A teacher told prompts of such tensors. All on one path, which makes no difference to what it takes."""
     empty = {key: torch.zeros(1, *size) for key, size in tensors.items()}
     prompts = PromptSet(["one"], [empty], empty)
-    denoiser, codec = FlowDenoiser(network, Flow()), VAE(torch.nn.Linear(1, 1))  # never asked: it marks latents
-    return Teacher(name=name, denoiser=denoiser, shape=shape, conditions=prompts, codec=codec)
+    denoiser, autoencoder = FlowDenoiser(network, Flow()), VAE(torch.nn.Linear(1, 1))  # never asked: it marks latents
+    return Teacher(name=name, denoiser=denoiser, shape=shape, conditions=prompts, autoencoder=autoencoder)
 
 
 def unet_860m() -> Teacher:

@@ -14,8 +14,8 @@ import argparse
 import large_teachers
 import torch
 
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.plan.dry_run import Counted, rehearsal
 from dmdistill.models.load import load_teacher
 
@@ -27,7 +27,7 @@ def counted(
     name: str, *, student_rank: int, fake_rank: int, checkpointing: str, processes: int = 1
 ) -> tuple[Counted, int]:
     """One step of the full objective, guided; and the host's memory that is held before networks are sharded."""
-    config = Distill(
+    config = DistillConfig(
         teacher=name,
         batch=4,
         batch_reg=2,
@@ -39,8 +39,8 @@ def counted(
         lora_fake=fake_rank,
         checkpointing=checkpointing,
         strategy="fsdp",
-        ode=Solver(guidance=3.0),
-        machine=Machine(device="cpu", precision="bf16", threads=1),
+        ode=SolverOptions(guidance=3.0),
+        compute=ComputeOptions(device="cpu", precision="bf16", threads=1),
     )
     teacher = load_teacher(f"large_teachers:{name}")
     teacher.denoiser.precision = torch.bfloat16

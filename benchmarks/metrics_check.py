@@ -27,7 +27,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dmdistill.metrics.accumulate import Description
+from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.metrics.inception import load_inception
 from dmdistill.metrics.kid import squared_discrepancy
@@ -226,8 +226,8 @@ def agreement(x: Tensor, y: Tensor, pairwise: int) -> list[tuple[str, str, str, 
     return rows
 
 
-def describe(features: Tensor) -> Description:
-    return Description("inception", "inception", statistics(features), features)
+def describe(features: Tensor) -> FeatureStatistics:
+    return FeatureStatistics("inception", "inception", statistics(features), features)
 
 
 def figures(generated: Tensor, reference: Tensor, size: int) -> list[str]:

@@ -18,13 +18,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dmdistill import Distill, distill, from_preset, load_model, load_teacher
-from dmdistill.commands.evaluate.generated_images import draw
-from dmdistill.commands.options import Machine
-from dmdistill.commands.pairs.command import pairs_of
-from dmdistill.commands.run_folder import start_machine
+from dmdistill import DistillConfig, distill, from_preset, load_model, load_teacher
+from dmdistill.commands.evaluate.generated_images import generate_images
+from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.pairs.command import make_teacher_pairs
+from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import read_json, write_json
-from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.models.model import teacher_id
 
 PAIRS = 1000
@@ -46,18 +46,18 @@ def student(kind: str, seed: int, out: Path, *, own_pairs: bool) -> float:
     run, teacher = out / f"{kind}-{seed}", f"examples.parameterisations:{kind}"
     if not (run / "student").exists():
         pairs = None if own_pairs else shared_pairs(teacher, out)
-        given = {"teacher": teacher, "pairs": pairs, "seed": seed, "machine": Machine(threads=1)}
-        distill(from_preset(Distill, "fashion", out=run, **given, **SETTINGS))
+        given = {"teacher": teacher, "pairs": pairs, "seed": seed, "machine": ComputeOptions(threads=1)}
+        distill(from_preset(DistillConfig, "fashion", out=run, **given, **SETTINGS))
     model = load_model(str(run / "student"))
-    judge = load_judge("fashion-classifier", model.device)
-    return judge.distance(draw(model, 2000, batch=500, seed=3))
+    feature_extractor = load_classifier_features("fashion-classifier", model.device)
+    return feature_extractor.distance(generate_images(model, 2000, batch=500, seed=3))
 
 
 def shared_pairs(teacher: str, out: Path) -> Path:
     """The pairs of v's teacher, under this one's name: all four are one network, and an ODE's noise is theirs all."""
     made, maker = out / "pairs", load_teacher("examples.parameterisations:v")
-    maker.to(*start_machine(Machine(threads=1)))
-    pairs_of(maker, made, count=PAIRS, seed=0, batch=100)
+    maker.to(*setup_compute(ComputeOptions(threads=1)))
+    make_teacher_pairs(maker, made, count=PAIRS, seed=0, batch=100)
     named = shutil.copytree(made, out / f"pairs-{teacher.rpartition(':')[2]}", dirs_exist_ok=True)
     write_json(named / "pairs.json", read_json(made / "pairs.json") | {"teacher": teacher_id(load_teacher(teacher))})
     return named

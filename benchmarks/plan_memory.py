@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from step_cases import CASES
 
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.options import Machine
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.plan.dry_run import rehearsal
 from dmdistill.commands.presets import from_preset
 
@@ -30,14 +30,14 @@ MB = 1e6
 SIZES = ("planned", "tensors", "resident")
 
 
-def two_steps(config: Distill) -> None:
+def two_steps(config: DistillConfig) -> None:
     teacher = CASES[config.teacher].teacher().to(torch.device("cpu"))
     with rehearsal(config, teacher, data=True) as job:
         for _ in range(2):
             job.iterate(config.steps - 1)
 
 
-def measured(config: Distill) -> float:
+def measured(config: DistillConfig) -> float:
     """MB by which the resident set grows at most."""
     two_steps(replace(config, batch=1, batch_reg=1))
     before = resident()
@@ -45,17 +45,17 @@ def measured(config: Distill) -> float:
     return (most_resident() - before) / MB
 
 
-def counted(config: Distill, *, data: bool) -> float:
+def counted(config: DistillConfig, *, data: bool) -> float:
     """MB of tensors at the peak, of those with data or of those without."""
     teacher = CASES[config.teacher].teacher().to(torch.device("cpu"))
     with rehearsal(config, teacher, data=data, ledger=True) as job:
         return sum(job.count(job.course.phases[-1]).memory.values()) / MB
 
 
-def configuration(name: str, batch: int, checkpointing: str) -> Distill:
-    machine = Machine(device="cpu", precision="fp32", threads=1)
+def configuration(name: str, batch: int, checkpointing: str) -> DistillConfig:
+    compute = ComputeOptions(device="cpu", precision="fp32", threads=1)
     changes = {"teacher": name, "batch": batch, "batch_reg": batch, "checkpointing": checkpointing}
-    return from_preset(Distill, "fashion", **changes, machine=machine)
+    return from_preset(DistillConfig, "fashion", **changes, compute=compute)
 
 
 def row(name: str, batch: int, checkpointing: str) -> list[str]:

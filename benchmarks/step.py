@@ -32,12 +32,12 @@ from step_tricks import HOLDS_LESS, TRICKS, Ours, tricks_of
 from torch import Tensor, nn
 
 from dmdistill.commands.bench.timers import Spread, clock_on, seconds_of
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.options import Machine
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.plan.dry_run import rehearsal
 from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData
 from dmdistill.commands.presets import from_preset
-from dmdistill.commands.run_folder import start_machine
+from dmdistill.commands.run_folder import setup_compute
 from dmdistill.core.denoisers import Condition, Denoiser
 from dmdistill.core.losses import pseudo_huber
 from dmdistill.core.objective import Batch
@@ -57,7 +57,7 @@ class Plain:
     for the log and to see whether it is finite; gradients dropped when the next ones are made.
     """
 
-    def __init__(self, teacher: Teacher, config: Distill, rng: torch.Generator) -> None:
+    def __init__(self, teacher: Teacher, config: DistillConfig, rng: torch.Generator) -> None:
         self.config, self.teacher, self.rng = config, teacher, rng
         self.real, self.guidance = teacher.denoiser.requires_grad_(False), teacher.guidance
         self.generator: Denoiser = copy.deepcopy(self.real).requires_grad_(True)
@@ -155,11 +155,11 @@ class Setting:
     trick: str | None = None
 
     @property
-    def config(self) -> Distill:
+    def config(self) -> DistillConfig:
         """The paper's for CIFAR-10, with a distance that needs no network."""
-        machine = Machine(device=self.device, precision=self.precision, threads=torch.get_num_threads())  # type: ignore[arg-type]
+        compute = ComputeOptions(device=self.device, precision=self.precision, threads=torch.get_num_threads())  # type: ignore[arg-type]
         sizes = {"batch": self.batch, "batch_reg": self.batch, "fake_steps": self.fake_steps}
-        return from_preset(Distill, "cifar10", distance="huber", halflives=(1000.0,), machine=machine, **sizes)
+        return from_preset(DistillConfig, "cifar10", distance="huber", halflives=(1000.0,), compute=compute, **sizes)
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def built(setting: Setting, *, data: bool = True) -> Iterator[tuple[Implementati
     """The implementation, always of the same weights; without data, with a ledger."""
     torch.manual_seed(0)
     teacher, config = CASES[setting.name].teacher(), setting.config
-    device, precision = start_machine(config.machine)
+    device, precision = setup_compute(config.compute)
     with ExitStack() as stack:
         if setting.kind == "ours":
             teacher.to(device, precision)

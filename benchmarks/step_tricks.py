@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.setup import Job
-from dmdistill.core.denoisers import Condition, Denoiser, Guided
+from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
 from dmdistill.core.objective import Batch
 from dmdistill.models.model import Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
@@ -109,7 +109,7 @@ def in_two_calls(ours: Ours) -> Iterator[None]:
 @contextmanager
 def guided_by_two_calls(ours: Ours) -> Iterator[None]:
     guided = ours.job.dmd.real
-    assert isinstance(guided, Guided)
+    assert isinstance(guided, GuidedDenoiser)
 
     def forward(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         null, told = (guided.denoiser(x_t, t, one) for one in (cond.null(), cond))
@@ -175,7 +175,7 @@ HOLDS_LESS = (  # tricks that memory is measured without
 
 def tricks_of(ours: Ours) -> list[str]:
     """Those that there are: without guidance, bf16 or a U-Net of ours some change nothing."""
-    idle = [] if isinstance(ours.job.dmd.real, Guided) else [guided_by_two_calls]
+    idle = [] if isinstance(ours.job.dmd.real, GuidedDenoiser) else [guided_by_two_calls]
     idle += [in_fp32, cast_each_time] if ours.job.run.precision is None else []
     norms = ours.job.config.checkpointing == "norms"
     idle += [] if norms and any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [all_kept]

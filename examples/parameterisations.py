@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from dmdistill import load_teacher
 from dmdistill.core.denoisers import Condition, Denoiser, EpsDenoiser, FlowDenoiser, VDenoiser
-from dmdistill.core.schedules import VP, Flow, Path, expand
+from dmdistill.core.schedules import VP, Flow, NoiseSchedule, expand
 from dmdistill.models.model import Teacher
 
 
 class Reexpressed(nn.Module):
     """A network that predicts eps, v or the flow's velocity, from the bundled one, which is asked on its own path."""
 
-    def __init__(self, denoiser: Denoiser, path: Path, predicts: str) -> None:
+    def __init__(self, denoiser: Denoiser, path: NoiseSchedule, predicts: str) -> None:
         super().__init__()
         self.denoiser, self.path, self.predicts = denoiser, path, predicts
 
@@ -55,7 +55,7 @@ def velocity() -> Teacher:
     return reexpressed(FlowDenoiser, Flow(shift=6.0), "velocity")
 
 
-def reexpressed(kind: type[Denoiser], path: Path, predicts: str) -> Teacher:
+def reexpressed(kind: type[Denoiser], path: NoiseSchedule, predicts: str) -> Teacher:
     teacher = load_teacher("fashion")
     return dataclasses.replace(
         teacher,

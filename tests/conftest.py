@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.commands.classifier.command import train_classifier
-from dmdistill.commands.classifier.config import Classifier
+from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.cli import main
-from dmdistill.commands.options import Machine
-from dmdistill.commands.teach.config import Network, Teach
-from dmdistill.commands.teach.recipes import EDMLesson
-from dmdistill.data.images import ImageSet
+from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
+from dmdistill.commands.teach.recipes import EDMRecipe
+from dmdistill.data.images import LabelledImages
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_teacher
 from dmdistill.networks.layers import Resample
@@ -43,12 +43,12 @@ def rng() -> torch.Generator:
 def tiny_teacher(tmp_path_factory) -> Path:
     """The folder of a teacher of 1 x 8 x 8 images, random in every weight, with no judge."""
     torch.manual_seed(0)
-    config = Teach(network=Network(model_channels=16, channel_mult=(1,), num_blocks=1))
-    data = ImageSet(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), CLASSES, licence="MIT")
-    teacher = EDMLesson(config).new_teacher(data)
+    config = TeachConfig(network=NetworkOptions(model_channels=16, channel_mult=(1,), num_blocks=1))
+    data = LabelledImages(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), CLASSES, licence="MIT")
+    teacher = EDMRecipe(config).new_teacher(data)
     for parameter in teacher.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    teacher.config.update(name="tiny", judge=None)
+    teacher.config.update(name="tiny", feature_extractor=None)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(folder, teacher, card="A teacher of nothing.")
     return folder
@@ -113,20 +113,20 @@ def idx_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def judge(idx_folder, tmp_path_factory) -> Path:
+def feature_extractor(idx_folder, tmp_path_factory) -> Path:
     """The folder of a judge of random images."""
-    folder = tmp_path_factory.mktemp("judge")
-    machine = Machine(device="cpu", precision="fp32", threads=1)
-    train_classifier(Classifier(data=idx_folder, out=folder, epochs=1, batch=50, machine=machine))
+    folder = tmp_path_factory.mktemp("feature_extractor")
+    compute = ComputeOptions(device="cpu", precision="fp32", threads=1)
+    train_classifier(ClassifierConfig(data=idx_folder, out=folder, epochs=1, batch=50, compute=compute))
     return folder
 
 
 @pytest.fixture(scope="session")
-def judged(judge, tiny_teacher, tmp_path_factory) -> str:
+def judged(feature_extractor, tiny_teacher, tmp_path_factory) -> str:
     """The folder of the tiny teacher with that judge."""
     teacher = load_teacher(str(tiny_teacher))
     folder = tmp_path_factory.mktemp("models") / "judged"
-    save_model(folder, replace(teacher, config=teacher.config | {"judge": str(judge)}), card="")
+    save_model(folder, replace(teacher, config=teacher.config | {"feature_extractor": str(feature_extractor)}), card="")
     return str(folder)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dmdistill.commands.convert.command import convert
-from dmdistill.commands.convert.config import Convert
+from dmdistill.commands.convert.config import ConvertConfig
 from dmdistill.commands.distill.command import distill
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.core.generators import Generator
 from dmdistill.models.load import load_model, load_teacher
 
@@ -69,9 +69,9 @@ def test_teachers_of_ones_own_are_checked(tmp_path, monkeypatch):
 def test_a_student_belongs_to_its_teacher(tmp_path):
     """It cannot start another's run, is loaded again by its function, and has nothing to convert."""
     quick = {"steps": 1, "batch": 2, "lambda_reg": 0.0, "evaluate_images": 4, "report_images": 4, "seed": 3}
-    machine = Machine(device="cpu", precision="fp32", threads=1)
-    base = Distill(teacher="examples.parameterisations:eps", out=tmp_path / "a", machine=machine, **quick)
-    base = dataclasses.replace(base, ode=Solver(solver_steps=1))
+    compute = ComputeOptions(device="cpu", precision="fp32", threads=1)
+    base = DistillConfig(teacher="examples.parameterisations:eps", out=tmp_path / "a", compute=compute, **quick)
+    base = dataclasses.replace(base, ode=SolverOptions(solver_steps=1))
     first = distill(base)
     again = load_model(str(tmp_path / "a"))
     z, index = first.draw(2, rng=torch.Generator().manual_seed(0))
@@ -81,5 +81,5 @@ def test_a_student_belongs_to_its_teacher(tmp_path):
     with pytest.raises(ValueError, match=r"is not a student of the teacher examples\.parameterisations:velocity"):
         distill(dataclasses.replace(base, **other))
     with pytest.raises(ValueError, match="has a network of another package"):
-        convert(Convert("examples.parameterisations:eps", tmp_path / "c"))
+        convert(ConvertConfig("examples.parameterisations:eps", tmp_path / "c"))
     assert [file.name for file in tmp_path.iterdir()] == ["a"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmdistill.commands.distill.command import distill
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.presets import from_preset
 from dmdistill.io.atomic import read_json
 
@@ -16,7 +16,7 @@ def test_the_preset_keeps_its_promise(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        distill(from_preset(Distill, "fashion"))
+        distill(from_preset(DistillConfig, "fashion"))
     finally:
         torch.set_num_threads(threads)
     report = read_json(tmp_path / "runs" / "distill" / "report.json")

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from dmdistill.commands.distill.command import distill
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
 
@@ -35,7 +35,7 @@ def main(monkeypatch):
 @pytest.fixture
 def student(tiny_teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluating, "seconds_per_image", lambda _, **__: 1.0)
-    config = Distill(
+    config = DistillConfig(
         teacher=str(tiny_teacher),
         out=tmp_path / "secret" / "run",
         pair_count=4,
@@ -43,8 +43,8 @@ def student(tiny_teacher, tmp_path, monkeypatch):
         batch=2,
         batch_reg=2,
         report_images=0,
-        ode=Solver(solver_steps=2),
-        machine=Machine(device="cpu", precision="fp32", threads=1),
+        ode=SolverOptions(solver_steps=2),
+        compute=ComputeOptions(device="cpu", precision="fp32", threads=1),
     )
     distill(config)
     return config.out

@@ -17,14 +17,14 @@ import shutil
 import time
 from pathlib import Path
 
-from lease import ending_after, machine, rate, steps_of
+from lease import compute, ending_after, rate, steps_of
 from parcels import split
 
 from dmdistill.commands.cli import main as dmdistill
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.pairs.config import MakePairs
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import from_preset, with_run
-from dmdistill.data.pairs import Pairs
+from dmdistill.data.pairs import PairDataset
 
 
 def main() -> None:
@@ -72,9 +72,9 @@ def distill(asked: argparse.Namespace, run: Path) -> None:
 def report(asked: argparse.Namespace, run: Path, *, before: int) -> None:
     """Write what has to leave the machine."""
     asked.out.mkdir(parents=True, exist_ok=True)
-    pairs = Pairs(asked.store / "pairs")
+    pairs = PairDataset(asked.store / "pairs")
     begun = (run / "config.toml").is_file()
-    config = with_run(Distill(), run) if begun else from_preset(Distill, asked.preset)
+    config = with_run(DistillConfig(), run) if begun else from_preset(DistillConfig, asked.preset)
     about = {
         "preset": asked.preset,
         "step": steps_of(run),
@@ -83,8 +83,8 @@ def report(asked: argparse.Namespace, run: Path, *, before: int) -> None:
         **rate(run, since=before),
         "pairs": len(pairs),
         "seconds_per_pair": pairs.seconds_per_image,
-        "evaluations_per_pair": 2 * from_preset(MakePairs, asked.preset).ode.solver_steps - 1,
-        **machine(),
+        "evaluations_per_pair": 2 * from_preset(PairsConfig, asked.preset).ode.solver_steps - 1,
+        **compute(),
     }
     (asked.out / "distill.json").write_text(json.dumps(about, indent=2) + "\n")
     if (run / "metrics.jsonl").is_file():

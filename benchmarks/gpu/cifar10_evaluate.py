@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lease import machine
+from lease import compute
 
 from dmdistill.commands.cli import main as dmdistill
 
@@ -40,7 +40,7 @@ def main() -> None:
             dmdistill(["sample", model, "--out", str(asked.out / f"{name}.png"), "--count", "100", "--columns", "10"])
     found = {name: json.loads((asked.out / f"{name}.json").read_text()) for name in models}
     (asked.out / "table.md").write_text(table(found))
-    print(table(found) + json.dumps(machine()))
+    print(table(found) + json.dumps(compute()))
 
 
 def evaluate(model: str, file: Path, asked: argparse.Namespace) -> None:

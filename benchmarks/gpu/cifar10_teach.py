@@ -14,12 +14,12 @@ import json
 import shutil
 from pathlib import Path
 
-from lease import ending_after, machine, rate, steps_of
+from lease import compute, ending_after, rate, steps_of
 from parcels import split
 
 from dmdistill.commands.cli import main as dmdistill
 from dmdistill.commands.presets import with_run
-from dmdistill.commands.teach.config import Teach
+from dmdistill.commands.teach.config import TeachConfig
 from dmdistill.training.light import pack_run, unpack_run
 
 
@@ -46,11 +46,11 @@ def report(run: Path, out: Path, *, before: int, mib: float) -> None:
     """Write what has to leave the machine."""
     out.mkdir(parents=True, exist_ok=True)
     found = rate(run, since=before)
-    config = with_run(Teach(), run)
+    config = with_run(TeachConfig(), run)
     if "steps_per_second" in found:
         found["images_per_second"] = round(found["steps_per_second"] * config.batch, 1)
     finished = (run / "teacher" / "config.json").is_file()
-    about = {"step": steps_of(run), "of": config.steps, "finished": finished, **found, **machine()}
+    about = {"step": steps_of(run), "of": config.steps, "finished": finished, **found, **compute()}
     (out / "teacher.json").write_text(json.dumps(about, indent=2) + "\n")
     shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
     for picture in sorted((run / "samples").glob("*.png"))[-1:]:

@@ -15,7 +15,7 @@ import torch
 
 from dmdistill.training.trainer import read_metrics
 
-__all__ = ["ending_after", "machine", "rate", "steps_of"]
+__all__ = ["compute", "ending_after", "rate", "steps_of"]
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def rate(run: Path, *, since: int) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, Any]:
+def compute() -> dict[str, Any]:
     """Which device, which PyTorch, and the most memory of the device that this process had at once."""
     found: dict[str, Any] = {"torch": torch.__version__, "device": "cpu", "wall_clock": round(time.time())}
     if torch.cuda.is_available():

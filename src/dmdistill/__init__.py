@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmdistill.commands.distill.command import distill as distill
-    from dmdistill.commands.distill.config import Distill as Distill
+    from dmdistill.commands.distill.config import DistillConfig as DistillConfig
     from dmdistill.commands.evaluate.command import evaluate as evaluate
-    from dmdistill.commands.evaluate.config import Evaluate as Evaluate
+    from dmdistill.commands.evaluate.config import EvaluateConfig as EvaluateConfig
     from dmdistill.commands.pairs.command import pairs as pairs
-    from dmdistill.commands.pairs.config import MakePairs as MakePairs
+    from dmdistill.commands.pairs.config import PairsConfig as PairsConfig
     from dmdistill.commands.presets import from_preset as from_preset
     from dmdistill.commands.teach.command import teach as teach
-    from dmdistill.commands.teach.config import Teach as Teach
+    from dmdistill.commands.teach.config import TeachConfig as TeachConfig
     from dmdistill.core.objective import DMD as DMD
     from dmdistill.data.images import save_grid as save_grid
     from dmdistill.models.load import load_model as load_model
@@ -27,10 +27,10 @@ __version__ = "0.1.0"
 
 MODULES = {
     "DMD": "core.objective",
-    "Distill": "commands.distill.config",
-    "Evaluate": "commands.evaluate.config",
-    "MakePairs": "commands.pairs.config",
-    "Teach": "commands.teach.config",
+    "DistillConfig": "commands.distill.config",
+    "EvaluateConfig": "commands.evaluate.config",
+    "PairsConfig": "commands.pairs.config",
+    "TeachConfig": "commands.teach.config",
     "distill": "commands.distill.command",
     "evaluate": "commands.evaluate.command",
     "from_preset": "commands.presets",
@@ -43,10 +43,10 @@ MODULES = {
 
 __all__ = [
     "DMD",
-    "Distill",
-    "Evaluate",
-    "MakePairs",
-    "Teach",
+    "DistillConfig",
+    "EvaluateConfig",
+    "PairsConfig",
+    "TeachConfig",
     "distill",
     "evaluate",
     "from_preset",

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdistill.commands.cli import main
-from dmdistill.io.atomic import held_alone
+from dmdistill.io.atomic import exclusive_folder
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 SMALL = ["--steps", "2", "--batch", "3", "--batch-reg", "2", "--report-images", "4", "--pair-count", "6"]
@@ -233,13 +233,13 @@ def test_a_run_folder_that_exists_is_left_alone(command, tiny_teacher, idx_folde
 def test_a_folder_in_use_is_left_alone(command, tiny_teacher, idx_folder, tmp_path, refused):
     """Of two processes on one folder the second goes; once the first has ended, it may."""
     given = outputs(tiny_teacher, idx_folder, tmp_path / "run")[command]
-    with held_alone(tmp_path / "run"):
+    with exclusive_folder(tmp_path / "run"):
         refused(*given, match=f"{tmp_path / 'run'} is in use by another process: wait for its end, or choose")
     main([str(argument) for argument in given])
     assert not list(tmp_path.rglob(".*"))
     if command == "distill":
         again = ["distill", "--resume", tmp_path / "run"]
-        with held_alone(tmp_path / "run"):
+        with exclusive_folder(tmp_path / "run"):
             refused(*again, match="is in use by another process")
 
 

@@ -8,28 +8,28 @@ import pytest
 
 from dmdistill.commands import options as config
 from dmdistill.commands import presets as settings
-from dmdistill.commands.classifier.config import Classifier
+from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.cli import COMMANDS, parse
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.schedule import Course
-from dmdistill.commands.options import Solver
-from dmdistill.commands.pairs.config import MakePairs
+from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import check_numbers, overlay, presets, to_toml
-from dmdistill.commands.teach.config import Network, Teach
+from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
 
 CHANGED = [
-    Teach(
+    TeachConfig(
         data=Path('odd "name" \\ with\ttab'),
-        network=Network(channel_mult=(1, 2, 3), attn_resolutions=(14, 7)),
+        network=NetworkOptions(channel_mult=(1, 2, 3), attn_resolutions=(14, 7)),
         lr=1e-5,
         betas=(0.5, 1.0),
         resume=Path("runs/before"),
-        machine=config.Machine(threads=3),
+        compute=config.ComputeOptions(threads=3),
     ),
-    MakePairs(ode=Solver(solver="ddim", guidance=2.0), count=7),
-    Distill(match=False, lambda_end=0.0, halflives=(), pairs=Path("p"), lr=1e30, lpips_weights=Path("l")),
-    Distill(halflives=(1.0, 2.5, 1e-7), teacher="", distance="lpips", weight="sigma3"),
-    Classifier(epochs=1),
+    PairsConfig(ode=SolverOptions(solver="ddim", guidance=2.0), count=7),
+    DistillConfig(match=False, lambda_end=0.0, halflives=(), pairs=Path("p"), lr=1e30, lpips_weights=Path("l")),
+    DistillConfig(halflives=(1.0, 2.5, 1e-7), teacher="", distance="lpips", weight="sigma3"),
+    ClassifierConfig(epochs=1),
 ]
 
 
@@ -41,7 +41,9 @@ def typed(value):
 
 
 @pytest.mark.parametrize(
-    "made", [*CHANGED, Teach(), MakePairs(), Distill(), Classifier()], ids=lambda c: type(c).__name__
+    "made",
+    [*CHANGED, TeachConfig(), PairsConfig(), DistillConfig(), ClassifierConfig()],
+    ids=lambda c: type(c).__name__,
 )
 def test_toml_and_back_is_equal(made):
     table = tomllib.loads(to_toml(dataclasses.asdict(made)))
@@ -66,9 +68,9 @@ PAPER = {  # teacher, pairs, Heun's steps, steps, batch, lr, lambda_reg: the app
 
 @pytest.mark.parametrize("name", PAPER)
 def test_presets_of_the_papers_models_are_the_papers(name):
-    made = settings.with_preset(Distill(), name, "distill")
-    pairs = settings.with_preset(MakePairs(), name, "pairs")
-    ode = Solver(solver="heun", solver_steps=PAPER[name][2])
+    made = settings.with_preset(DistillConfig(), name, "distill")
+    pairs = settings.with_preset(PairsConfig(), name, "pairs")
+    ode = SolverOptions(solver="heun", solver_steps=PAPER[name][2])
     assert (made.teacher, made.pair_count, made.ode) == (pairs.teacher, pairs.count, pairs.ode)
     found = (made.teacher, made.pair_count, made.ode.solver_steps, made.steps, made.batch, made.lr, made.lambda_reg)
     assert (found, made.ode) == (PAPER[name], ode)
@@ -81,8 +83,8 @@ OURS = ("fashion", "cifar10-tiny", "cifar10-small")  # what names of presets beg
 @pytest.mark.parametrize("name", ["cifar10-tiny", "cifar10-small"])
 def test_presets_with_more_updates_of_the_fake_score_differ_in_nothing_else_but_length(name):
     """Before distributions are matched their generators make the very same steps."""
-    plain, more = (settings.with_preset(Distill(), one, "distill") for one in (name, f"{name}-5to1"))
-    pairs = [settings.with_preset(MakePairs(), one, "pairs") for one in (name, f"{name}-5to1")]
+    plain, more = (settings.with_preset(DistillConfig(), one, "distill") for one in (name, f"{name}-5to1"))
+    pairs = [settings.with_preset(PairsConfig(), one, "pairs") for one in (name, f"{name}-5to1")]
     assert pairs[0] == dataclasses.replace(pairs[1], preset=name)
     assert more.fake_steps == 5
     assert Course(more).match_step == Course(plain).match_step
@@ -95,18 +97,18 @@ def test_presets_of_cifar_lead_from_images_to_a_student(name, least, most):
     """Each command finds what the one before it made; of the larger teacher all that travels is below 60 MB."""
     import torch
 
-    from dmdistill.commands.teach.recipes import EDMLesson
-    from dmdistill.data.images import ImageSet
+    from dmdistill.commands.teach.recipes import EDMRecipe
+    from dmdistill.data.images import LabelledImages
 
     teach, pairs, distill = (
         settings.with_preset(kind(), name, section)
-        for kind, section in ((Teach, "teach"), (MakePairs, "pairs"), (Distill, "distill"))
+        for kind, section in ((TeachConfig, "teach"), (PairsConfig, "pairs"), (DistillConfig, "distill"))
     )
     assert (distill.teacher, distill.pair_count, distill.ode) == (pairs.teacher, pairs.count, pairs.ode)
     assert pairs.teacher == str(teach.out)
     with torch.device("meta"):
-        data = ImageSet(torch.zeros(1, 3, 32, 32), torch.zeros(1), tuple("abcdefghij"))
-        parameters = sum(p.numel() for p in EDMLesson(teach).new_teacher(data).network.parameters())
+        data = LabelledImages(torch.zeros(1, 3, 32, 32), torch.zeros(1), tuple("abcdefghij"))
+        parameters = sum(p.numel() for p in EDMRecipe(teach).new_teacher(data).network.parameters())
     assert least <= parameters <= most
     assert 4 * parameters < 58e6  # a light file; teacher and student in fp16
 
@@ -116,9 +118,9 @@ def test_presets_of_published_models_name_one_and_keep_to_the_paper(name):
     from dmdistill.commands.distill.command import check
     from dmdistill.models.edm_zoo import NAMES
 
-    made = settings.with_preset(Distill(), name, "distill")
+    made = settings.with_preset(DistillConfig(), name, "distill")
     assert made.teacher in (*NAMES, "stable-diffusion-v1-5/stable-diffusion-v1-5")
-    assert settings.with_preset(MakePairs(), name, "pairs").teacher == made.teacher
+    assert settings.with_preset(PairsConfig(), name, "pairs").teacher == made.teacher
     papers = (made.warmup, made.decay, made.clip, made.betas, made.weight_decay, made.weight, made.low, made.high)
     assert papers == (500, False, 10.0, (0.9, 0.999), 0.01, "eq8", 0.02, 0.98)
     with pytest.raises(ValueError, match="--distance lpips needs --lpips-weights FILE"):
@@ -134,13 +136,13 @@ def write(folder, text):
 
 @pytest.mark.parametrize(("word", "meant"), [("true", "blocks"), ("false", "none"), ('"norms"', "norms")])
 def test_checkpointing_is_read_as_it_once_was_written(word, meant, tmp_path):
-    made = settings.from_preset(Distill, write(tmp_path, f"[distill]\ncheckpointing = {word}\n"))
+    made = settings.from_preset(DistillConfig, write(tmp_path, f"[distill]\ncheckpointing = {word}\n"))
     assert made.checkpointing == meant
 
 
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"unknown preset 'fashoin'; did you mean 'fashion'\? Known: .*fashion"):
-        settings.with_preset(Distill(), "fashoin", "distill")
+        settings.with_preset(DistillConfig(), "fashoin", "distill")
 
 
 @pytest.mark.parametrize(
@@ -154,12 +156,12 @@ def test_an_unknown_preset_suggests_the_nearest():
 )
 def test_typos_in_a_preset_are_named(text, match, tmp_path):
     with pytest.raises(ValueError, match=match):
-        settings.with_preset(Distill(), write(tmp_path, text), "distill")
+        settings.with_preset(DistillConfig(), write(tmp_path, text), "distill")
 
 
 def test_a_preset_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.toml does not exist"):
-        settings.with_preset(Distill(), str(tmp_path / "nothing.toml"), "distill")
+        settings.with_preset(DistillConfig(), str(tmp_path / "nothing.toml"), "distill")
 
 
 def test_a_preset_keeps_the_types(tmp_path):
@@ -174,8 +176,8 @@ def test_a_preset_keeps_the_types(tmp_path):
     [distill.ode]
     guidance = 3
     """
-    made = settings.with_preset(Distill(), write(tmp_path, text), "distill")
-    expected = Distill(
+    made = settings.with_preset(DistillConfig(), write(tmp_path, text), "distill")
+    expected = DistillConfig(
         preset=str(tmp_path / "mine.toml"),
         lr=1.0,
         betas=(0.0, 1.0),
@@ -183,7 +185,7 @@ def test_a_preset_keeps_the_types(tmp_path):
         lambda_end=0.0,
         pairs=Path("somewhere"),
         out=Path("else/where"),
-        ode=Solver(guidance=3.0),
+        ode=SolverOptions(guidance=3.0),
     )
     assert typed(made) == typed(expected)
 
@@ -194,20 +196,20 @@ def test_a_preset_keeps_the_types(tmp_path):
 )
 def test_a_preset_of_wrong_types_is_refused(text, tmp_path):
     with pytest.raises(ValueError, match=text.split()[0]):
-        settings.with_preset(Distill(), write(tmp_path, f"[distill]\n{text}"), "distill")
+        settings.with_preset(DistillConfig(), write(tmp_path, f"[distill]\n{text}"), "distill")
 
 
 def test_a_preset_without_the_section_changes_nothing(tmp_path):
     file = write(tmp_path, "[teach]\nsteps = 3")
-    assert settings.with_preset(Distill(), file, "distill") == Distill(preset=file)
+    assert settings.with_preset(DistillConfig(), file, "distill") == DistillConfig(preset=file)
 
 
 def test_flags_beat_the_preset_and_the_preset_the_defaults(tmp_path):
     file = write(tmp_path, "[distill]\nsteps = 3\nbatch = 5\n[distill.ode]\nsolver_steps = 9\n[teach]\nsteps = 4")
     for preset in (["--preset", file], [f"--preset={file}"]):
         asked = parse(["distill", *preset, "--steps", "7", "--halflives", "3", "--guidance", "2"])
-        assert asked == Distill(
-            preset=file, steps=7, batch=5, halflives=(3.0,), ode=Solver(solver_steps=9, guidance=2.0)
+        assert asked == DistillConfig(
+            preset=file, steps=7, batch=5, halflives=(3.0,), ode=SolverOptions(solver_steps=9, guidance=2.0)
         )
 
 
@@ -220,7 +222,9 @@ def test_every_command_starts_from_the_fashion_preset():
 def test_resume_takes_the_runs_settings_and_the_flags_over_them(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    before = Distill(out=Path("elsewhere"), steps=33, lambda_end=0.1, ode=Solver(solver="ddim"), pairs=Path("p"))
+    before = DistillConfig(
+        out=Path("elsewhere"), steps=33, lambda_end=0.1, ode=SolverOptions(solver="ddim"), pairs=Path("p")
+    )
     (run / "config.toml").write_text(to_toml(dataclasses.asdict(before)))
     expected = dataclasses.replace(before, out=run, resume=run)
     assert parse(["distill", "--resume", str(run)]) == expected
@@ -245,7 +249,7 @@ def test_every_setting_says_what_it_is():
 
 NUMBERS = [
     (kind, field.name)
-    for kind in (*(command.config for command in COMMANDS.values()), Solver)
+    for kind in (*(command.config for command in COMMANDS.values()), SolverOptions)
     for field in dataclasses.fields(kind)
     if "float" in str(field.type)
 ]
@@ -253,10 +257,14 @@ NUMBERS = [
 
 def configured(kind, **changes):
     """A configuration with what it must be given, or that of a command with the nested one."""
-    needed = {config.Evaluate: {"model": "fashion"}, config.Bench: {"model": "fashion"}, config.Sample: {"model": "f"}}
-    needed |= {config.Reproduce: {"what": "fig3"}}
+    needed = {
+        config.EvaluateConfig: {"model": "fashion"},
+        config.BenchConfig: {"model": "fashion"},
+        config.SampleConfig: {"model": "f"},
+    }
+    needed |= {config.ReproduceConfig: {"what": "fig3"}}
     made = kind(**needed.get(kind, {}), **changes)
-    return MakePairs(ode=made) if kind is Solver else made
+    return PairsConfig(ode=made) if kind is SolverOptions else made
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])

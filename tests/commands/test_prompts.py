@@ -9,10 +9,10 @@ from torch import nn
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.prompts import with_prompts, with_texts
+from dmdistill.commands.prompts import with_prompt_texts, with_prompts
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM
-from dmdistill.data.pairs import Pairs
+from dmdistill.data.pairs import PairDataset
 from dmdistill.models import folder as folders
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
@@ -134,10 +134,10 @@ def test_the_whole_road_of_a_text_teacher(teacher, asked, tmp_path, capsys):
     """Pairs, distillation from them with guidance, the student's samples and figures; each prompt encoded once."""
     given = ["--teacher", str(teacher), "--prompts", "prompts.txt", "--solver-steps", "2", "--guidance", "2", *MACHINE]
     main(["pairs", *given, "--count", "6", "--out", "pairs"])
-    pairs = Pairs(tmp_path / "pairs")
+    pairs = PairDataset(tmp_path / "pairs")
     assert pairs.settings.conditions.startswith("4 prompts ")
     z, y, index = pairs[range(6)]
-    told = with_texts(replace(load_teacher(str(teacher)), text=Letters([]), steps=2, guidance=2.0), TEXTS)
+    told = with_prompt_texts(replace(load_teacher(str(teacher)), text=Letters([]), steps=2, guidance=2.0), TEXTS)
     torch.testing.assert_close(y, told.generate(z, told.condition(index)), rtol=2e-3, atol=2e-3)
 
     main(["distill", *given, *SMALL, "--pairs", "pairs", "--out", "run"])
@@ -154,13 +154,13 @@ def test_the_whole_road_of_a_text_teacher(teacher, asked, tmp_path, capsys):
 
 
 def test_samples_are_of_the_prompts_given_in_turn(teacher, rng):
-    from dmdistill.commands.options import Machine
+    from dmdistill.commands.options import ComputeOptions
     from dmdistill.commands.sample.command import sample
-    from dmdistill.commands.sample.config import Sample
+    from dmdistill.commands.sample.config import SampleConfig
 
-    machine = Machine(device="cpu", precision="fp32", threads=1)
-    drawn = sample(Sample(str(teacher), count=5, prompt=("a circle", " sky "), machine=machine))
-    model = with_texts(replace(load_teacher(str(teacher)), text=Letters([])), ["a circle", "sky"])
+    compute = ComputeOptions(device="cpu", precision="fp32", threads=1)
+    drawn = sample(SampleConfig(str(teacher), count=5, prompt=("a circle", " sky "), compute=compute))
+    model = with_prompt_texts(replace(load_teacher(str(teacher)), text=Letters([])), ["a circle", "sky"])
     z = torch.randn(5, *SHAPE, generator=rng)
     expected = model.images(z, model.condition(torch.tensor([0, 1, 0, 1, 0])))
     torch.testing.assert_close(drawn, expected)
@@ -232,7 +232,7 @@ def test_a_pipeline_is_told_prompts(family, tiny_pipeline, tmp_path, monkeypatch
     folder = str(tiny_pipeline(family))
     given = ["--prompts", "prompts.csv", *MACHINE]
     main(["pairs", "--teacher", folder, *given, "--count", "4", "--solver-steps", "2", "--guidance", "2"])
-    z, y, index = Pairs(tmp_path / "pairs" / "fashion")[range(4)]
+    z, y, index = PairDataset(tmp_path / "pairs" / "fashion")[range(4)]
     assert torch.isfinite(y).all()
     teacher = with_prompts(replace(load_teacher(folder), steps=2, guidance=2.0), "prompts.csv")
     assert teacher.text.pipeline is None  # released, or never loaded

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmdistill.core.schedules import EDM, VP, Flow, Path
+from dmdistill.core.schedules import EDM, VP, Flow, NoiseSchedule
 from dmdistill.models.gaussian_mixture import GaussianMixture
 
 PATHS = {"edm": EDM(), "vp": VP.linear_betas(), "flow": Flow()}
@@ -52,12 +52,12 @@ def rng() -> torch.Generator:
 
 
 @pytest.fixture(params=["edm", "vp", "flow"])
-def path(request) -> Path:
+def path(request) -> NoiseSchedule:
     return PATHS[request.param]
 
 
 @pytest.fixture
-def paths() -> dict[str, Path]:
+def paths() -> dict[str, NoiseSchedule]:
     return PATHS
 
 
@@ -65,7 +65,7 @@ def paths() -> dict[str, Path]:
 def mixture():
     """An exact teacher of images 2 x 3 x 5 on a given path: four unequal components in three classes."""
 
-    def build(path: Path) -> GaussianMixture:
+    def build(path: NoiseSchedule) -> GaussianMixture:
         rng = torch.Generator().manual_seed(1)
         return GaussianMixture(
             torch.randn(4, 2, 3, 5, generator=rng) * 0.5,

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from dmdistill.commands.plan.tensor_ledger import Ledger
-from dmdistill.core.denoisers import Denoiser, EDMDenoiser, EpsDenoiser, FlowDenoiser, Guided, VDenoiser, X0Denoiser
+from dmdistill.core.denoisers import (
+    Denoiser,
+    EDMDenoiser,
+    EpsDenoiser,
+    FlowDenoiser,
+    GuidedDenoiser,
+    VDenoiser,
+    X0Denoiser,
+)
 from dmdistill.core.schedules import expand
 from dmdistill.models.gaussian_mixture import GaussianMixture, ring, two_modes
 
@@ -273,10 +281,10 @@ def perfect(paths, mixture):
 def test_guidance_of_one_is_no_guidance(perfect, labels, rng):
     t = perfect.path.sample_t(5, rng=rng)
     x_t, cond = torch.randn(5, 2, 3, 5, generator=rng), labels([0, 1, 2, 0, 1], 3)
-    assert torch.equal(Guided(perfect, 1)(x_t, t, cond), perfect(x_t, t, cond))
-    assert torch.equal(Guided(perfect, 1)(x_t, t), perfect(x_t, t))
+    assert torch.equal(GuidedDenoiser(perfect, 1)(x_t, t, cond), perfect(x_t, t, cond))
+    assert torch.equal(GuidedDenoiser(perfect, 1)(x_t, t), perfect(x_t, t))
     perfect.net.asked = 0
-    Guided(perfect, 1.0)(x_t, t, cond)
+    GuidedDenoiser(perfect, 1.0)(x_t, t, cond)
     assert perfect.net.asked == 1
 
 
@@ -287,19 +295,19 @@ def test_guidance_is_its_formula_in_one_call(perfect, labels, rng, scale):
     mu_null, mu_cond = perfect(x_t, t), perfect(x_t, t, cond)
     assert not torch.allclose(mu_null, mu_cond, atol=0.01)
     perfect.net.asked = 0
-    guided = Guided(perfect, scale)(x_t, t, cond)
+    guided = GuidedDenoiser(perfect, scale)(x_t, t, cond)
     assert perfect.net.asked == 1
     torch.testing.assert_close(guided, mu_null + scale * (mu_cond - mu_null), rtol=1e-5, atol=1e-5)
 
 
 def test_guidance_trains_as_its_denoiser(perfect):
     t = torch.tensor([0.01, 1.0, 80.0])
-    assert torch.equal(Guided(perfect, 3).weight(t), perfect.weight(t))
+    assert torch.equal(GuidedDenoiser(perfect, 3).weight(t), perfect.weight(t))
 
 
 def test_guidance_without_a_condition_raises(perfect):
     with pytest.raises(ValueError, match=r"guidance 3\.0 without a condition"):
-        Guided(perfect, 3.0)(torch.zeros(2, 2, 3, 5), torch.ones(2))
+        GuidedDenoiser(perfect, 3.0)(torch.zeros(2, 2, 3, 5), torch.ones(2))
 
 
 def test_a_denoiser_of_ones_own_is_a_mean_and_a_weight(paths, mixture, rng):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.core.denoisers import Denoiser, EDMDenoiser, Guided
+from dmdistill.core.denoisers import Denoiser, EDMDenoiser, GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss, distribution_matching_loss, pseudo_huber, regression_loss
 from dmdistill.core.objective import DMD, Batch, NonFiniteError
@@ -337,7 +337,7 @@ def test_times_are_eq_7s_and_eq_6s(trio, rng):
 def test_a_guided_teacher_is_guided_and_the_fake_score_is_not(trio, rng, labels):
     generator, real, fake = trio(classes=3)
     cond = labels([0, 1, 2, 0, 1, 2], 3)
-    dmd = DMD(generator, Guided(real, 3.0), fake, rng=rng)
+    dmd = DMD(generator, GuidedDenoiser(real, 3.0), fake, rng=rng)
     dmd.step(Batch(torch.randn(6, 2, generator=rng), cond), ignore, ignore)
     assert asked(real) == [12]
     assert asked(fake) == [6, 6]

@@ -8,9 +8,9 @@ import torch
 from dmdistill.data import augmentation
 from dmdistill.data.augmentation import (
     AUGMENT_LABELS,
-    Mirrored,
-    Untouched,
-    Warped,
+    GeometricAugmentation,
+    HorizontalFlip,
+    NoAugmentation,
     rotation,
     scaling,
     translation,
@@ -28,13 +28,13 @@ def x(rng):
 
 
 def test_untouched_is_untouched(x, rng):
-    same, told = Untouched()(x, rng=rng)
+    same, told = NoAugmentation()(x, rng=rng)
     assert same is x
     assert told is None
 
 
 def test_half_of_the_images_are_mirrored_and_the_others_are_not(x, rng):
-    found, told = Mirrored()(x, rng=rng)
+    found, told = HorizontalFlip()(x, rng=rng)
     flipped = (found == x.flip(3)).flatten(1).all(1)
     kept = (found == x).flatten(1).all(1)
     assert torch.equal(flipped, ~kept)
@@ -43,7 +43,7 @@ def test_half_of_the_images_are_mirrored_and_the_others_are_not(x, rng):
 
 
 def test_at_probability_zero_only_left_and_right_change_and_the_network_is_told(x, rng):
-    found, told = Warped(0.0)(x, rng=rng)
+    found, told = GeometricAugmentation(0.0)(x, rng=rng)
     assert told.shape == (400, AUGMENT_LABELS)
     across = told[:, 0] == 1
     assert torch.equal(found[across], x[across].flip(3))
@@ -54,7 +54,7 @@ def test_at_probability_zero_only_left_and_right_change_and_the_network_is_told(
 
 def test_told_nothing_is_done_nothing(x, rng):
     """Which is why a network that is told zeros draws images of the data."""
-    found, told = Warped(0.3)(x, rng=rng)
+    found, told = GeometricAugmentation(0.3)(x, rng=rng)
     nothing = ~told.any(1)
     assert 20 < nothing.sum() < 100  # half of .85 x .7^4
     assert torch.equal(found[nothing], x[nothing])
@@ -62,7 +62,7 @@ def test_told_nothing_is_done_nothing(x, rng):
 
 
 def test_each_change_is_as_frequent_as_asked(rng):
-    _, told = Warped(0.3)(torch.zeros(20000, 1, 2, 2), rng=rng)
+    _, told = GeometricAugmentation(0.3)(torch.zeros(20000, 1, 2, 2), rng=rng)
     rates = [
         (told[:, part] != 0).reshape(20000, -1).any(1).double().mean().item()
         for part in (0, 1, ZOOM, TURN, STRETCH, SHIFT)
@@ -111,7 +111,7 @@ def test_mirrors_are_told_which(part, told, expected, monkeypatch):
     """The first coin is of left and right, the second of up and down."""
     coins = iter([float(part == 0), float(part == 1)])
     monkeypatch.setattr(augmentation, "coin", lambda x, probability, rng: one(next(coins)))
-    found, labels = Warped(0.0)(blob(0.2, 0.1), rng=torch.Generator())
+    found, labels = GeometricAugmentation(0.0)(blob(0.2, 0.1), rng=torch.Generator())
     assert labels.tolist() == [told]
     torch.testing.assert_close(found, blob(**expected))
 
@@ -119,7 +119,7 @@ def test_mirrors_are_told_which(part, told, expected, monkeypatch):
 def test_what_is_told_describes_what_was_done(rng):
     """Spots' middles, after zoom and shift alone, are where the labels say."""
     x = blob(0.15, -0.1, wide=0.1, tall=0.1).expand(600, -1, -1, -1)
-    found, told = Warped(0.3)(x, rng=rng)
+    found, told = GeometricAugmentation(0.3)(x, rng=rng)
     simple = ~told[:, [0, 1, 3, 4, 5, 6]].any(1) & (told[:, [ZOOM, 7, 8]].abs() < 1).all(1) & told.any(1)
     assert simple.sum() > 20
     places = (torch.arange(64) + 0.5) / 32 - 1
@@ -130,6 +130,6 @@ def test_what_is_told_describes_what_was_done(rng):
 
 
 def test_the_seed_fixes_it(x):
-    (a, told), (b, same) = (Warped(0.5)(x, rng=torch.Generator().manual_seed(3)) for _ in range(2))
+    (a, told), (b, same) = (GeometricAugmentation(0.5)(x, rng=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b)
     assert torch.equal(told, same)

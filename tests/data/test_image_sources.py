@@ -12,7 +12,7 @@ from PIL import Image
 
 from dmdistill.data.fashion_mnist import load_fashion_mnist
 from dmdistill.data.image_sources import is_images, open_images
-from dmdistill.data.images import cut_square
+from dmdistill.data.images import center_crop_batch
 from dmdistill.data.training_set import load_labelled
 from dmdistill.io import file_hashes as digests
 
@@ -147,7 +147,12 @@ def test_cifar_is_loaded_with_its_labels_from_both_versions(tmp_path, rng):
         (python / name).write_bytes(pickled(part.flatten(1), listed(few.tolist())))
     for folder in (binary, python):
         data, held_out = load_labelled(folder), load_labelled(folder, train=False)
-        assert (data.name, data.names[0], data.judge, data.labels.dtype) == ("cifar10", "airplane", None, torch.int64)
+        assert (data.name, data.names[0], data.feature_extractor, data.labels.dtype) == (
+            "cifar10",
+            "airplane",
+            None,
+            torch.int64,
+        )
         assert torch.equal(torch.cat([data.images, held_out.images]), images)
         assert torch.equal(torch.cat([data.labels, held_out.labels]), labels.long())
 
@@ -218,7 +223,7 @@ def test_a_side_is_a_square_around_the_middle_by_lanczos(pixels, tmp_path):
     whole = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
     expected = [np.asarray(one.crop((1, 0, 6, 5)).resize((4, 4), Image.Resampling.LANCZOS)) for one in whole]
     check(source, torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
-    assert torch.equal(cut_square(pixels, 4), source.images(range(11)))
+    assert torch.equal(center_crop_batch(pixels, 4), source.images(range(11)))
     other = [pixels[0], pixels[1][:, :4, :4], *pixels[2:]]
     mixed = open_images(str(write_folder(tmp_path / "mixed", other)), side=4).images(range(11))
     assert torch.equal(mixed[1], pixels[1][:, :4, :4])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dmdistill.data.fashion_mnist import load_fashion_mnist, read_idx
-from dmdistill.data.images import save_grid, to_bytes, to_floats
+from dmdistill.data.images import from_uint8, save_grid, to_uint8
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 3, 5), (2, 3, 5, 4)])
@@ -67,22 +67,22 @@ def test_missing_and_mismatched_files_are_named(tmp_path, idx_writer):
 
 def test_bytes_survive_floats():
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_bytes(to_floats(every)), every)
-    assert (to_floats(every).min(), to_floats(every).max()) == (-1, 1)
+    assert torch.equal(to_uint8(from_uint8(every)), every)
+    assert (from_uint8(every).min(), from_uint8(every).max()) == (-1, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_bytes_are_the_nearest_and_clipped(dtype):
     x = torch.tensor([-7.0, -1.0, 0.0, 1.0, 3.0], dtype=dtype)
-    assert to_bytes(x).tolist() == [0, 0, 128, 255, 255]  # 127.5 to the even
+    assert to_uint8(x).tolist() == [0, 0, 128, 255, 255]  # 127.5 to the even
     fine = torch.linspace(-1, 1, 4001, dtype=torch.float64)
-    assert ((to_floats(to_bytes(fine)) - fine).abs() <= 1 / 255 + 1e-6).all()
+    assert ((from_uint8(to_uint8(fine)) - fine).abs() <= 1 / 255 + 1e-6).all()
 
 
 @pytest.mark.parametrize(("channels", "zoom"), [(1, 1), (3, 1), (1, 3), (3, 2)])
 def test_a_grid_has_every_pixel_in_its_place(channels, zoom, tmp_path, rng):
     images = torch.randint(256, (7, channels, 4, 5), generator=rng, dtype=torch.uint8)
-    save_grid(tmp_path / "deep" / "grid.png", to_floats(images), columns=3, zoom=zoom)
+    save_grid(tmp_path / "deep" / "grid.png", from_uint8(images), columns=3, zoom=zoom)
     with Image.open(tmp_path / "deep" / "grid.png") as picture:
         assert picture.mode == {1: "L", 3: "RGB"}[channels]
         found = np.array(picture).reshape(picture.height, picture.width, channels)

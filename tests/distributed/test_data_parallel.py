@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed import device_mesh, fsdp
 
 from dmdistill.distributed import data_parallel as parallel
-from dmdistill.distributed.data_parallel import Parallel
-from dmdistill.distributed.process_group import Processes
+from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.networks.lora import copy_sharing_frozen
 
 
@@ -39,7 +39,7 @@ def sharded(monkeypatch):
 
 
 def test_shares_are_cut_on_the_gpu_block_by_block_wherever_the_network_was(network, sharded):
-    Parallel(Processes(count=2), strategy="fsdp").spread(network)
+    Parallelism(ProcessGroup(world_size=2), strategy="fsdp").spread(network)
     assert sharded == [(("cuda", (2,)), module) for module in (network[1], network[2], network)]
 
 
@@ -48,7 +48,7 @@ def test_no_network_takes_another_ones_frozen_weights_along(network, sharded):
     student = copy_sharing_frozen(network)
     whole, shared = copy.deepcopy(student.state_dict()), {*network.parameters()} & {*student.parameters()}
     assert len(shared) == 6
-    Parallel(Processes(count=2), strategy="fsdp").spread(student)
+    Parallelism(ProcessGroup(world_size=2), strategy="fsdp").spread(student)
     assert not {*network.parameters()} & {*student.parameters()}
     assert not any(one.requires_grad for name, one in student.named_parameters() if "trained" not in name)
     for name, tensor in student.state_dict().items():
@@ -56,6 +56,6 @@ def test_no_network_takes_another_ones_frozen_weights_along(network, sharded):
 
 
 def test_nothing_is_sharded_by_one_process_or_by_ddp(network, sharded):
-    Parallel(strategy="fsdp").spread(network)
-    Parallel(Processes(count=2)).spread(network)
+    Parallelism(strategy="fsdp").spread(network)
+    Parallelism(ProcessGroup(world_size=2)).spread(network)
     assert sharded == []

@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from dmdistill.commands.distill.setup import Job
 from dmdistill.commands.plan.placeholders import NoisePairs
-from dmdistill.commands.run_folder import Run
+from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import X0Denoiser
 from dmdistill.core.schedules import EDM
-from dmdistill.distributed.data_parallel import local
-from dmdistill.distributed.process_group import join_processes
+from dmdistill.distributed.data_parallel import local_tensor
+from dmdistill.distributed.process_group import join_process_group
 from dmdistill.models.model import Teacher
 
 
@@ -60,11 +60,11 @@ class NoisyJob(Job):
 
 def storages(tensors):
     """Bytes of tensors' storages, each once."""
-    found = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in map(local, tensors)}
+    found = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in map(local_tensor, tensors)}
     return sum(found.values())
 
 
-def standing(job):
+def run_status(job):
     """Bytes of what stays between two steps, by part."""
     updates = (job.update_generator, job.update_fake)
     moments = [x for update in updates for state in update.optimiser.state.values() for x in state.values()]
@@ -74,7 +74,7 @@ def standing(job):
         "generator": storages(job.generator.parameters()),
         "fake score": storages(job.fake.parameters()),
         "averages": storages(averages),
-        "optimiser": sum(local(one).numel() * one.itemsize for one in moments),
+        "optimiser": sum(local_tensor(one).numel() * one.itemsize for one in moments),
     }
 
 
@@ -105,13 +105,13 @@ class Alive(TorchDispatchMode):
 
 def held(config, make):
     """Bytes: the most in the third step, the most while networks are built, and those that stay, by part."""
-    with join_processes() as processes, tempfile.TemporaryDirectory() as folder, Alive() as alive:
+    with join_process_group() as processes, tempfile.TemporaryDirectory() as folder, Alive() as alive:
         config = replace(config, out=Path(folder) / "run")
-        with Run(config.out, config, processes=processes) as run:
+        with RunFolder(config.out, config, processes=processes) as run:
             job = NoisyJob(config, make(), run)
             built = alive.most
             for step in range(3):
                 gc.collect()  # what cycles still hold
                 alive.most = 0
                 job.iterate(step)
-        return alive.most, built, standing(job)
+        return alive.most, built, run_status(job)

@@ -80,7 +80,12 @@ def student_of(name: str, folder: Path, *, rank: int = 0) -> Student:
     if rank or "network" not in teacher.config:
         config |= {"teacher": name} | ({"lora": {"rank": rank, "alpha": alpha}} if rank else {})
     config["distilled"] = {"teacher": name, "steps": 7}
-    fields = {"shape": teacher.shape, "conditions": teacher.conditions, "codec": teacher.codec, "text": teacher.text}
+    fields = {
+        "shape": teacher.shape,
+        "conditions": teacher.conditions,
+        "autoencoder": teacher.autoencoder,
+        "text": teacher.text,
+    }
     student = Student(name=config["name"], denoiser=denoiser, **fields, config=config)
     save_model(folder, student, card="A student of nothing.")
     return student

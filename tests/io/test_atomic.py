@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmdistill.io.atomic import held_alone, read_safetensors, write_safetensors, written_whole
-from dmdistill.io.checksums import sealed_text, unsealed_text
+from dmdistill.io.atomic import atomic_write, exclusive_folder, read_safetensors, write_safetensors
+from dmdistill.io.checksums import add_text_checksum, read_checked_text
 
 HOLDING = """
 import signal, sys
@@ -48,18 +48,22 @@ def holder():
 def test_a_folder_is_one_processs_until_that_one_ends(holder, tmp_path, number):
     """However it ends; and a lock that a killed process left behind is none."""
     other = holder(tmp_path)
-    with pytest.raises(ValueError, match="is in use by another process"), held_alone(tmp_path):
+    with pytest.raises(ValueError, match="is in use by another process"), exclusive_folder(tmp_path):
         pytest.fail("two hold it")
     other.send_signal(number)
     other.wait()
     assert (tmp_path / ".lock").exists() == (number == signal.SIGKILL)
-    with held_alone(tmp_path), pytest.raises(ValueError, match="is in use"), held_alone(tmp_path):
+    with exclusive_folder(tmp_path), pytest.raises(ValueError, match="is in use"), exclusive_folder(tmp_path):
         pytest.fail("two hold it")
     assert os.listdir(tmp_path) == []
 
 
 def test_folders_beside_and_within_are_others(tmp_path):
-    with held_alone(tmp_path), held_alone(tmp_path / "within"), held_alone(tmp_path.with_name("beside")):
+    with (
+        exclusive_folder(tmp_path),
+        exclusive_folder(tmp_path / "within"),
+        exclusive_folder(tmp_path.with_name("beside")),
+    ):
         pass
 
 
@@ -69,14 +73,14 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     for file in (*kept, *left, tmp_path / ".student-ab1.tmp" / "model.safetensors"):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"half")
-    with held_alone(tmp_path):
+    with exclusive_folder(tmp_path):
         pass
     assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted(kept)
 
 
 def test_where_the_system_has_no_locks_none_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with held_alone(tmp_path):
+    with exclusive_folder(tmp_path):
         assert os.listdir(tmp_path) == []
 
 
@@ -86,9 +90,9 @@ def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
     for file in (mine, theirs):
         file.parent.mkdir()
         file.touch()
-    with held_alone(tmp_path / "run"):
+    with exclusive_folder(tmp_path / "run"):
         theirs.touch()  # begun once the folder was held
-        with held_alone(tmp_path):
+        with exclusive_folder(tmp_path):
             assert mine.exists()
             assert theirs.exists()
 
@@ -102,7 +106,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
-    with written_whole(tmp_path / "file") as temporary:
+    with atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("content")
     assert done == ["fsync", "replace"]
 
@@ -136,12 +140,12 @@ def test_equal_tensors_make_equal_files(tmp_path):
 
 def test_a_sealed_text_is_read_as_it_was_written_or_not_at_all(tmp_path):
     file, text = tmp_path / "config.toml", 'name = "a"\nsteps = 300\n'
-    sealed = sealed_text(text).encode()
+    sealed = add_text_checksum(text).encode()
     first = sealed.index(b"\n") + 1
     for content, believed in ((sealed, True), (sealed[first:], True), (sealed[:-3], False), (sealed + b"x", False)):
         file.write_bytes(content)
         if believed:
-            assert unsealed_text(file).endswith(text)
+            assert read_checked_text(file).endswith(text)
         else:
             with pytest.raises(ValueError, match=r"config\.toml is not as it was written"):
-                unsealed_text(file)
+                read_checked_text(file)

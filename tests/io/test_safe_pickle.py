@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.io.pickle_vm import Machine, Name, Record
+from dmdistill.io.pickle_vm import ComputeOptions, Name, Record
 from dmdistill.io.safe_pickle import read_pickle
 
 START = b"\x80\x04"
@@ -394,11 +394,11 @@ def test_the_machine_has_no_other_way_out():
     """Every opcode of Python that is not in the machine is refused by name."""
     import pickletools
 
-    from dmdistill.io import pickle_vm as machine
+    from dmdistill.io import pickle_vm as compute
 
-    known = {*machine.CONSTANTS, *machine.EMPTY, *machine.TUPLES, *machine.IGNORED, *machine.VALUES, *machine.OPCODES}
+    known = {*compute.CONSTANTS, *compute.EMPTY, *compute.TUPLES, *compute.IGNORED, *compute.VALUES, *compute.OPCODES}
     for opcode in pickletools.opcodes:
         if opcode.name not in known | {"STOP"}:
             with pytest.raises(ValueError, match=f"opcode {opcode.name}"):
-                Machine({}, None).step(opcode.name, None)
+                ComputeOptions({}, None).step(opcode.name, None)
     assert not known & {"INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "GET", "PUT"}

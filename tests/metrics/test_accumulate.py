@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dmdistill.metrics.accumulate import Gathering, describe
+from dmdistill.metrics.accumulate import FeatureAccumulator, describe
 from dmdistill.metrics.inception_score import ClassScores
 
 
@@ -34,7 +34,7 @@ class Blind:
 
 
 def gathered(features, *, keep, size=64, seed=0):
-    gathering, generator = Gathering("pixels-1", "pixels", keep), rng(seed)
+    gathering, generator = FeatureAccumulator("pixels-1", "pixels", keep), rng(seed)
     for batch in features.split(size):
         gathering.add(batch, rng=generator)
     return gathering

@@ -10,7 +10,7 @@ from torch import nn
 
 from dmdistill.io.atomic import cache_folder
 from dmdistill.metrics import inception as module
-from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.features import Classifying
 from dmdistill.metrics.inception import FILE, Inception, load_inception
 from dmdistill.metrics.resizing import resize_bicubic, resize_tensorflow
@@ -160,15 +160,15 @@ def test_the_known_file():
 
 
 def test_a_judge_is_features_too():
-    judge = load_judge("fashion-classifier", torch.device("cpu"))
+    feature_extractor = load_classifier_features("fashion-classifier", torch.device("cpu"))
     images = draw(5, 1, 28, 28)
-    assert judge(images).shape == (5, judge.classifier.num_features)
-    torch.testing.assert_close(judge(images), judge.features(images / 127.5 - 1))
-    assert judge.id.startswith("fashion-classifier-")
-    assert judge.id == load_judge("fashion-classifier", torch.device("cpu")).id
-    before = judge.id
-    judge.classifier.stem.weight[0] += 1
-    assert judge.id != before
-    assert not isinstance(judge, Classifying)
+    assert feature_extractor(images).shape == (5, feature_extractor.classifier.num_features)
+    torch.testing.assert_close(feature_extractor(images), feature_extractor.features(images / 127.5 - 1))
+    assert feature_extractor.id.startswith("fashion-classifier-")
+    assert feature_extractor.id == load_classifier_features("fashion-classifier", torch.device("cpu")).id
+    before = feature_extractor.id
+    feature_extractor.classifier.stem.weight[0] += 1
+    assert feature_extractor.id != before
+    assert not isinstance(feature_extractor, Classifying)
     with pytest.raises(ValueError, match="images of 3 channels, the judge fashion-classifier knows 1"):
-        judge(images.expand(-1, 3, -1, -1))
+        feature_extractor(images.expand(-1, 3, -1, -1))

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmdistill.metrics.accumulate import Description, describe
+from dmdistill.metrics.accumulate import FeatureStatistics, describe
 from dmdistill.metrics.inception_score import ClassScores
-from dmdistill.metrics.registry import METRICS, Settings, compute, metric_name
+from dmdistill.metrics.registry import METRICS, Settings, compute, qualified_name
 
 
 def rng(seed=0):
@@ -59,7 +59,7 @@ def seen(features, images):
 
 def figures(features, generated, reference, names=METRICS[:6]):
     """reference: images, or what was seen of them."""
-    reference = reference if isinstance(reference, Description) else seen(features, reference)
+    reference = reference if isinstance(reference, FeatureStatistics) else seen(features, reference)
     settings = Settings(kid_subsets=10, kid_size=min(100, len(generated)))
     return compute(names, seen(features, generated), reference, rng=rng(), settings=settings)
 
@@ -104,7 +104,7 @@ def test_names_and_their_order():
     judged = figures(Network(), generated, real, ["recall", "kid", "fid"])
     assert list(judged) == ["frechet_network", "kernel_network", "kernel_error_network", "recall_network"]
     assert list(judged.values()) == list(found.values())
-    assert metric_name("clip", "network") == "clip"
+    assert qualified_name("clip", "network") == "clip"
     assert figures(Named(), generated, real, []) == {}
 
 
@@ -118,7 +118,7 @@ def test_what_needs_no_reference():
 
 def test_statistics_alone_give_the_frechet_distance():
     generated, reference = (describe(Named(), [pictures(80, seed=seed)], rng=rng()) for seed in (0, 50))
-    bare = Description(reference.source, reference.name, reference.statistics)
+    bare = FeatureStatistics(reference.source, reference.name, reference.statistics)
     assert compute(["fid"], generated, bare, rng=rng()) == compute(["fid"], generated, reference, rng=rng())
     for name in METRICS[1:6]:
         with pytest.raises(ValueError, match=f"{name} needs features of the reference, which has statistics alone"):

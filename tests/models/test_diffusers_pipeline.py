@@ -177,11 +177,11 @@ def test_an_autoencoder_decodes_latents_as_diffusers_does(tmp_path):
     ).eval()
     vae.save_pretrained(tmp_path / "vae")
     latents = torch.randn(2, 3, 4, 6)
-    codec = load_autoencoder(str(tmp_path / "vae"))
+    autoencoder = load_autoencoder(str(tmp_path / "vae"))
     with torch.no_grad():
         expected = vae.decode(latents / 0.3 + 0.1).sample
     assert expected.shape == (2, 3, 8, 12)
-    torch.testing.assert_close(codec.decode(latents), expected)
+    torch.testing.assert_close(autoencoder.decode(latents), expected)
 
 
 def spoil(folder, spoilt):

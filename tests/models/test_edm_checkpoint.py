@@ -63,7 +63,12 @@ def test_a_checkpoint_is_the_teacher_of_its_weights(checkpoint, rng):
     x, cond = teacher.noise(2, rng=rng)
     t = torch.tensor([0.3, 20.0])
     assert torch.equal(teacher.denoiser(x, t, cond), expected(x, t, cond))
-    assert (teacher.name, teacher.shape, teacher.licence, teacher.judge) == ("mine", (3, 16, 16), "unknown", None)
+    assert (teacher.name, teacher.shape, teacher.licence, teacher.feature_extractor) == (
+        "mine",
+        (3, 16, 16),
+        "unknown",
+        None,
+    )
     assert (teacher.evaluations, teacher.denoiser.path.last) == (35, 80.0)
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     assert teacher.config["network"]["dropout"] == 0

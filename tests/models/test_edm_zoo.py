@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from dmdistill.commands.cli import main
-from dmdistill.data.pairs import Pairs
+from dmdistill.data.pairs import PairDataset
 from dmdistill.io.atomic import cache_folder
 from dmdistill.models import edm_zoo as module
-from dmdistill.models.edm_zoo import NAMES, released, summary
+from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
 from dmdistill.models.load import load_teacher
 from dmdistill.networks.song_unet import SongUNet
 from helpers.http_server import Server
@@ -39,7 +39,7 @@ def server(tmp_path, monkeypatch, data):
 
 def refused(match):
     with pytest.raises(ValueError, match=match) as caught:
-        released(NAME)
+        download_checkpoint(NAME)
     assert "\n" not in str(caught.value)
     assert not (cache_folder() / f"{NAME}.pkl").exists()
     return str(caught.value)
@@ -59,7 +59,7 @@ def test_a_cut_download_goes_on(ranges, server, data):
     server.cut, server.ranges = 700, ranges
     assert "700 of" in refused("the next attempt goes on from there")
     server.cut = None
-    assert released(NAME).read_bytes() == data
+    assert download_checkpoint(NAME).read_bytes() == data
     assert server.asked == [None, "bytes=700-"]
 
 
@@ -67,10 +67,10 @@ def test_a_part_that_is_whole_or_too_long_is_settled(server, data):
     part = cache_folder() / f"{NAME}.pkl.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(data)
-    assert released(NAME).read_bytes() == data
-    released(NAME).unlink()
+    assert download_checkpoint(NAME).read_bytes() == data
+    download_checkpoint(NAME).unlink()
     part.write_bytes(data + b"more")
-    assert released(NAME).read_bytes() == data
+    assert download_checkpoint(NAME).read_bytes() == data
     assert server.asked == [f"bytes={len(data)}-", f"bytes={len(data) + 4}-", None]
 
 
@@ -110,13 +110,13 @@ def test_a_file_that_was_put_there_is_used_and_watched(server, data, capsys):
     file = cache_folder() / f"{NAME}.pkl"
     file.parent.mkdir(parents=True)
     file.write_bytes(data)
-    assert released(NAME) == file
+    assert download_checkpoint(NAME) == file
     assert "sha256" in capsys.readouterr().err
-    assert released(NAME) == file
+    assert download_checkpoint(NAME) == file
     assert capsys.readouterr().err == ""
     file.write_bytes(data[:-1] + b"!")
     with pytest.raises(ValueError, match="is not what it was when"):
-        released(NAME)
+        download_checkpoint(NAME)
     assert server.asked == []
 
 
@@ -134,13 +134,13 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 def test_a_presets_teacher_is_found(server, tmp_path):
     """From the preset's name to pairs on disk, in the words of the command line."""
     main(["pairs", "--preset", "cifar10", "--out", str(tmp_path / "pairs"), "--count", "2", "--device", "cpu"])
-    assert Pairs(tmp_path / "pairs").shape == (3, 32, 32)
+    assert PairDataset(tmp_path / "pairs").shape == (3, 32, 32)
     assert server.asked == [None]
 
 
 def test_two_at_once_download_once(server, data):
     found = []
-    threads = [threading.Thread(target=lambda: found.append(released(NAME).read_bytes())) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(download_checkpoint(NAME).read_bytes())) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

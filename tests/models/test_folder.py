@@ -42,7 +42,18 @@ def test_a_model_saved_and_loaded_is_the_same(tiny_teacher, tmp_path, rng):
         assert torch.equal(tensor, again.network.state_dict()[name])
     z, cond = teacher.noise(3, rng=rng)
     assert torch.equal(teacher.images(z, cond), again.images(z, cond))
-    kept = ("name", "shape", "conditions", "licence", "judge", "config", "solver", "steps", "guidance", "evaluations")
+    kept = (
+        "name",
+        "shape",
+        "conditions",
+        "licence",
+        "feature_extractor",
+        "config",
+        "solver",
+        "steps",
+        "guidance",
+        "evaluations",
+    )
     assert [getattr(teacher, key) for key in kept] == [getattr(again, key) for key in kept]
     assert (tmp_path / "again" / "README.md").read_text() == "the card"
     assert sorted(file.name for file in (tmp_path / "again").iterdir()) == [
@@ -170,7 +181,9 @@ def test_refused_weights_leave_the_network_as_it_was(model, tiny_teacher):
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-@pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[]", "null", "3", "{}", '{"kind": "judge"}', '{"kind": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "\xff\xfe", "[]", "null", "3", "{}", '{"kind": "feature_extractor"}', '{"kind": 1}']
+)
 def test_a_description_that_is_not_ours_is_named(text, model):
     (model / "config.json").write_bytes(text.encode("latin-1"))
     refused(model, r"config\.json")

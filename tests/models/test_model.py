@@ -9,8 +9,8 @@ from torch import nn
 
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM
-from dmdistill.distributed.data_parallel import Parallel
-from dmdistill.distributed.process_group import Processes
+from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
@@ -81,13 +81,13 @@ def test_networks_of_diffusers_and_adapters_draw_the_same_bit_for_bit(tmp_path, 
 
 def test_a_network_can_stay_at_home_while_the_rest_goes_to_the_device():
     model = own(SongUNet(**SIZES, model_channels=32))
-    model = replace(model, codec=nn.Linear(2, 2))
+    model = replace(model, autoencoder=nn.Linear(2, 2))
     assert model.to(torch.device("meta"), home=CPU).device == CPU
-    assert model.codec.weight.is_meta
+    assert model.autoencoder.weight.is_meta
     assert model.to(torch.device("meta")).device.type == "meta"
 
 
 def test_networks_are_built_on_the_device_unless_they_go_there_in_shares():
-    device, two = torch.device("meta"), Processes(count=2)
-    assert {Parallel(strategy="fsdp").home(device), Parallel(two).home(device)} == {device}
-    assert Parallel(two, strategy="fsdp").home(device) == CPU
+    device, two = torch.device("meta"), ProcessGroup(world_size=2)
+    assert {Parallelism(strategy="fsdp").home(device), Parallelism(two).build_device(device)} == {device}
+    assert Parallelism(two, strategy="fsdp").home(device) == CPU

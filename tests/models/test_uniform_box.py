@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dmdistill.core.schedules import EDM, VP, Flow
-from dmdistill.models.uniform_box import Box
+from dmdistill.models.uniform_box import UniformBox
 
 PLACES = (-0.7, -0.3, 0.29, 0.4, 0.5, 0.6, 0.71, 1.5)
 
@@ -15,7 +15,7 @@ def test_the_mean_is_that_of_many_digits(sigma):
     """By the integrals over the box, where both tails of the normal density are far too small for fp64."""
     x = torch.tensor(PLACES, dtype=torch.float64)[:, None]
     t = torch.full((len(x),), sigma, dtype=torch.float64)
-    mean, log_prob = Box(0.3, 0.7, EDM())(x, t), Box(0.3, 0.7, EDM()).log_prob(x, t)
+    mean, log_prob = UniformBox(0.3, 0.7, EDM())(x, t), UniformBox(0.3, 0.7, EDM()).log_prob(x, t)
     with mpmath.workdps(900):
         low, high = mpmath.mpf(0.3), mpmath.mpf(0.7)
         for i, place in enumerate(PLACES):
@@ -29,7 +29,7 @@ def test_the_mean_is_that_of_many_digits(sigma):
 @pytest.mark.parametrize("path", [EDM(), VP.linear_betas(), Flow()], ids=lambda path: type(path).__name__)
 def test_the_mean_is_tweedies(path):
     """alpha mu = x_t + sigma^2 s with the score from autograd, on every path (Eq. 4)."""
-    box, rng = Box(-0.2, 0.6, path), torch.Generator().manual_seed(0)
+    box, rng = UniformBox(-0.2, 0.6, path), torch.Generator().manual_seed(0)
     x = box.sample((7, 2, 3, 5), rng)
     t = path.time(torch.tensor([20, 100, 300, 500, 700, 900, 980])).double()
     x_t = path.diffuse(x, torch.randn(x.shape, generator=rng, dtype=x.dtype), t).requires_grad_()
@@ -39,7 +39,7 @@ def test_the_mean_is_tweedies(path):
 
 
 def test_samples_fill_the_box():
-    x = Box(0.3, 0.7, EDM()).sample((10000, 2), torch.Generator().manual_seed(0))
+    x = UniformBox(0.3, 0.7, EDM()).sample((10000, 2), torch.Generator().manual_seed(0))
     assert (x.min() >= 0.3, x.max() <= 0.7) == (True, True)
     assert abs(x.mean() - 0.5) < 0.004
     assert abs(x.std() - 0.4 / 12**0.5) < 0.002
@@ -47,4 +47,4 @@ def test_samples_fill_the_box():
 
 def test_a_box_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"a box from 1.0 to 1.0, expected low < high"):
-        Box(1.0, 1.0, EDM())
+        UniformBox(1.0, 1.0, EDM())

@@ -9,7 +9,7 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 
 from dmdistill.commands.export.latent import one_step_scheduler
-from dmdistill.commands.prompts import with_texts
+from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.models.diffusers_pipeline import load_diffusers
 from helpers.tiny_models import student_of, unet2d
 
@@ -51,7 +51,7 @@ def flat(passed):
 def asked(kind, folder, tmp_path):
     """Our call and the pipeline's, in a run of one step from the same noise, of the same prompts."""
     teacher = load_diffusers(str(folder))
-    teacher = with_texts(teacher, PROMPTS)
+    teacher = with_prompt_texts(teacher, PROMPTS)
     ours = Call(teacher.network.model)
     z = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_a_network_is_asked_as_its_pipeline_asks_it(kind, tiny_pipeline, tmp_pat
 def test_the_time_matters(tiny_pipeline, tmp_path):
     """That the times passed are alike would say nothing of a network that does not look."""
     for kind in ("sd3", "flux"):
-        teacher = with_texts(load_diffusers(str(tiny_pipeline(kind))), PROMPTS)
+        teacher = with_prompt_texts(load_diffusers(str(tiny_pipeline(kind))), PROMPTS)
         call, z = Call(teacher.network.model), torch.randn(2, *teacher.shape)
         answers = []
         with torch.no_grad():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.training.best_checkpoint import Best
-from dmdistill.training.optimizer import Update
+from dmdistill.training.best_checkpoint import BestCheckpoint
+from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer
 
 FIGURES = [5.0, 3.0, 4.0, 2.0, 2.0, 6.0, 1.0, 7.0]  # of steps 1 ... 8
@@ -21,7 +21,7 @@ def run(tmp_path):
 
     def go(*, until=8, resume=False, figures=FIGURES, save_every=3):
         network = nn.Linear(1, 1)
-        update = Update(network, lr=0.1, steps=8)
+        update = NetworkOptimizer(network, lr=0.1, steps=8)
         trainer = Trainer(
             tmp_path,
             steps=8,
@@ -30,7 +30,7 @@ def run(tmp_path):
             save_every=save_every,
             resume=resume,
         )
-        best = Best(trainer, prefix="far_")
+        best = BestCheckpoint(trainer, prefix="far_")
 
         def look(step):
             state = {"step": torch.tensor(step)}

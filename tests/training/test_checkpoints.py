@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from dmdistill.training.checkpoints import Checkpoints, DamagedError, read
+from dmdistill.training.checkpoints import Checkpoints, DamagedCheckpointError, read
 
 
 def state(seed):
@@ -57,7 +57,7 @@ def test_no_flipped_bit_is_believed(kept):
         file.write_bytes(spoilt)
         try:
             assert same(read(file), state(3)), f"byte {at // 8}, bit {at % 8}"
-        except DamagedError:
+        except DamagedCheckpointError:
             found += 1
     assert found > 100, "all flips fell into padding"
 
@@ -67,7 +67,7 @@ def test_no_file_cut_short_is_believed(kept):
     whole = file.read_bytes()
     for length in [*range(0, len(whole), 97), len(whole) - 1]:
         file.write_bytes(whole[:length])
-        with pytest.raises(DamagedError):
+        with pytest.raises(DamagedCheckpointError):
             read(file)
 
 
@@ -80,7 +80,7 @@ def test_no_zeroed_block_is_believed(kept):
         file.write_bytes(spoilt)
         try:
             assert same(read(file), state(3))
-        except DamagedError:
+        except DamagedCheckpointError:
             continue
 
 

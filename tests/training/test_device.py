@@ -33,7 +33,7 @@ def test_precisions():
 
 @pytest.mark.parametrize(("faster", "expected"), [(True, torch.bfloat16), (False, None)])
 def test_auto_takes_bf16_where_the_hardware_is_faster_in_it(faster, expected, monkeypatch):
-    monkeypatch.setattr("dmdistill.training.device.cpu_likes_bf16", lambda: faster)
+    monkeypatch.setattr("dmdistill.training.device.cpu_prefers_bf16", lambda: faster)
     assert choose_precision("auto", torch.device("cpu")) is expected
     assert choose_precision("auto", torch.device("mps")) is None
 
@@ -52,7 +52,7 @@ def test_a_cpu_likes_bf16_with_amx_or_with_amds_instruction(amx, avx512, intel, 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(device, "is_intel", lambda: intel)
-    assert device.cpu_likes_bf16() is expected
+    assert device.cpu_prefers_bf16() is expected
 
 
 @pytest.mark.parametrize(("text", "intel"), [("vendor_id : GenuineIntel", True), ("vendor_id : AuthenticAMD", False)])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dmdistill.training.light import difference, lightened, pack_run, restored, unpack_run
-from dmdistill.training.optimizer import Update
+from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer, read_metrics
 
 
@@ -22,7 +22,7 @@ def loss_of(net, rng):
 def taught(folder, *, steps, resume=False, every=1000):
     """A run of a small network; answers with its trainer, update and generator."""
     net, rng = network(), torch.Generator().manual_seed(1)
-    update = Update(net, lr=3e-3, steps=400, warmup=10, halflives=[20.0, 100.0])
+    update = NetworkOptimizer(net, lr=3e-3, steps=400, warmup=10, halflives=[20.0, 100.0])
     trainer = Trainer(
         folder, steps=steps, updates={"net": update}, rng=rng, save_every=every, log_every=10, resume=resume
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dmdistill.training.loggers import Tracker, logged, need_logger
+from dmdistill.training.loggers import Tracker, logging_to, require_logger
 from dmdistill.training.trainer import Trainer, read_metrics
 
 
@@ -69,7 +69,7 @@ def trained(folder, name, *, steps=3, resume=False):
             trainer.logger.picture(step, file)
         return {"frechet": 10.0 * step}
 
-    with logged(trainer, name, {"steps": 3}):
+    with logging_to(trainer, name, {"steps": 3}):
         trainer.fit(lambda step: {"loss": torch.tensor(float(step))}, hooks=[(2, look)], name="training")
     assert trainer.logger is None
     return file
@@ -130,9 +130,9 @@ def test_a_resumed_run_goes_on_with_its_own_and_repeats_no_step(tracker, tmp_pat
     resumed_from_before(tmp_path / "run", "wandb")
     first, second = [kwargs for name, _, kwargs in made if name == "init"]
     assert first["id"] == second["id"]
-    logged = [(kwargs["step"], list(args[0])) for name, args, kwargs in made if name == "log"]
-    assert [step for step, names in logged if names == ["samples"]] == [2, 4, 6]
-    assert [step for step, names in logged if names != ["samples"]] == [1, 2, 3, 4, 5, 6]
+    logging_to = [(kwargs["step"], list(args[0])) for name, args, kwargs in made if name == "log"]
+    assert [step for step, names in logging_to if names == ["samples"]] == [2, 4, 6]
+    assert [step for step, names in logging_to if names != ["samples"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_picture_that_no_row_followed_is_not_sent_again(tracker, tmp_path):
@@ -153,7 +153,7 @@ def test_a_tracker_that_does_not_begin_is_one_line(tracker, monkeypatch, tmp_pat
     monkeypatch.setattr(sys.modules["wandb"], "init", init)
     trainer = Trainer(tmp_path, steps=1, updates={}, rng=torch.Generator())
     with pytest.raises(ValueError, match=r"wandb did not begin \(No API key configured\.\).*leave --log-to out"):
-        logged(trainer, "wandb", {}).__enter__()
+        logging_to(trainer, "wandb", {}).__enter__()
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
@@ -211,7 +211,7 @@ def test_the_tracker_itself_keeps_every_step_once_offline(name, read, tmp_path, 
     asked = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **_: asked.append(where))
     pytest.importorskip(name)  # trackio asks for its folder when it is imported
-    need_logger(name)
+    require_logger(name)
     run = resumed_from_before(tmp_path / "run", name)
     kept = {}
     for step, values in read(run):
@@ -251,7 +251,7 @@ def test_without_a_logger_the_log_stays(tmp_path):
 def test_an_error_ends_the_tracker_too(tracker, tmp_path):
     made = tracker("wandb")
     trainer = Trainer(tmp_path, steps=1, updates={}, rng=torch.Generator())
-    with pytest.raises(KeyError), logged(trainer, "wandb", {}):
+    with pytest.raises(KeyError), logging_to(trainer, "wandb", {}):
         raise KeyError
     assert made[-1] == ("finish", (), {})
 
@@ -261,7 +261,7 @@ def test_a_missing_package_is_one_line_and_named(name, monkeypatch, tmp_path, li
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"--log-to {name} needs {name} "):
-        need_logger(name)
+        require_logger(name)
     for command in ("distill", "teach"):
         assert f"pip install 'dmdistill[{name}]'" in line_of(command, "--log-to", name)
     assert list(tmp_path.iterdir()) == []

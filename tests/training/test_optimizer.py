@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.training.ema import Average
-from dmdistill.training.optimizer import Update
+from dmdistill.training.ema import EMA
+from dmdistill.training.optimizer import NetworkOptimizer
 
 STEPS, WARMUP, CLIP, LR = 12, 4, 0.5, 0.1
 
@@ -29,7 +29,7 @@ def losses(net, *, start=0, end=STEPS):
 
 def build(net, **changes):
     settings = {"lr": LR, "steps": STEPS, "warmup": WARMUP, "decay": True, "clip": CLIP, "halflives": [3.0, 8.0]}
-    return Update(net, **(settings | changes))
+    return NetworkOptimizer(net, **(settings | changes))
 
 
 def same(a, b):
@@ -175,7 +175,7 @@ def constant(net, value):
 
 
 def averaged(net, halflife):
-    average = Average(net, halflife=halflife)
+    average = EMA(net, halflife=halflife)
     average.follow(net)
     return average
 
@@ -209,7 +209,7 @@ def test_the_start_is_forgotten_during_the_ramp_up():
 
 def test_an_average_is_a_copy_that_asks_for_no_gradient():
     net = network()
-    average = Average(net, halflife=3)
+    average = EMA(net, halflife=3)
     assert not any(p.requires_grad for p in average.network.parameters())
     constant(net, 0.0)
     assert not same(average.network, net)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dmdistill.core.objective import NonFiniteError
-from dmdistill.training.optimizer import Update
+from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer, read_metrics
 
 STEPS = 11
@@ -23,7 +23,7 @@ class Toy:
         torch.manual_seed(0)
         self.rng = torch.Generator().manual_seed(3)
         self.updates = {
-            name: Update(nn.Linear(3, 2), lr=0.05, steps=steps, warmup=3, decay=True, halflives=[2.0])
+            name: NetworkOptimizer(nn.Linear(3, 2), lr=0.05, steps=steps, warmup=3, decay=True, halflives=[2.0])
             for name in ("generator", "fake")
         }
         settings = {"log_every": 2, "save_every": 4} | settings
@@ -328,7 +328,7 @@ def test_a_checkpoint_of_other_networks_is_refused(whole, tmp_path):
         Trainer(
             tmp_path / "whole",
             steps=3,
-            updates={"teacher": Update(nn.Linear(3, 2), lr=1.0, steps=3)},
+            updates={"teacher": NetworkOptimizer(nn.Linear(3, 2), lr=1.0, steps=3)},
             rng=torch.Generator(),
             resume=True,
         )

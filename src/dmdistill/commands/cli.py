@@ -13,19 +13,19 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import subcommand
 
-from dmdistill.commands.bench.config import Bench
-from dmdistill.commands.classifier.config import Classifier
-from dmdistill.commands.convert.config import Convert
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.evaluate.config import Evaluate
-from dmdistill.commands.export.config import Export
-from dmdistill.commands.info.config import Info
-from dmdistill.commands.pairs.config import MakePairs
-from dmdistill.commands.plan.config import Plan
+from dmdistill.commands.bench.config import BenchConfig
+from dmdistill.commands.classifier.config import ClassifierConfig
+from dmdistill.commands.convert.config import ConvertConfig
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.evaluate.config import EvaluateConfig
+from dmdistill.commands.export.config import ExportConfig
+from dmdistill.commands.info.config import InfoConfig
+from dmdistill.commands.pairs.config import PairsConfig
+from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.presets import check_numbers, flag_of, with_preset, with_run
-from dmdistill.commands.reproduce.config import Reproduce
-from dmdistill.commands.sample.config import Sample
-from dmdistill.commands.teach.config import Teach
+from dmdistill.commands.reproduce.config import ReproduceConfig
+from dmdistill.commands.sample.config import SampleConfig
+from dmdistill.commands.teach.config import TeachConfig
 
 __all__ = ["main"]
 
@@ -44,18 +44,18 @@ class Command:
 
 
 COMMANDS = {
-    "teach": Command(Teach, "teach", "teach", "teach"),
-    "pairs": Command(MakePairs, "pairs", "pairs", "pairs"),
-    "distill": Command(Distill, "distill", "distill", "distill"),
-    "plan": Command(Plan, "plan", "plan", "distill"),
-    "sample": Command(Sample, "sample", "sample"),
-    "evaluate": Command(Evaluate, "evaluate", "evaluate"),
-    "bench": Command(Bench, "bench", "bench"),
-    "export": Command(Export, "export", "export"),
-    "info": Command(Info, "info", "info"),
-    "convert": Command(Convert, "convert", "convert"),
-    "classifier": Command(Classifier, "classifier", "train_classifier", "classifier"),
-    "reproduce": Command(Reproduce, "reproduce", "reproduce"),
+    "teach": Command(TeachConfig, "teach", "teach", "teach"),
+    "pairs": Command(PairsConfig, "pairs", "pairs", "pairs"),
+    "distill": Command(DistillConfig, "distill", "distill", "distill"),
+    "plan": Command(PlanConfig, "plan", "plan", "distill"),
+    "sample": Command(SampleConfig, "sample", "sample"),
+    "evaluate": Command(EvaluateConfig, "evaluate", "evaluate"),
+    "bench": Command(BenchConfig, "bench", "bench"),
+    "export": Command(ExportConfig, "export", "export"),
+    "info": Command(InfoConfig, "info", "info"),
+    "convert": Command(ConvertConfig, "convert", "convert"),
+    "classifier": Command(ClassifierConfig, "classifier", "train_classifier", "classifier"),
+    "reproduce": Command(ReproduceConfig, "reproduce", "reproduce"),
 }
 
 

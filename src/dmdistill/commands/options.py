@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "Machine",
-    "Solver",
+    "ComputeOptions",
+    "SolverOptions",
 ]
 
 
 @dataclass(frozen=True)
-class Machine:
+class ComputeOptions:
     """Where and how to compute."""
 
     device: str = "auto"
@@ -24,7 +24,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Solver:
+class SolverOptions:
     """The teacher's ODE solver."""
 
     solver: Literal["heun", "ddim", "pndm"] | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dmdistill.io.checksums import unsealed_text
+from dmdistill.io.checksums import read_checked_text
 
 __all__ = [
     "check_at_least",
@@ -82,7 +82,7 @@ def with_run(config: Config, folder: Path) -> Config:
 def read(file: Path) -> str:
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
-    return unsealed_text(file)
+    return read_checked_text(file)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

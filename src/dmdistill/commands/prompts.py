@@ -15,7 +15,7 @@ from dmdistill.io.atomic import cache_folder
 from dmdistill.models.model import Model
 from dmdistill.training.progress import track
 
-__all__ = ["with_prompts", "with_texts"]
+__all__ = ["with_prompt_texts", "with_prompts"]
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 CPU = torch.device("cpu")
@@ -38,13 +38,13 @@ def with_prompts(
     """
     if source is not None:
         check_text(model, f"--prompts {source}")
-        return with_texts(model, read_prompts(source)[:most], folder, device=device)
+        return with_prompt_texts(model, read_prompts(source)[:most], folder, device=device)
     if model.text is not None and model.conditions is None:
         raise ValueError(f"{model.name} is told prompts: give --prompts FILE, a .txt of one a line, a .csv or .parquet")
     return model
 
 
-def with_texts(
+def with_prompt_texts(
     model: AnyModel, texts: Sequence[str], folder: Path | None = None, *, device: torch.device = CPU
 ) -> AnyModel:
     """The model, told these prompts. Its text encoder is released after encoding."""

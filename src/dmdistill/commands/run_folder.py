@@ -11,25 +11,25 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 
-from dmdistill.commands.options import Machine
+from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.presets import to_toml
-from dmdistill.distributed.process_group import ALONE, Processes, own_device
-from dmdistill.io.atomic import held_alone, written_whole
-from dmdistill.io.checksums import sealed_text
+from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
+from dmdistill.io.atomic import atomic_write, exclusive_folder
+from dmdistill.io.checksums import add_text_checksum
 from dmdistill.training.device import choose_device, choose_precision
 
-__all__ = ["Run", "start_machine"]
+__all__ = ["RunFolder", "setup_compute"]
 
 
-def start_machine(machine: Machine) -> tuple[torch.device, torch.dtype | None]:
+def setup_compute(compute: ComputeOptions) -> tuple[torch.device, torch.dtype | None]:
     """Set threads and, with bf16, the fast ways of computing; answer with device and precision."""
     most = 8 * (os.cpu_count() or 1)  # of very many torch ends the process without a word
-    if not 0 <= machine.threads <= most:
-        raise ValueError(f"--threads {machine.threads}, expected 1 to {most}, or 0 for all")
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    device = choose_device(machine.device)
-    precision = choose_precision(machine.precision, device)
+    if not 0 <= compute.threads <= most:
+        raise ValueError(f"--threads {compute.threads}, expected 1 to {most}, or 0 for all")
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    device = choose_device(compute.device)
+    precision = choose_precision(compute.precision, device)
     if precision is not None:  # then fp32 is for sums; asked for fp32, nothing is rounded to TF32
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -44,7 +44,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise ValueError(f"{folder} already exists: choose another --out, or go on with it by --resume {folder}")
 
 
-class Run:
+class RunFolder:
     """What teach and distill share.
 
     The folder must be new, unless the run is resumed. It is made by `begin`, once all that was given is known to be
@@ -52,12 +52,14 @@ class Run:
     or that of the processes at work together, of which the first one writes.
     """
 
-    def __init__(self, folder: Path, config: Any, *, resume: bool = False, processes: Processes = ALONE) -> None:
-        processes.by_first(lambda: check_folder(folder, resume=resume))
+    def __init__(
+        self, folder: Path, config: Any, *, resume: bool = False, processes: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        processes.on_main(lambda: check_folder(folder, resume=resume))
         self.folder, self.config, self.processes, self.held = folder, config, processes, ExitStack()
         self.console = Console(highlight=False)
-        machine = dataclasses.replace(config.machine, device=own_device(config.machine.device))
-        self.device, self.precision = start_machine(machine)
+        compute = dataclasses.replace(config.compute, device=local_device(config.compute.device))
+        self.device, self.precision = setup_compute(compute)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.storage = {"fp32": torch.float32, "fp16": torch.float16}[config.store]
 
@@ -69,12 +71,12 @@ class Run:
 
     def begin(self) -> None:
         """Make the folder, or find it again. ValueError where another run's process is at work in it."""
-        self.processes.by_first(self.take)
+        self.processes.on_main(self.take)
 
     def take(self) -> None:
-        self.held.enter_context(held_alone(self.folder))
-        with written_whole(self.folder / "config.toml") as temporary:
-            temporary.write_text(sealed_text(to_toml(dataclasses.asdict(self.config))), encoding="utf-8")
+        self.held.enter_context(exclusive_folder(self.folder))
+        with atomic_write(self.folder / "config.toml") as temporary:
+            temporary.write_text(add_text_checksum(to_toml(dataclasses.asdict(self.config))), encoding="utf-8")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

@@ -11,9 +11,18 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from dmdistill.core.schedules import Path, expand
+from dmdistill.core.schedules import NoiseSchedule, expand
 
-__all__ = ["Condition", "Denoiser", "EDMDenoiser", "EpsDenoiser", "FlowDenoiser", "Guided", "VDenoiser", "X0Denoiser"]
+__all__ = [
+    "Condition",
+    "Denoiser",
+    "EDMDenoiser",
+    "EpsDenoiser",
+    "FlowDenoiser",
+    "GuidedDenoiser",
+    "VDenoiser",
+    "X0Denoiser",
+]
 
 
 class Condition(Protocol):
@@ -48,7 +57,7 @@ class Denoiser(nn.Module):
 
     precision: torch.dtype | None = None
 
-    def __init__(self, net: nn.Module, path: Path) -> None:
+    def __init__(self, net: nn.Module, path: NoiseSchedule) -> None:
         super().__init__()
         self.net = net
         self.path = path
@@ -90,7 +99,7 @@ class EpsDenoiser(Denoiser):
     ValueError on a path with alpha = 0 at its last time, where the noise says nothing of the image.
     """
 
-    def __init__(self, net: nn.Module, path: Path) -> None:
+    def __init__(self, net: nn.Module, path: NoiseSchedule) -> None:
         super().__init__(net, path)
         if not path.alpha(torch.tensor([path.last], dtype=torch.float64)) > 0:
             raise ValueError("a noise prediction on a path with alpha = 0 at its last time: mu is undefined there")
@@ -125,7 +134,7 @@ class FlowDenoiser(Denoiser):
 class EDMDenoiser(Denoiser):
     """EDM's preconditioning: mu = c_skip x_t + c_out F(c_in x_t, ln(sigma)/4) (Karras et al. 2022, table 1)."""
 
-    def __init__(self, net: nn.Module, path: Path, *, sigma_data: float = 0.5) -> None:
+    def __init__(self, net: nn.Module, path: NoiseSchedule, *, sigma_data: float = 0.5) -> None:
         super().__init__(net, path)
         self.sigma_data = sigma_data
 
@@ -139,7 +148,7 @@ class EDMDenoiser(Denoiser):
         return self.path.sigma(t) ** -2 + self.sigma_data**-2
 
 
-class Guided(Denoiser):
+class GuidedDenoiser(Denoiser):
     """Classifier-free guidance (section 3.4): mu_null + scale (mu_cond - mu_null), both from one batched call."""
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:

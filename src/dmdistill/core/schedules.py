@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["EDM", "VP", "Flow", "Path", "expand"]
+__all__ = ["EDM", "VP", "Flow", "NoiseSchedule", "expand"]
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
-class Path:
+class NoiseSchedule:
     """One family of blurred distributions. Times are tensors of shape (B,); alpha and sigma answer in that shape.
 
     Attributes:
@@ -60,7 +60,7 @@ class Path:
         return self.time(torch.randint(first, end, (n,), generator=rng, device=rng.device))
 
 
-class EDM(Path):
+class EDM(NoiseSchedule):
     """Variance exploding, t = sigma, in Karras' bins: alpha = 1, sigma = t (Karras et al. 2022, Eq. 5).
 
     sigma of bin i is (sigma_min^(1/rho) + i/(bins-1) (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
@@ -94,7 +94,7 @@ class EDM(Path):
         return (low + u * (high - low)) ** self.rho
 
 
-class VP(Path):
+class VP(NoiseSchedule):
     """Variance preserving in discrete steps: alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), t in {0 ... T-1}.
 
     Args:
@@ -135,7 +135,7 @@ class VP(Path):
         return torch.linspace(self.last, -1, steps + 1, dtype=torch.float64).round()
 
 
-class Flow(Path):
+class Flow(NoiseSchedule):
     """Rectified flow: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022).
 
     Args:

@@ -18,7 +18,7 @@ __all__ = ["SOLVERS", "Solver", "ddim", "evaluations", "heun", "pndm"]
 Solver = Callable[..., Tensor]
 
 
-class Flowline:
+class Trajectory:
     """The state of one solve: coefficients at the times of the grid, and the teacher's answers."""
 
     def __init__(self, denoiser: Denoiser, z: Tensor, cond: Condition | None, steps: int) -> None:
@@ -44,7 +44,7 @@ class Flowline:
 @torch.no_grad()
 def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 50) -> Tensor:
     """DDIM (Song et al. 2021): first order, `steps` evaluations. z ~ N(0, I), B ...; returns images of that shape."""
-    line = Flowline(denoiser, z, cond, steps)
+    line = Trajectory(denoiser, z, cond, steps)
     x = line.x
     for i in range(steps):
         x = line.move(x, *line.ask(x, i), i)
@@ -54,7 +54,7 @@ def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
 @torch.no_grad()
 def heun(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
     """Heun's method (Karras et al. 2022, algorithm 1, S_churn 0): second order, 2 steps - 1 evaluations."""
-    line = Flowline(denoiser, z, cond, steps)
+    line = Trajectory(denoiser, z, cond, steps)
     x = line.x
     for i in range(steps):
         mu, eps = line.ask(x, i)
@@ -76,7 +76,7 @@ def pndm(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
     The noise of the last four steps, extrapolated by Adams-Bashforth, makes each DDIM step; the first step is a
     trapezium, for which the second time is asked once more.
     """
-    line = Flowline(denoiser, z, cond, steps)
+    line = Trajectory(denoiser, z, cond, steps)
     if line.alpha[0] == 0:
         raise ValueError("pndm on a path that starts at alpha = 0, where noise alone gives no image: use heun or ddim")
     x, past = line.x, []
@@ -92,7 +92,7 @@ def pndm(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
     return x
 
 
-def carry(line: Flowline, x: Tensor, eps: Tensor, i: int) -> Tensor:
+def carry(line: Trajectory, x: Tensor, eps: Tensor, i: int) -> Tensor:
     """DDIM's step for a given noise: mu is what that noise leaves of x."""
     return line.move(x, (x - line.sigma[i] * eps) / line.alpha[i], eps, i)
 

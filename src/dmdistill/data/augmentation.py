@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["AUGMENT_LABELS", "Augmentation", "Mirrored", "Untouched", "Warped"]
+__all__ = ["AUGMENT_LABELS", "Augmentation", "GeometricAugmentation", "HorizontalFlip", "NoAugmentation"]
 
-AUGMENT_LABELS = 9  # of `Warped`: what EDM's published networks take
+AUGMENT_LABELS = 9  # of `GeometricAugmentation`: what EDM's published networks take
 SCALE, SHIFT = (
     0.2,
     0.125,
@@ -28,7 +28,7 @@ class Augmentation(Protocol):
         ...
 
 
-class Untouched:
+class NoAugmentation:
     """Images as they are."""
 
     labels = 0
@@ -37,7 +37,7 @@ class Untouched:
         return x, None
 
 
-class Mirrored:
+class HorizontalFlip:
     """Half of the images with left and right exchanged, which is not told: in the mirror they are as good."""
 
     labels = 0
@@ -46,7 +46,7 @@ class Mirrored:
         return mirrored(x, coin(x, 1.0, rng), 3), None
 
 
-class Warped:
+class GeometricAugmentation:
     """EDM's augmentation (Karras et al. 2022, appendix F.2): geometry alone, and told, so that it does not leak.
 
     Half of the images have left and right exchanged. With `probability` each, by draws of its own, an image is put

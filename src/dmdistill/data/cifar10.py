@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmdistill.data.images import ImageSet
+from dmdistill.data.images import LabelledImages
 from dmdistill.io.pickle_vm import Record, load
 from dmdistill.io.safe_pickle import FAILURES
 
@@ -30,7 +30,7 @@ def is_cifar10(folder: Path) -> bool:
     return any((folder / f"{name}{suffix}").is_file() for name in (*TRAIN, *TEST) for suffix in (".bin", ""))
 
 
-def load_cifar10(folder: Path, *, train: bool = True) -> ImageSet:
+def load_cifar10(folder: Path, *, train: bool = True) -> LabelledImages:
     """All images with their labels, in memory: 154 MB to train on.
 
     ValueError as of `read_cifar10`, and where a file of the python version has no labels.
@@ -41,7 +41,7 @@ def load_cifar10(folder: Path, *, train: bool = True) -> ImageSet:
         raise ValueError(f"{odd} has another number of labels than of images: it is damaged, or no CIFAR-10")
     images = torch.from_numpy(np.concatenate([own[:, -PIXELS:] for own in rows]))
     index = torch.from_numpy(np.concatenate(labels).astype(np.int64))
-    return ImageSet(images.reshape(-1, 3, 32, 32), index, CLASSES, name="cifar10")
+    return LabelledImages(images.reshape(-1, 3, 32, 32), index, CLASSES, name="cifar10")
 
 
 def read_cifar10(folder: Path, *, train: bool = True) -> tuple[list[np.ndarray], list[Path]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.data.images import ImageSet
+from dmdistill.data.images import LabelledImages
 
 __all__ = ["load_fashion_mnist", "read_idx"]
 
@@ -35,7 +35,7 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(data.reshape(shape).copy())
 
 
-def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
+def load_fashion_mnist(folder: Path, *, train: bool = True) -> LabelledImages:
     """The official *-ubyte.gz files of Fashion-MNIST (Xiao et al. 2017, MIT licence)."""
     part = "train" if train else "t10k"
     files = [folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz"]
@@ -50,5 +50,5 @@ def load_fashion_mnist(folder: Path, *, train: bool = True) -> ImageSet:
         raise ValueError(
             f"{folder} holds {part} images {tuple(images.shape)} and labels {tuple(labels.shape)}, expected N H W and N"
         )
-    about = {"name": "fashion", "licence": "MIT", "judge": "fashion-classifier"}
-    return ImageSet(images[:, None], labels.long(), FASHION_CLASSES, **about)
+    about = {"name": "fashion", "licence": "MIT", "feature_extractor": "fashion-classifier"}
+    return LabelledImages(images[:, None], labels.long(), FASHION_CLASSES, **about)

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dmdistill.data.images import square
+from dmdistill.data.images import center_crop
 from dmdistill.io.atomic import first_line
-from dmdistill.io.file_hashes import digest_of
+from dmdistill.io.file_hashes import hash_files
 
-__all__ = ["Pictures", "has_pictures"]
+__all__ = ["ImageFolder", "has_images"]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 GREY = ("1", "L", "LA")  # modes of PIL; 16 bits and more are another matter
@@ -30,7 +30,7 @@ FAILURES = (*FAILURES, RuntimeError, Image.DecompressionBombError)  # RuntimeErr
 THREADS = 8  # decoding leaves Python's lock
 
 
-class Pictures:
+class ImageFolder:
     """The pictures below a folder or in a zip.
 
     Args:
@@ -75,7 +75,7 @@ class Pictures:
 
     def digest(self) -> str:
         files = [self.where] if self.zip is not None else [self.where / name for name in self.names]
-        return digest_of(files, f"{self.side}")
+        return hash_files(files, f"{self.side}")
 
     def images(self, rows: range) -> Tensor:
         """uint8 B C H W. ValueError where one differs in size, is coloured where the first is grey, or is damaged."""
@@ -136,11 +136,11 @@ def decoded(content: bytes, side: int | None) -> np.ndarray:
         if image.mode not in (*GREY, *COLOUR):
             raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
         picture = image.convert("L" if image.mode in GREY else "RGB")
-    array = np.asarray(picture if side is None else square(picture, side))
+    array = np.asarray(picture if side is None else center_crop(picture, side))
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def has_pictures(path: Path) -> bool:
+def has_images(path: Path) -> bool:
     """Whether it is a folder with a picture somewhere below, or a zip."""
     return path.suffix.lower() == ".zip" if path.is_file() else any(map(is_picture, path.rglob("*")))
 

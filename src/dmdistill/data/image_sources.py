@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dmdistill.data.cifar10 import is_cifar10, read_cifar10
 from dmdistill.data.fashion_mnist import load_fashion_mnist
-from dmdistill.data.image_folder import Pictures, has_pictures
-from dmdistill.data.images import cut_square
-from dmdistill.io.file_hashes import digest_of
+from dmdistill.data.image_folder import ImageFolder, has_images
+from dmdistill.data.images import center_crop_batch
+from dmdistill.io.file_hashes import hash_files
 
 __all__ = ["ArrayImages", "ImageSource", "is_images", "open_images"]
 
@@ -71,7 +71,7 @@ class ArrayImages:
         return int(self.starts[-1])
 
     def digest(self) -> str:
-        return digest_of(self.files, f"{self.own_shape} {self.side}")
+        return hash_files(self.files, f"{self.own_shape} {self.side}")
 
     def images(self, rows: range) -> Tensor:
         index = np.array(rows, np.int64)
@@ -81,7 +81,7 @@ class ArrayImages:
             here = (start <= index) & (index < start + len(part))
             found[here] = part[index[here] - start, -size:]
         images = torch.from_numpy(found).reshape(-1, *self.own_shape)
-        return images if self.side is None else cut_square(images, self.side)
+        return images if self.side is None else center_crop_batch(images, self.side)
 
 
 def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = False) -> ImageSource:
@@ -107,8 +107,8 @@ def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = Fa
         return ArrayImages(source, [rows], shape=shape, files=[file], side=side)
     if part is not None:
         raise ValueError(f"{source}: only CIFAR-10's and Fashion-MNIST's files have test images; give {path}")
-    if has_pictures(path):
-        return Pictures(path, side=side, skip_corrupt=skip_corrupt)
+    if has_images(path):
+        return ImageFolder(path, side=side, skip_corrupt=skip_corrupt)
     raise ValueError(f"{source} holds no images; expected {FORMATS}")
 
 
@@ -118,7 +118,7 @@ def is_images(source: str) -> bool:
     models = [folder / file for folder in (path, path / "student", path / "teacher") for file in MODELS]
     if any(file.is_file() for file in models):
         return False
-    return is_cifar10(path) or is_fashion(path) or has_pictures(path)
+    return is_cifar10(path) or is_fashion(path) or has_images(path)
 
 
 def parted(source: str) -> tuple[Path, str | None]:

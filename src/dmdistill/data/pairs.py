@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.data.seeds import seed_of
-from dmdistill.distributed.process_group import ALONE, Processes
-from dmdistill.io.atomic import held_alone, read_json, read_safetensors, write_json, write_safetensors
+from dmdistill.data.seeds import derive_seed
+from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from dmdistill.io.atomic import exclusive_folder, read_json, read_safetensors, write_json, write_safetensors
 
-__all__ = ["PairSettings", "Pairs", "make_pairs"]
+__all__ = ["PairDataset", "PairSettings", "make_pairs"]
 
 KINDS = {"str": ("str",), "int": ("int",), "float": ("int", "float")}  # of JSON's values, by the field's annotation
 Maker = Callable[[Tensor, Tensor | None], Tensor]
@@ -73,8 +73,8 @@ def make_pairs(
     batch: int,
     device: torch.device,
     track: Track = lambda items, name: items,
-    processes: Processes = ALONE,
-) -> Pairs:
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> PairDataset:
     """Make the shards that are missing and open the set.
 
     Args:
@@ -89,22 +89,22 @@ def make_pairs(
     with ExitStack() as held:
 
         def take() -> list[int]:
-            held.enter_context(held_alone(folder))
+            held.enter_context(exclusive_folder(folder))
             describe(folder, settings)
             return [shard for shard in range(settings.shards) if not shard_file(folder, shard).exists()]
 
         started = time.perf_counter()
-        missing = processes.by_first(take)
+        missing = processes.on_main(take)
         rng = torch.Generator(device)
-        own = processes.share(missing)
+        own = processes.split(missing)
         make(own, folder, settings, draw=draw, generate=generate, batch=batch, rng=rng, track=track)
-        processes.wait()
-        if missing and processes.first:
+        processes.barrier()
+        if missing and processes.is_main:
             made = sum(settings.rows(shard) for shard in missing)
             seconds = (time.perf_counter() - started) / made
             write_json(folder / "pairs.json", {**asdict(settings), "seconds_per_image": seconds})
-        processes.wait()
-    return Pairs(folder)
+        processes.barrier()
+    return PairDataset(folder)
 
 
 def describe(folder: Path, settings: PairSettings) -> None:
@@ -134,7 +134,7 @@ def make(
     z, index, y = torch.empty(0), None, []
     for shard, start in track(jobs, "making pairs"):
         if start == 0:  # a whole shard's noise in one draw, so that it does not depend on the batch
-            z, index = draw(settings.rows(shard), rng.manual_seed(seed_of(settings.seed, shard)))
+            z, index = draw(settings.rows(shard), rng.manual_seed(derive_seed(settings.seed, shard)))
             y = []
         rows = slice(start, start + batch)
         y.append(generate(z[rows], index[rows] if index is not None else None))
@@ -175,7 +175,7 @@ def read_shard(file: Path, rows: int) -> dict[str, Tensor]:
     return shard
 
 
-class Pairs:
+class PairDataset:
     """A finished set of pairs. Shards stay on disk, memory-mapped, until their rows are asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -208,7 +208,9 @@ class Pairs:
         """Of that batch."""
         size = min(size, len(self))
         epoch, index = divmod(step, len(self) // size)
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed_of(self.settings.seed, epoch)))
+        order = torch.randperm(
+            len(self), generator=torch.Generator().manual_seed(derive_seed(self.settings.seed, epoch))
+        )
         return order[index * size : (index + 1) * size].tolist()
 
 

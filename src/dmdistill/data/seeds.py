@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["seed_of"]
+__all__ = ["derive_seed"]
 
 
-def seed_of(*key: int) -> int:
+def derive_seed(*key: int) -> int:
     """A seed of its own for every key, well mixed: neighbouring keys give unrelated draws."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmdistill.data.augmentation import Augmentation, Untouched
+from dmdistill.data.augmentation import Augmentation, NoAugmentation
 from dmdistill.data.cifar10 import is_cifar10, load_cifar10
 from dmdistill.data.conditions import Labels, LabelSpace
 from dmdistill.data.fashion_mnist import load_fashion_mnist
-from dmdistill.data.images import ImageSet, to_floats
+from dmdistill.data.images import LabelledImages, from_uint8
 
-__all__ = ["AugmentedLabels", "Examples", "load_labelled"]
+__all__ = ["AugmentedLabels", "TrainingSet", "load_labelled"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class AugmentedLabels(Labels):
     augment: Tensor
 
 
-class Examples:
+class TrainingSet:
     """Draws from a set of images, which lies on the device of `rng` as bytes.
 
     Args:
@@ -34,7 +34,7 @@ class Examples:
 
     def __init__(
         self,
-        data: ImageSet,
+        data: LabelledImages,
         *,
         rng: torch.Generator,
         augmentation: Augmentation | None = None,
@@ -42,16 +42,16 @@ class Examples:
     ) -> None:
         self.images, self.labels = data.images.to(rng.device), data.labels.to(rng.device)
         self.space, self.rng = LabelSpace(data.names), rng
-        self.augmentation, self.label_dropout = augmentation or Untouched(), label_dropout
+        self.augmentation, self.label_dropout = augmentation or NoAugmentation(), label_dropout
 
     def draw(self, n: int) -> tuple[Tensor, Labels]:
         """n images, each as likely as any other, fp32 in about [-1, 1], n C H W; and what the network is told."""
         rows = torch.randint(len(self.images), (n,), generator=self.rng, device=self.rng.device)
-        x, told = self.augmentation(to_floats(self.images[rows]), rng=self.rng)
+        x, told = self.augmentation(from_uint8(self.images[rows]), rng=self.rng)
         cond = self.space.select(self.labels[rows]).dropped(self.label_dropout, rng=self.rng)
         return x, cond if told is None else AugmentedLabels(cond.one_hot, told)
 
 
-def load_labelled(folder: Path, *, train: bool = True) -> ImageSet:
+def load_labelled(folder: Path, *, train: bool = True) -> LabelledImages:
     """CIFAR-10 or Fashion-MNIST, in memory. ValueError, naming the file, where one is missing or damaged."""
     return load_cifar10(folder, train=train) if is_cifar10(folder) else load_fashion_mnist(folder, train=train)

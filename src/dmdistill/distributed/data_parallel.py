@@ -16,53 +16,53 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dmdistill.distributed.process_group import ALONE, Processes
+from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-__all__ = ["UNDIVIDED", "Parallel", "Replica", "added_up", "local", "spread_like", "whole"]
+__all__ = ["NOT_PARALLEL", "Parallelism", "Replicated", "accumulating", "full_tensor", "local_tensor", "shard_like"]
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Parallelism:
     """How a batch is divided: equally among processes, and by each of them into `parts` that it takes in turn.
 
     An update of a network is by the mean over all processes' parts, which is that of the batch.
     """
 
-    processes: Processes = ALONE
-    parts: int = 1
+    processes: ProcessGroup = SINGLE_PROCESS
+    microbatches: int = 1
     strategy: str = "ddp"
 
     @property
     def sharded(self) -> bool:
         """Whether each process holds but a share of every network."""
-        return self.strategy == "fsdp" and self.processes.count > 1
+        return self.strategy == "fsdp" and self.processes.world_size > 1
 
-    def home(self, device: torch.device) -> torch.device:
+    def build_device(self, device: torch.device) -> torch.device:
         """Where networks are built: on the device they work on, or in the host's memory if they go there in shares."""
         return torch.device("cpu") if self.sharded else device
 
-    def spread(self, network: nn.Module) -> None:
+    def shard(self, network: nn.Module) -> None:
         """Keep this process's share of a finished network, on the device, where networks are to be sharded."""
         if self.sharded:
-            shard(network)
+            shard_network(network)
 
-    def called(self, network: nn.Module) -> nn.Module:
+    def wrap(self, network: nn.Module) -> nn.Module:
         """The network as it is to be called in training, so that its gradients become the mean of all processes'."""
-        return network if self.processes.count == 1 or self.sharded else Replica(network)
+        return network if self.processes.world_size == 1 or self.sharded else Replicated(network)
 
-    def gathered(self, tensor: Tensor) -> Tensor | None:
+    def full_tensor(self, tensor: Tensor) -> Tensor | None:
         """A sharded tensor whole, on the CPU, for the first process; None for the others, which must ask for it too.
 
         Any other tensor is itself.
         """
-        if not is_shard(tensor):
+        if not is_sharded_tensor(tensor):
             return tensor
-        full = whole(tensor.detach())
-        return full.cpu() if self.processes.first else None
+        full = full_tensor(tensor.detach())
+        return full.cpu() if self.processes.is_main else None
 
-    def check(self, flag: str, batch: int) -> None:
+    def check_divisible(self, flag: str, batch: int) -> None:
         """ValueError where a batch cannot be divided."""
-        count, parts = self.processes.count, self.parts
+        count, parts = self.processes.world_size, self.microbatches
         if batch % (count * parts):
             among = f"{count} process{'es' if count > 1 else ''}"
             each = f" of {parts} parts each (--accumulate {parts})" if parts > 1 else ""
@@ -71,10 +71,10 @@ class Parallel:
             )
 
 
-UNDIVIDED = Parallel()
+NOT_PARALLEL = Parallelism()
 
 
-class Replica(DistributedDataParallel):
+class Replicated(DistributedDataParallel):
     """One process's copy of a network that all processes move alike; to its caller it is the network."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -88,7 +88,7 @@ class Replica(DistributedDataParallel):
             return getattr(super().__getattr__("module"), name)
 
 
-def shard(network: nn.Module) -> None:
+def shard_network(network: nn.Module) -> None:
     """FSDP2: the network's blocks, each gathered when its turn comes, and what is outside of them.
 
     A block is whole on the device of the process group while its share is cut, wherever the network was.
@@ -100,16 +100,16 @@ def shard(network: nn.Module) -> None:
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  it takes no other
     for module in [*blocks(network), network]:
-        unshare(module)  # it would take another network's weights along, to the device
+        untie_frozen(module)  # it would take another network's weights along, to the device
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def unshare(module: nn.Module) -> None:
+def untie_frozen(module: nn.Module) -> None:
     """Give a module frozen weights of its own: sharded apart, networks share none."""
     own: dict[Tensor, nn.Parameter] = {}
     for part in module.modules():
         for name, one in part.named_parameters(recurse=False):
-            if not (one.requires_grad or is_shard(one)):
+            if not (one.requires_grad or is_sharded_tensor(one)):
                 if one not in own:
                     own[one] = nn.Parameter(one.detach().clone(), requires_grad=False)
                 setattr(part, name, own[one])
@@ -124,30 +124,30 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def is_shard(tensor: Any) -> bool:
+def is_sharded_tensor(tensor: Any) -> bool:
     """Whether it is a process's share of a tensor (a DTensor, which is slow to import only to ask)."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Any:
+def full_tensor(tensor: Any) -> Any:
     """A tensor, all of it; of a shard every process must ask for it."""
-    return tensor.full_tensor() if is_shard(tensor) else tensor
+    return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
 
 
-def local(tensor: Any) -> Any:
+def local_tensor(tensor: Any) -> Any:
     """What of a tensor is held here, in its place."""
-    return tensor.to_local() if is_shard(tensor) else tensor
+    return tensor.to_local() if is_sharded_tensor(tensor) else tensor
 
 
-def spread_like(tensor: Tensor, shard: Any) -> Tensor:
-    """A tensor that every process holds whole, spread as `shard` is; itself where that one is no shard."""
-    if not is_shard(shard):
+def shard_like(tensor: Tensor, shard: Any) -> Tensor:
+    """A tensor that every process holds whole, spread as `shard_network` is; itself where that one is no shard."""
+    if not is_sharded_tensor(shard):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
 
 
-def added_up(network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+def accumulating(network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
     """Around a part's passes, forward and backward: only after the last one gradients are exchanged."""
-    return network.no_sync() if isinstance(network, Replica) and not last else nullcontext()
+    return network.no_sync() if isinstance(network, Replicated) and not last else nullcontext()

@@ -15,108 +15,108 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["ALONE", "Processes", "join_processes", "own_device", "restarted"]
+__all__ = ["SINGLE_PROCESS", "ProcessGroup", "is_elastic_restart", "join_process_group", "local_device"]
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Processes:
-    """rank: which of `count` processes this one is. One process exchanges nothing.
+class ProcessGroup:
+    """rank: which of `world_size` processes this one is. One process exchanges nothing.
 
-    All but `first` and `share` wait for the others, who must ask for the same.
+    All but `is_main` and `split` wait for the others, who must ask for the same.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     group: Any = None  # of the CPUs, by gloo; GPUs exchange by NCCL, in the default group
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every `count`-th item, from the `rank`-th on."""
-        return items[self.rank :: self.count]
+    def split(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every `world_size`-th item, from the `rank`-th on."""
+        return items[self.rank :: self.world_size]
 
-    def gathered(self, value: Item) -> list[Item]:
+    def gather(self, value: Item) -> list[Item]:
         """Each process's value, in the order of their ranks, for the first; [] for the others."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Item] | None = [value] * self.count if self.first else None
+        values: list[Item] | None = [value] * self.world_size if self.is_main else None
         dist.gather_object(value, values, group=self.group)
         return values or []
 
-    def exchanged(self, value: Item) -> list[Item]:
+    def all_gather(self, value: Item) -> list[Item]:
         """Each process's value, in the order of their ranks, for all."""
-        return self.told(self.gathered(value))
+        return self.broadcast(self.gather(value))
 
-    def told(self, value: Item) -> Item:
+    def broadcast(self, value: Item) -> Item:
         """The first process's value, for all."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, group=self.group)
         return values[0]
 
-    def by_first(self, work: Callable[[], Item]) -> Item:
+    def on_main(self, work: Callable[[], Item]) -> Item:
         """What the first process's work answers with, for all; where it ends in an error, the error."""
-        if self.count == 1:
+        if self.world_size == 1:
             return work()
         answer: Any = None
         error: Exception | None = None
-        if self.first:
+        if self.is_main:
             try:
                 answer = work()
             except (ValueError, OSError) as caught:
                 error = caught
-        answer, error = self.told((answer, error))
+        answer, error = self.broadcast((answer, error))
         if error is not None:
             raise error
         return answer
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all others have come here."""
-        self.most(0)
+        self.all_max(0)
 
-    def most(self, value: int) -> int:
+    def all_max(self, value: int) -> int:
         """The largest of the processes' values."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         values = torch.tensor(value)
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return int(values)
 
-    def mean(self, value: Tensor) -> Tensor:
+    def all_mean(self, value: Tensor) -> Tensor:
         """The mean of the processes' tensors, without a graph. A GPU is not waited for."""
         value = value.detach()
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         total = value.clone()
         dist.all_reduce(total, group=self.group if value.device.type == "cpu" else None)
-        return total / self.count
+        return total / self.world_size
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def join_processes(device: str = "cpu") -> Iterator[Processes]:
+def join_process_group(device: str = "cpu") -> Iterator[ProcessGroup]:
     """All that torchrun started, or this one alone. Of several the first alone prints.
 
     device: of this process. ValueError for more processes on this machine than it has GPUs. Where several fail, one
     says why: the first to fail, from which the others' errors follow; they exit with code 2.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     store, rank, count = next(rendezvous("env://"))
     store = PrefixStore(f"attempt {attempt()}", store)  # torchrun's own may still hold what the dead ones wrote
     dist.init_process_group(backend(device), store=store, rank=rank, world_size=count)
     try:
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may make pairs when others are done
-        processes = Processes(rank, count, patient)
-        with open(os.devnull, "w") as nothing, nullcontext() if processes.first else redirect_stdout(nothing):
+        processes = ProcessGroup(rank, count, patient)
+        with open(os.devnull, "w") as nothing, nullcontext() if processes.is_main else redirect_stdout(nothing):
             yield processes
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if not first_to_fail(store):
@@ -153,7 +153,7 @@ def is_of_others(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def own_device(name: str) -> str:
+def local_device(name: str) -> str:
     """The GPU of this process among those of its machine, where auto or cuda is asked for; else what is asked for."""
     local = os.environ.get("LOCAL_RANK")
     if local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -161,7 +161,7 @@ def own_device(name: str) -> str:
     return f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
-def restarted() -> bool:
+def is_elastic_restart() -> bool:
     """Whether torchrun started this process anew, after one of its processes had failed."""
     return attempt() > 0
 

@@ -14,27 +14,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dmdistill.io.checksums import check_sealed_tensors, sealed_tensors
+from dmdistill.io.checksums import add_tensor_checksum, check_tensor_checksum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LOCK = ".lock"
-OURS = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # the temporary names of `written_whole`, `folder_written_whole`
+OURS = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # the temporary names of `atomic_write`, `atomic_folder`
 
 __all__ = [
+    "atomic_folder",
+    "atomic_write",
     "cache_folder",
     "check_writable",
+    "exclusive_folder",
     "first_line",
-    "folder_written_whole",
-    "held_alone",
-    "on_disk",
+    "flush_to_disk",
+    "named_write_errors",
     "read_json",
     "read_safetensors",
     "write_json",
     "write_safetensors",
-    "writing",
-    "written_whole",
 ]
 
 
@@ -46,20 +46,20 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it becomes `path` when the block ends, and is gone when the block fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # one of each writer's own
-    with writing(path):
+    with named_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            on_disk(temporary)
+            flush_to_disk(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def on_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Wait until the disk has what was written to a file: a name for what a power cut empties would be worse than none.
 
     That the name itself arrives is not waited for.
@@ -69,7 +69,7 @@ def on_disk(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def named_write_errors(path: Path) -> Iterator[None]:
     """Within, an OSError, of a full disk say, tells in one line which file could not be written and why."""
     try:
         yield
@@ -82,7 +82,7 @@ def check_writable(path: Path) -> None:
 
     Folders that are missing are not made.
     """
-    with writing(path):
+    with named_write_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         place = next(folder for folder in path.absolute().parents if folder.exists())
@@ -91,7 +91,7 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill; it takes the place of `path` when the block ends, and is gone when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
@@ -106,13 +106,13 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held_alone(folder: Path) -> Iterator[None]:
+def exclusive_folder(folder: Path) -> Iterator[None]:
     """A folder, made where it is missing, for this process alone; what a killed one left half-written is removed.
 
     Of this module's making alone, in the folder and in those of its folders that no other process may be at work in.
     The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
     """
-    with writing(folder):
+    with named_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = lock_in(folder)
     try:
@@ -155,7 +155,7 @@ def first_line(error: BaseException) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented, with a final newline; what JSON does not know, a path say, as its text."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
@@ -174,8 +174,8 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_whole(path) as temporary:  # save_file would make it unreadable for others
-        temporary.write_bytes(sealed_tensors(save(plain, metadata={"format": "pt"})))
+    with atomic_write(path) as temporary:  # save_file would make it unreadable for others
+        temporary.write_bytes(add_tensor_checksum(save(plain, metadata={"format": "pt"})))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} does not exist")
     try:
         tensors = load_file(path)
-        check_sealed_tensors(path)
+        check_tensor_checksum(path)
         return tensors
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is cut short, damaged or no safetensors file: {error}") from None

@@ -8,18 +8,18 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_sealed_tensors", "sealed_tensors", "sealed_text", "unsealed_text"]
+__all__ = ["add_tensor_checksum", "add_text_checksum", "check_tensor_checksum", "read_checked_text"]
 
 SEAL = re.compile(rb"# crc32 ([0-9a-f]{8}) of all below[^\n]*\n")
 
 
-def sealed_text(text: str) -> str:
+def add_text_checksum(text: str) -> str:
     """The text below a comment that holds its CRC-32."""
     crc = zlib.crc32(text.encode())
     return f"# crc32 {crc:08x} of all below: remove this line if you change another\n{text}"
 
 
-def unsealed_text(file: Path) -> str:
+def read_checked_text(file: Path) -> str:
     """The text of a file, sealed or not. ValueError, naming it, where it is not what was sealed, or no text."""
     content = file.read_bytes()
     found = SEAL.match(content)
@@ -34,7 +34,7 @@ def unsealed_text(file: Path) -> str:
         raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def sealed_tensors(file: bytes) -> bytes:
+def add_tensor_checksum(file: bytes) -> bytes:
     """A safetensors file with the CRC-32 of all else among its metadata.
 
     It is put there by hand: safetensors writes more than one metadata in any order, and equal tensors make equal files.
@@ -47,7 +47,7 @@ def sealed_tensors(file: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content
 
 
-def check_sealed_tensors(path: Path) -> None:
+def check_tensor_checksum(path: Path) -> None:
     """Read a whole safetensors file. ValueError where it is not what was sealed; others' files have no seal."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dmdistill.io.atomic import cache_folder, read_json, write_json
 
-__all__ = ["digest_of"]
+__all__ = ["hash_files"]
 
 
-def digest_of(files: Sequence[Path], note: str = "") -> str:
+def hash_files(files: Sequence[Path], note: str = "") -> str:
     """A hash of files' contents and of a note. It is kept, and taken again as long as sizes and times are the same."""
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     seen = hashlib.sha256(json.dumps([stats, note]).encode()).hexdigest()

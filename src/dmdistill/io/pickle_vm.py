@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-__all__ = ["Machine", "Name", "Record", "load", "text"]
+__all__ = ["ComputeOptions", "Name", "Record", "load", "text"]
 
 Calls = Mapping[str, Callable[..., Any]]
 Persistent = Callable[[Any], Any]
@@ -50,15 +50,15 @@ def load(stream: BinaryIO, calls: Calls, persistent: Persistent | None = None) -
         calls: what each allowed name does when it is called; any other name is refused as soon as it is met.
         persistent: what becomes of a persistent id; None refuses them.
     """
-    machine = Machine(calls, persistent)
+    compute = ComputeOptions(calls, persistent)
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "STOP":
             break
-        machine.step(opcode.name, argument)
-    return machine.stack.pop()
+        compute.step(opcode.name, argument)
+    return compute.stack.pop()
 
 
-class Machine:
+class ComputeOptions:
     """The stack, the marks and the memo of a pickle."""
 
     def __init__(self, calls: Calls, persistent: Persistent | None) -> None:
@@ -179,27 +179,27 @@ class Machine:
         self.stack.append(self.persistent(*self.taken(1)))
 
 
-OPCODES: dict[str, Callable[[Machine, Any], None]] = {
-    "MARK": Machine.mark,
-    "POP": Machine.pop,
-    "POP_MARK": Machine.pop_mark,
-    "MEMOIZE": Machine.memoize,
-    "BINPUT": Machine.put,
-    "LONG_BINPUT": Machine.put,
-    "BINGET": Machine.get,
-    "LONG_BINGET": Machine.get,
-    "TUPLE": Machine.make_tuple,
-    "APPEND": Machine.append,
-    "APPENDS": Machine.appends,
-    "SETITEM": Machine.setitem,
-    "SETITEMS": Machine.setitems,
-    "ADDITEMS": Machine.additems,
-    "GLOBAL": Machine.name,
-    "STACK_GLOBAL": Machine.stack_name,
-    "REDUCE": Machine.call,
-    "NEWOBJ": Machine.call,
-    "BUILD": Machine.build,
-    "BINPERSID": Machine.persistent_id,
+OPCODES: dict[str, Callable[[ComputeOptions, Any], None]] = {
+    "MARK": ComputeOptions.mark,
+    "POP": ComputeOptions.pop,
+    "POP_MARK": ComputeOptions.pop_mark,
+    "MEMOIZE": ComputeOptions.memoize,
+    "BINPUT": ComputeOptions.put,
+    "LONG_BINPUT": ComputeOptions.put,
+    "BINGET": ComputeOptions.get,
+    "LONG_BINGET": ComputeOptions.get,
+    "TUPLE": ComputeOptions.make_tuple,
+    "APPEND": ComputeOptions.append,
+    "APPENDS": ComputeOptions.appends,
+    "SETITEM": ComputeOptions.setitem,
+    "SETITEMS": ComputeOptions.setitems,
+    "ADDITEMS": ComputeOptions.additems,
+    "GLOBAL": ComputeOptions.name,
+    "STACK_GLOBAL": ComputeOptions.stack_name,
+    "REDUCE": ComputeOptions.call,
+    "NEWOBJ": ComputeOptions.call,
+    "BUILD": ComputeOptions.build,
+    "BINPERSID": ComputeOptions.persistent_id,
 }
 
 

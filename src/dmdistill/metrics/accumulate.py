@@ -12,13 +12,13 @@ from dmdistill.metrics.features import Classifying, Features
 from dmdistill.metrics.frechet import Moments, Statistics
 from dmdistill.metrics.inception_score import ClassScores
 
-__all__ = ["KEPT", "Description", "Gathering", "describe"]
+__all__ = ["KEPT", "FeatureAccumulator", "FeatureStatistics", "describe"]
 
 KEPT = 10_000  # images whose features are kept: 80 MB of Inception's
 
 
 @dataclass(frozen=True)
-class Description:
+class FeatureStatistics:
     """What `compute` takes of generated and of reference images.
 
     source: the features' id; only sets of one source are compared. name: of the features, "inception" or a judge's.
@@ -35,7 +35,7 @@ class Description:
 
 
 @dataclass
-class Gathering:
+class FeatureAccumulator:
     """The sums and the sample that a description is made of; processes' shares are added by `+`.
 
     source, name: the features' id and name. keep: how many images' features are kept, all the same likely: those with
@@ -71,7 +71,7 @@ class Gathering:
         """CLIP scores of more images."""
         self.clip = (self.clip[0] + len(scores), self.clip[1] + float(scores.double().sum()))
 
-    def __add__(self, other: Gathering) -> Gathering:
+    def __add__(self, other: FeatureAccumulator) -> FeatureAccumulator:
         """Of both sets together. ValueError where they were seen through different features, or keep differently."""
         if (self.source, self.keep) != (other.source, other.keep):
             raise ValueError(
@@ -79,15 +79,15 @@ class Gathering:
                 "the same of both"
             )
         clip = (self.clip[0] + other.clip[0], self.clip[1] + other.clip[1])
-        both = Gathering(self.source, self.name, self.keep, self.moments + other.moments, clip=clip)
+        both = FeatureAccumulator(self.source, self.name, self.keep, self.moments + other.moments, clip=clip)
         both.classes = self.classes + other.classes
         for share in (self, other):
             both.sample(share.features, share.keys)
         return both
 
-    def description(self) -> Description:
+    def description(self) -> FeatureStatistics:
         """ValueError for fewer than two images."""
-        return Description(
+        return FeatureStatistics(
             self.source,
             self.name,
             self.moments.statistics(),
@@ -99,12 +99,12 @@ class Gathering:
 
 def describe(
     features: Features, batches: Iterable[Tensor], *, rng: torch.Generator, keep: int = KEPT, classes: bool = False
-) -> Description:
+) -> FeatureStatistics:
     """A description of batches of images, uint8 B C H W. classes: for the Inception score too.
 
     ValueError for features that know no classes, fewer than two images, features that are not finite.
     """
-    gathering = Gathering(features.id, features.name, keep)
+    gathering = FeatureAccumulator(features.id, features.name, keep)
     for images in batches:
         if classes:
             if not isinstance(features, Classifying):

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmdistill.data.images import to_bytes, to_floats
+from dmdistill.data.images import from_uint8, to_uint8
 from dmdistill.io.atomic import read_json
 from dmdistill.io.weights import bundled, load_weights
 from dmdistill.metrics.features import check_bytes
 from dmdistill.metrics.frechet import Statistics, frechet_distance, gather, load_statistics
 from dmdistill.networks.image_classifier import Classifier
 
-__all__ = ["Judge", "load_judge"]
+__all__ = ["ClassifierFeatures", "load_classifier_features"]
 
 
 @dataclass(frozen=True)
-class Judge:
+class ClassifierFeatures:
     """Measures images by the Frechet distance to real ones in a classifier's features. It is not FID.
 
     It is `Features` too, for the other metrics.
@@ -47,18 +47,18 @@ class Judge:
         weight = self.classifier.stem.weight
         if check_bytes(images).shape[1] != weight.shape[1]:
             raise ValueError(f"images of {images.shape[1]} channels, the judge {self.name} knows {weight.shape[1]}")
-        return self.classifier.features(to_floats(images.to(weight.device)))
+        return self.classifier.features(from_uint8(images.to(weight.device)))
 
     def features(self, images: Tensor) -> Tensor:
         """Features of images as a viewer gets them: rounded to 8 bits first."""
-        return self.classifier.features(to_floats(to_bytes(images)))
+        return self.classifier.features(from_uint8(to_uint8(images)))
 
     def distance(self, batches: Iterable[Tensor]) -> float:
         """Frechet distance of images (B C H W in [-1, 1], batch by batch) to the reference."""
         return frechet_distance(gather(self.features, batches), self.reference)
 
 
-def load_judge(name: str, device: torch.device) -> Judge:
+def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatures:
     """A bundled judge by name, or one's folder."""
     folder = bundled().get(name, Path(name))
     config = read_json(folder / "config.json")
@@ -70,4 +70,4 @@ def load_judge(name: str, device: torch.device) -> Judge:
     load_weights(folder / "model.safetensors", classifier)
     classifier.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     classifier.eval().requires_grad_(False)
-    return Judge(name, classifier, load_statistics(folder / "reference.safetensors"))
+    return ClassifierFeatures(name, classifier, load_statistics(folder / "reference.safetensors"))

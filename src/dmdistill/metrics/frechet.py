@@ -22,11 +22,11 @@ from dmdistill.io.atomic import first_line, read_safetensors, write_safetensors
 __all__ = [
     "Moments",
     "Statistics",
+    "accumulate_moments",
     "frechet_distance",
     "gather",
     "load_edm_statistics",
     "load_statistics",
-    "moments_of",
     "save_statistics",
 ]
 
@@ -96,11 +96,11 @@ def gather(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> S
     A network in training mode is the caller's mistake. ValueError for fewer than two images, or features that are
     not finite or not B D.
     """
-    return moments_of(features, batches).statistics()
+    return accumulate_moments(features, batches).statistics()
 
 
 @torch.no_grad()
-def moments_of(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Moments:
+def accumulate_moments(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Moments:
     """The sums of one process's share of the images, from which `gather` makes statistics."""
     moments = Moments()
     for batch in batches:

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["check_features", "kernel_distance", "squared_discrepancy"]
+__all__ = ["check_features", "kernel_inception_distance", "squared_discrepancy"]
 
 
-def kernel_distance(
+def kernel_inception_distance(
     generated: Tensor, reference: Tensor, *, rng: torch.Generator, subsets: int = 100, size: int = 1000
 ) -> tuple[float, float]:
     """The mean of squared MMDs over random subsets, and its standard error. It is unbiased, so it may be below 0.

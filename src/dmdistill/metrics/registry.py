@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmdistill.metrics.accumulate import Description
+from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.frechet import frechet_distance
-from dmdistill.metrics.kid import kernel_distance
+from dmdistill.metrics.kid import kernel_inception_distance
 from dmdistill.metrics.precision_recall import density_coverage, precision_recall
 
-__all__ = ["METRICS", "NEEDS_FEATURES", "NEEDS_REFERENCE", "Settings", "check_names", "compute", "metric_name"]
+__all__ = ["METRICS", "NEEDS_FEATURES", "NEEDS_REFERENCE", "Settings", "check_names", "compute", "qualified_name"]
 
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "is", "clip")
 NEEDS_REFERENCE = METRICS[:6]
@@ -36,16 +36,16 @@ class Settings:
 
 def compute(
     names: Sequence[str],
-    generated: Description,
-    reference: Description | None = None,
+    generated: FeatureStatistics,
+    reference: FeatureStatistics | None = None,
     *,
     rng: torch.Generator,
     settings: Settings | None = None,
 ) -> dict[str, float]:
     """Figures by name, those asked for alone, in the order of METRICS.
 
-    names: of METRICS. Each gives a figure called by `metric_name`; kid also kid_error, its standard error, and is also
-    is_std. rng: draws the kernel distance's subsets, on the CPU. ValueError, saying which metric lacks what.
+    names: of METRICS. Each gives a figure named by `qualified_name`; kid also gives kid_error, its standard error, and is
+    also is_std. rng: draws the kernel distance's subsets, on the CPU. ValueError, saying which metric lacks what.
     """
     check_names(names)
     settings = settings or Settings()
@@ -55,7 +55,7 @@ def compute(
             figures |= GROUPS[name](Sets(name, generated, reference, settings, rng))
     extra = {"kid_error": "kid", "is_std": "is"}
     return {
-        metric_name(name, generated.name): figures[name]
+        qualified_name(name, generated.name): figures[name]
         for name in ORDER
         if name in figures and extra.get(name, name) in names
     }
@@ -67,7 +67,7 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"unknown metric {unknown[0]!r}, known: {', '.join(METRICS)}")
 
 
-def metric_name(name: str, features: str) -> str:
+def qualified_name(name: str, features: str) -> str:
     """A figure's name: as published with Inception's features, else with theirs: frechet_<judge>, recall_<judge>.
 
     CLIP's score is of its own network, whatever the others are seen through.
@@ -83,12 +83,12 @@ class Sets:
     """What a metric is computed from, and the lines that say what is missing."""
 
     name: str
-    generated: Description
-    reference: Description | None
+    generated: FeatureStatistics
+    reference: FeatureStatistics | None
     settings: Settings
     rng: torch.Generator
 
-    def compared(self) -> tuple[Description, Description]:
+    def compared(self) -> tuple[FeatureStatistics, FeatureStatistics]:
         """Both sets. ValueError where there is no reference, or one seen through other features."""
         if self.reference is None:
             raise ValueError(f"{self.name} compares with real images: a reference is needed")
@@ -116,7 +116,7 @@ def fid(sets: Sets) -> dict[str, float]:
 
 def kid(sets: Sets) -> dict[str, float]:
     subsets, size = sets.settings.kid_subsets, sets.settings.kid_size
-    mean, error = kernel_distance(*sets.features(), rng=sets.rng, subsets=subsets, size=size)
+    mean, error = kernel_inception_distance(*sets.features(), rng=sets.rng, subsets=subsets, size=size)
     return {"kid": mean, "kid_error": error}
 
 

@@ -38,7 +38,7 @@ METRICS = {
     "coverage": Metric(least=6),
     "is": Metric(network="inception", compared=False, keep=False, classes=True, least=10),
     "clip": Metric(network="clip", compared=False, keep=False),
-    "frechet": Metric(network="judge", compared=False, keep=False),  # a judge has a reference of its own
+    "frechet": Metric(network="feature_extractor", compared=False, keep=False),  # a judge has a reference of its own
 }
 
 

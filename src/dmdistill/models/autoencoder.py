@@ -7,10 +7,10 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-__all__ = ["VAE", "Codec"]
+__all__ = ["VAE", "Autoencoder"]
 
 
-class Codec(Protocol):
+class Autoencoder(Protocol):
     """Makes images of latents. Frozen; gradients pass through it."""
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from pathlib import PurePath
 from typing import Any
 
 from dmdistill.core.denoisers import EDMDenoiser
-from dmdistill.metrics.classifier_features import Judge
-from dmdistill.models.load import shown_name
+from dmdistill.metrics.classifier_features import ClassifierFeatures
+from dmdistill.models.load import display_name
 from dmdistill.models.model import Model, Student, Teacher
 
-__all__ = ["export_card", "judge_card", "quality", "shown", "student_card", "teacher_card"]
+__all__ = ["classifier_card", "export_card", "quality", "shown", "student_card", "teacher_card"]
 
 LICENCES = (  # of the hub's names
     *("unknown", "mit", "apache-2.0", "openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"),
@@ -135,10 +135,10 @@ def quality(rows: Sequence[dict[str, Any]]) -> str:
 
 def shown(value: Any) -> Any:
     """A setting for others to read: paths of this machine by their last part."""
-    return shown_name(str(value)) if isinstance(value, str | PurePath) else value
+    return display_name(str(value)) if isinstance(value, str | PurePath) else value
 
 
-def judge_card(judge: Judge, figures: dict[str, Any], settings: dict[str, Any]) -> str:
+def classifier_card(extractor: ClassifierFeatures, figures: dict[str, Any], settings: dict[str, Any]) -> str:
     """Markdown: how good the judge is, and what its distances mean."""
     return f"""---
 license: mit
@@ -146,14 +146,14 @@ library_name: dmdistill
 pipeline_tag: image-classification
 ---
 
-# {judge.name}
+# {extractor.name}
 
-A small residual classifier. Its {judge.classifier.num_features} pooled features define the Frechet distance that
-`dmdistill evaluate` reports as `frechet_{judge.name}`. It is not FID, and comparable with nothing else.
+A small residual classifier. Its {extractor.classifier.num_features} pooled features define the Frechet distance that
+`dmdistill evaluate` reports as `frechet_{extractor.name}`. It is not FID, and comparable with nothing else.
 
 Accuracy {figures["accuracy"]:.2%} on the {figures["test_images"]} test images. reference.safetensors describes the
-{judge.reference.count} training images; the test images' own distance to them is {figures["frechet_test_images"]:.4g},
-which is as good as generated images could be expected to be.
+{extractor.reference.count} training images; the test images' own distance to them is
+{figures["frechet_test_images"]:.4g}, which is as good as generated images could be expected to be.
 
 ## Settings
 

@@ -17,7 +17,7 @@ from dmdistill.models.autoencoder import VAE
 from dmdistill.models.diffusers_scheduler import read_schedule
 from dmdistill.models.diffusers_text import PipelineText
 from dmdistill.models.model import Teacher
-from dmdistill.networks.diffusers_wrappers import ADAPTERS, Adapter, Flux, UNet2DCondition
+from dmdistill.networks.diffusers_wrappers import ADAPTERS, DiffusersWrapper, Flux, UNet2DCondition
 
 __all__ = [
     "ABOUT",
@@ -58,10 +58,10 @@ def load_diffusers(source: str) -> Teacher:
     if network_class not in ADAPTERS:
         raise ValueError(f"{where} is a {network_class}, expected one of {', '.join(ADAPTERS)}")
     network = ADAPTERS[network_class](load_part(where, network_class)).eval().requires_grad_(False)
-    codec = load_codec(folder)
-    if isinstance(network, UNet2DCondition) and codec is not None:
-        network.pixels = 2 ** (len(codec.model.config["block_out_channels"]) - 1)  # type: ignore[index, arg-type]
-    shape = shape_of(network, codec)
+    autoencoder = load_pipeline_autoencoder(folder)
+    if isinstance(network, UNet2DCondition) and autoencoder is not None:
+        network.pixels = 2 ** (len(autoencoder.model.config["block_out_channels"]) - 1)  # type: ignore[index, arg-type]
+    shape = shape_of(network, autoencoder)
     schedule = read_schedule(scheduler_config(folder), tokens=shape[1] * shape[2] // 4)
     about = about_of(folder)
     name = about.get("name") or (folder.name if Path(source).exists() else source)
@@ -71,12 +71,12 @@ def load_diffusers(source: str) -> Teacher:
         denoiser=schedule.denoiser(network, schedule.path).eval(),
         shape=shape,
         conditions=classes_of(network, folder, about.get("classes")),
-        codec=codec,
+        autoencoder=autoencoder,
         text=text_of(folder),
         solver=schedule.solver,
         steps=schedule.steps,
         licence=about.get("licence") or licence_of(folder),
-        judge=about.get("judge"),
+        feature_extractor=about.get("feature_extractor"),
         config={"kind": "teacher", **about, "name": name, "source": source},
     )
 
@@ -125,7 +125,7 @@ def vae_of(model: Any) -> VAE:
     return VAE(model, scale=model.config.get("scaling_factor") or 1.0, shift=model.config.get("shift_factor") or 0.0)
 
 
-def load_codec(folder: Path) -> VAE | None:
+def load_pipeline_autoencoder(folder: Path) -> VAE | None:
     """The autoencoder of a latent model; None in pixel space."""
     config = config_of(folder / "vae")
     if not config:
@@ -145,13 +145,13 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def shape_of(network: Adapter, codec: VAE | None) -> tuple[int, int, int]:
+def shape_of(network: DiffusersWrapper, autoencoder: VAE | None) -> tuple[int, int, int]:
     """C H W that the network makes; a Flux names no size, its pipeline makes FLUX_SIZE of latents."""
     config = network.model.config
     size = FLUX_SIZE if isinstance(network, Flux) else config.sample_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
     channels = config.in_channels // 4 if isinstance(network, Flux) else config.in_channels
-    made = codec.model.config["latent_channels"] if codec is not None else channels  # type: ignore[index]
+    made = autoencoder.model.config["latent_channels"] if autoencoder is not None else channels  # type: ignore[index]
     if channels != made:
         raise ValueError(f"the network takes {channels} channels, its autoencoder makes {made}: no text-to-image model")
     return channels, int(height), int(width)
@@ -162,11 +162,13 @@ def about_of(folder: Path) -> dict[str, Any]:
     file = folder / ABOUT
     about = read_json(file) if file.is_file() else {}
     if not isinstance(about, dict) or not all(isinstance(name, str) for name in about.get("classes") or []):
-        raise ValueError(f'{file}: expected {{"name": "...", "classes": ["...", ...], "licence": "...", "judge": ...}}')
-    return {key: about[key] for key in ("name", "classes", "licence", "judge") if about.get(key)}
+        raise ValueError(
+            f'{file}: expected {{"name": "...", "classes": ["...", ...], "licence": "...", "feature_extractor": ...}}'
+        )
+    return {key: about[key] for key in ("name", "classes", "licence", "feature_extractor") if about.get(key)}
 
 
-def classes_of(network: Adapter, folder: Path, given: list[str] | None) -> LabelSpace | None:
+def classes_of(network: DiffusersWrapper, folder: Path, given: list[str] | None) -> LabelSpace | None:
     """The classes, by the names given; the network's last one has none where it means none, which guidance needs."""
     if not network.classes:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Denoiser, EDMDenoiser, EpsDenoiser, FlowDenoiser, VDenoiser, X0Denoiser
-from dmdistill.core.schedules import EDM, VP, Flow, Path
+from dmdistill.core.schedules import EDM, VP, Flow, NoiseSchedule
 
 __all__ = ["PREDICTIONS", "Schedule", "read_schedule"]
 
@@ -23,8 +23,8 @@ SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5} 
 class Schedule:
     """What a scheduler tells: the path, the denoiser to build on a network, and how the model is usually sampled."""
 
-    path: Path
-    denoiser: Callable[[nn.Module, Path], Denoiser]
+    path: NoiseSchedule
+    denoiser: Callable[[nn.Module, NoiseSchedule], Denoiser]
     solver: str
     steps: int
 

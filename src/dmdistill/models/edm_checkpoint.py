@@ -79,7 +79,7 @@ def description(file: Path, data: dict[str, Any], precond: dict[str, Any], netwo
         "steps": 18 if resolution <= 32 else 256 if classes else 40,  # what EDM's authors recommend
         "guidance": 1.0,
         "licence": LICENCE if file.stem in NAMES else "unknown",
-        "judge": None,
+        "feature_extractor": None,
     }
 
 

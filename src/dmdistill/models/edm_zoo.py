@@ -12,11 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dmdistill.io.atomic import cache_folder, written_whole
+from dmdistill.io.atomic import atomic_write, cache_folder
 from dmdistill.io.download import download
 from dmdistill.io.safe_pickle import read_pickle
 
-__all__ = ["NAMES", "released", "summary"]
+__all__ = ["NAMES", "download_checkpoint", "summary"]
 
 URL = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
 NAMES = (
@@ -31,7 +31,7 @@ def summary() -> str:
     return "edm-cifar10-32x32-{cond,uncond}-{vp,ve}, edm-{ffhq,afhqv2}-64x64-uncond-{vp,ve}, " + NAMES[-1]
 
 
-def released(name: str) -> Path:
+def download_checkpoint(name: str) -> Path:
     """The file of a published model: from the cache, else downloaded into it.
 
     $DMDISTILL_EDM_URL names a mirror. ValueError, saying what to do, where it cannot be had or is not what it was.
@@ -49,7 +49,7 @@ def check(file: Path) -> None:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     record = file.with_name(f"{file.name}.sha256")
     if not record.exists():
-        with written_whole(record) as temporary:
+        with atomic_write(record) as temporary:
             temporary.write_text(f"{found}  {file.name}\n", encoding="utf-8")
         Console(stderr=True).print(f"sha256 {found}, kept in {record}", highlight=False, markup=False, soft_wrap=True)
     elif record.read_text(encoding="utf-8").split()[:1] != [found]:

@@ -11,14 +11,14 @@ from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM
 from dmdistill.core.solvers import evaluations
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.io.atomic import read_json, write_json, written_whole
+from dmdistill.io.atomic import atomic_write, read_json, write_json
 from dmdistill.io.weights import load_weights, save_weights
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
 
 __all__ = [
-    "described",
+    "build_model",
     "load_folder",
     "save_model",
 ]
@@ -28,12 +28,12 @@ CLASSES = {cls.__name__: cls for cls in (SongUNet, DhariwalUNet, EDM, EDMDenoise
 
 def load_folder(folder: Path) -> Model:
     """The model of a folder. ValueError, naming the file, where one is missing, cut short or of something else."""
-    model = described(read_json(folder / "config.json"), folder / "config.json")
+    model = build_model(read_json(folder / "config.json"), folder / "config.json")
     load_weights(folder / "model.safetensors", model.network)
     return model
 
 
-def described(config: Any, file: Path) -> Model:
+def build_model(config: Any, file: Path) -> Model:
     """The model that a config.json, of this file, describes, its weights still to come."""
     if not isinstance(config, dict) or config.get("kind") not in ("teacher", "student"):
         raise ValueError(f"{file} describes no teacher or student of dmdistill")
@@ -47,7 +47,7 @@ def described(config: Any, file: Path) -> Model:
             "shape": tuple(config["shape"]),
             "conditions": LabelSpace(tuple(classes)) if classes else None,
             "licence": config.get("licence", "unknown"),
-            "judge": config.get("judge"),
+            "feature_extractor": config.get("feature_extractor"),
             "config": config,
         }
         if config["kind"] == "teacher":
@@ -78,7 +78,7 @@ def save_model(folder: Path, model: Model, *, card: str, dtype: torch.dtype = to
     """Write the three files. Weights are stored in `dtype`; loading gives fp32 again."""
     save_weights(folder / "model.safetensors", model.network, dtype=dtype)
     write_json(folder / "config.json", model.config)
-    with written_whole(folder / "README.md") as temporary:
+    with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
 
 

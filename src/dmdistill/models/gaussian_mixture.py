@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Condition, Denoiser
-from dmdistill.core.schedules import EDM, Path, expand
+from dmdistill.core.schedules import EDM, NoiseSchedule, expand
 
 __all__ = ["GaussianMixture", "ring", "two_modes"]
 
@@ -36,7 +36,7 @@ class GaussianMixture(Denoiser):
     def __init__(
         self,
         means: Tensor,
-        path: Path,
+        path: NoiseSchedule,
         *,
         stds: Tensor | float = 0.1,
         weights: Tensor | None = None,
@@ -115,14 +115,16 @@ class GaussianMixture(Denoiser):
         return (self.means[k] + expand(self.stds[k], noise) * noise).float()
 
 
-def ring(modes: int = 8, *, path: Path | None = None, radius: float = 0.8, std: float = 0.05) -> GaussianMixture:
+def ring(
+    modes: int = 8, *, path: NoiseSchedule | None = None, radius: float = 0.8, std: float = 0.05
+) -> GaussianMixture:
     """Equal modes on a circle in the plane, each a class of its own, on EDM's path by default."""
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
     return GaussianMixture(means, path or EDM(), stds=std, classes=torch.arange(modes))
 
 
-def two_modes(*, path: Path | None = None, apart: float = 1.2, std: float = 0.1) -> GaussianMixture:
+def two_modes(*, path: NoiseSchedule | None = None, apart: float = 1.2, std: float = 0.1) -> GaussianMixture:
     """Two equal modes in the plane, each a class of its own: the setting of Fig. 3.
 
     Matching alone drops one of them, unless it is done at noise that makes them one.

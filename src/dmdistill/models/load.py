@@ -14,13 +14,13 @@ from dmdistill.io.atomic import read_json
 from dmdistill.io.weights import bundled, check_weights, load_weights
 from dmdistill.models.diffusers_pipeline import is_diffusers, load_diffusers
 from dmdistill.models.edm_checkpoint import read_edm
-from dmdistill.models.edm_zoo import NAMES, released, summary
-from dmdistill.models.folder import described, load_folder
+from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
+from dmdistill.models.folder import build_model, load_folder
 from dmdistill.models.model import Model, Student, Teacher
-from dmdistill.models.python_function import is_custom, load_custom
-from dmdistill.networks.lora import add_lora, need_peft
+from dmdistill.models.python_function import is_python_function, load_python_function
+from dmdistill.networks.lora import add_lora, require_peft
 
-__all__ = ["lasting_name", "load_model", "load_teacher", "shown_name"]
+__all__ = ["absolute_name", "display_name", "load_model", "load_teacher"]
 
 BASE = ("network", "path", "denoiser", "shape")  # of config.json: what adapters must find in their teacher
 
@@ -56,7 +56,7 @@ def find(name: str, teacher: Teacher | None) -> Model:
     if name in bundled():
         return load_folder(bundled()[name])
     if name in NAMES:
-        return load_edm(released(name))
+        return load_edm(download_checkpoint(name))
     path = Path(name)
     if path.is_file() and path.suffix == ".pkl":
         return load_edm(path)
@@ -67,8 +67,8 @@ def find(name: str, teacher: Teacher | None) -> Model:
             return load_ours(folder, teacher)
     if path.exists():
         raise ValueError(f"{name} holds no config.json, student/ or teacher/: not a model's folder or run")
-    if is_custom(name):
-        return load_custom(name)
+    if is_python_function(name):
+        return load_python_function(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".pkl":
         try:
             return load_diffusers(name)
@@ -85,35 +85,35 @@ def load_ours(folder: Path, teacher: Teacher | None) -> Model:
     config = read_json(file)
     if not isinstance(config, dict) or not config.get("lora" if config.get("network") else "teacher"):
         return load_folder(folder)
-    student = built_on_teacher(config, file, teacher)
+    student = build_on_teacher(config, file, teacher)
     load_weights(folder / "model.safetensors", student.network)
     return student
 
 
-def built_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None) -> Student:
+def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None) -> Student:
     """A student that is all its teacher's but for the weights, which are still to be filled."""
     name = config.get("teacher")
     try:
         if config.get("lora"):
-            need_peft(str(file))
+            require_peft(str(file))
         base = teacher or load_teacher(str(name))
         if odd := [key for key in BASE if base.config.get(key) != config.get(key)]:
             raise ValueError(f"{base.name} is another model: its {odd[0]} differs")
         lora = config.get("lora")
         denoiser = add_lora(base.denoiser, **lora) if lora else copy.deepcopy(base.denoiser)
-        about = {"licence": base.licence, "judge": base.judge, "config": config}
-        told = {"conditions": base.conditions, "codec": base.codec, "text": base.text}
+        about = {"licence": base.licence, "feature_extractor": base.feature_extractor, "config": config}
+        told = {"conditions": base.conditions, "autoencoder": base.autoencoder, "text": base.text}
         return Student(name=config["name"], denoiser=denoiser, shape=base.shape, **told, **about)
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: a student of the teacher {name!r}, which is needed: {error}") from None
 
 
-def lasting_name(name: str) -> str:
+def absolute_name(name: str) -> str:
     """What a model can be loaded by from anywhere on this machine: a path becomes absolute, another name stays."""
     return str(Path(name).resolve()) if name not in bundled() and Path(name).exists() else name
 
 
-def shown_name(name: str) -> str:
+def display_name(name: str) -> str:
     """A model's name for others to read: of a path of this machine the last part, another name as it is."""
     return Path(name).name if Path(name).is_absolute() else name
 
@@ -122,9 +122,9 @@ def load_edm(file: Path) -> Model:
     """A teacher from EDM's checkpoint, whose sizes are compared before any memory is asked for."""
     config, weights = read_edm(file)
     with torch.device("meta"):
-        sketch = described(config, file).network
+        sketch = build_model(config, file).network
     check_weights({name: weights[name] for name in weights if not name.endswith(".resample_filter")}, sketch, file)
-    model = described(config, file)
+    model = build_model(config, file)
     try:
         model.network.load_state_dict(weights)  # which compares the filters with the network's own
     except RuntimeError as error:
@@ -133,7 +133,9 @@ def load_edm(file: Path) -> Model:
 
 
 def unknown(name: str) -> ValueError:
-    known = [name for name, folder in bundled().items() if read_json(folder / "config.json")["kind"] != "judge"]
+    known = [
+        name for name, folder in bundled().items() if read_json(folder / "config.json")["kind"] != "feature_extractor"
+    ]
     near = difflib.get_close_matches(name, [*known, *NAMES], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     places = (

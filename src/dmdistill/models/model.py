@@ -10,11 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dmdistill.core.denoisers import Condition, Denoiser, Guided
+from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
-from dmdistill.models.autoencoder import Codec
+from dmdistill.models.autoencoder import Autoencoder
 
 __all__ = ["Model", "Student", "Teacher", "teacher_id"]
 
@@ -40,10 +40,10 @@ class Model(ABC):
     denoiser: Denoiser
     shape: tuple[int, int, int]
     conditions: Conditions | None = None
-    codec: Codec | None = None
+    autoencoder: Autoencoder | None = None
     text: TextEncoder | None = None
     licence: str = "unknown"
-    judge: str | None = None
+    feature_extractor: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -62,7 +62,7 @@ class Model(ABC):
 
     def decode(self, x: Tensor) -> Tensor:
         """Images of what `generate` makes, with their graph."""
-        return self.codec.decode(x) if self.codec is not None else x
+        return self.autoencoder.decode(x) if self.autoencoder is not None else x
 
     @property
     def network(self) -> nn.Module:
@@ -82,8 +82,8 @@ class Model(ABC):
         """
         self.denoiser.to(home or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
-        if self.codec is not None:
-            self.codec.to(device)
+        if self.autoencoder is not None:
+            self.autoencoder.to(device)
         return self
 
     def ready(self) -> Self:
@@ -143,7 +143,7 @@ class Teacher(Model):
     @property
     def guided(self) -> Denoiser:
         """The denoiser with guidance: mu_real."""
-        return Guided(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
+        return GuidedDenoiser(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
 
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         return SOLVERS[self.solver](self.guided, *self.here(z, cond), steps=self.steps)

@@ -12,15 +12,15 @@ import traceback
 from dmdistill.io.atomic import first_line
 from dmdistill.models.model import Teacher
 
-__all__ = ["is_custom", "load_custom"]
+__all__ = ["is_python_function", "load_python_function"]
 
 
-def is_custom(name: str) -> bool:
+def is_python_function(name: str) -> bool:
     """Whether it reads package.module:function."""
     return re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*", name) is not None
 
 
-def load_custom(name: str) -> Teacher:
+def load_python_function(name: str) -> Teacher:
     """Import the module, from the current folder too, and call the function.
 
     A student's config.json names such a function, too: so only one that is annotated `-> Teacher` is ever called.
@@ -43,7 +43,12 @@ def load_custom(name: str) -> Teacher:
     if not isinstance(teacher, Teacher):
         raise ValueError(f"teacher {name}: the function answers with a {type(teacher).__name__}, expected a Teacher")
     teacher.denoiser.eval().requires_grad_(False)
-    about = {"kind": "teacher", "name": teacher.name, "licence": teacher.licence, "judge": teacher.judge}
+    about = {
+        "kind": "teacher",
+        "name": teacher.name,
+        "licence": teacher.licence,
+        "feature_extractor": teacher.feature_extractor,
+    }
     return dataclasses.replace(teacher, config={**about, **teacher.config, "source": name})
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Condition, Denoiser
-from dmdistill.core.schedules import Path, expand
+from dmdistill.core.schedules import NoiseSchedule, expand
 
-__all__ = ["Box"]
+__all__ = ["UniformBox"]
 
 
-class Box(Denoiser):
+class UniformBox(Denoiser):
     """mu(x_t, t) of x ~ U[low, high]^D, in closed form: the mean of a normal density cut off at the edges.
 
     With a = (alpha low - x_t)/sigma and b = (alpha high - x_t)/sigma, each coordinate's diffused density is
@@ -28,7 +28,7 @@ class Box(Denoiser):
         path: of the teacher; times with sigma = 0 or alpha = 0 have no answer here.
     """
 
-    def __init__(self, low: float, high: float, path: Path) -> None:
+    def __init__(self, low: float, high: float, path: NoiseSchedule) -> None:
         super().__init__(nn.Identity(), path)
         if not low < high:
             raise ValueError(f"a box from {low} to {high}, expected low < high")

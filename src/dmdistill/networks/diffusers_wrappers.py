@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ADAPTERS", "Adapter", "DiT", "Flux", "StableDiffusion3", "UNet2D", "UNet2DCondition"]
+__all__ = ["ADAPTERS", "DiT", "DiffusersWrapper", "Flux", "StableDiffusion3", "UNet2D", "UNet2DCondition"]
 
 
 class Told(Protocol):
@@ -23,7 +23,7 @@ class Told(Protocol):
     def tensors(self) -> dict[str, Tensor]: ...
 
 
-class Adapter(nn.Module):
+class DiffusersWrapper(nn.Module):
     """A network of diffusers. `model` is typed Any: the library is not imported here."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,19 +35,19 @@ class Adapter(nn.Module):
         """How many classes it knows; 0 for none."""
         return 0
 
-    def knows_none(self, told: int) -> bool:
+    def has_null_class(self, told: int) -> bool:
         """Whether, told one of so many classes, it was also taught to be told none, which guidance needs."""
         return True
 
 
-class UNet2D(Adapter):
+class UNet2D(DiffusersWrapper):
     """UNet2DModel: pixels or latents, told a class or nothing."""
 
     @property
     def classes(self) -> int:
         return self.model.config.num_class_embeds or 0
 
-    def knows_none(self, told: int) -> bool:
+    def has_null_class(self, told: int) -> bool:
         return told < self.classes
 
     def forward(self, x: Tensor, t: Tensor, cond: Told | None = None) -> Tensor:
@@ -55,7 +55,7 @@ class UNet2D(Adapter):
         return self.model(x, t, class_labels=labels, return_dict=False)[0]
 
 
-class UNet2DCondition(Adapter):
+class UNet2DCondition(DiffusersWrapper):
     """UNet2DConditionModel: Stable Diffusion 1 and 2, told a prompt; and XL, told its pooled embedding and size too.
 
     pixels: of an image per latent, on a side.
@@ -75,7 +75,7 @@ class UNet2DCondition(Adapter):
         return x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), -1)
 
 
-class DiT(Adapter):
+class DiT(DiffusersWrapper):
     """DiTTransformer2DModel: latents, told a class. Its second half of channels, a variance, is not used."""
 
     @property
@@ -87,7 +87,7 @@ class DiT(Adapter):
         return self.model(x, t, class_labels=labels, return_dict=False)[0][:, : x.shape[1]]
 
 
-class StableDiffusion3(Adapter):
+class StableDiffusion3(DiffusersWrapper):
     """SD3Transformer2DModel: a flow, whose time runs to 1000 there."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Told | None = None) -> Tensor:
@@ -96,7 +96,7 @@ class StableDiffusion3(Adapter):
         return self.model(x, timestep=1000 * t, **told, return_dict=False)[0]
 
 
-class Flux(Adapter):
+class Flux(DiffusersWrapper):
     """FluxTransformer2DModel: a flow on patches of 2 x 2 latents, each with its place.
 
     guidance: what a guidance-distilled Flux is told in place of guidance.
@@ -151,7 +151,7 @@ def prompt(cond: Told | None, *, pooled: bool) -> tuple[Tensor, Tensor | None]:
     return tensors["prompt_embeds"], tensors["pooled_prompt_embeds"] if pooled else None
 
 
-ADAPTERS: dict[str, type[Adapter]] = {
+ADAPTERS: dict[str, type[DiffusersWrapper]] = {
     "UNet2DModel": UNet2D,
     "UNet2DConditionModel": UNet2DCondition,
     "DiTTransformer2DModel": DiT,

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["adapters", "add_lora", "copy_sharing_frozen", "merge_lora", "need_peft"]
+__all__ = ["adapters", "add_lora", "copy_sharing_frozen", "merge_lora", "require_peft"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -18,7 +18,7 @@ TARGETS = (  # names of layers by their end; the first group that finds any is t
 )
 
 
-def need_peft(wanted_by: str = "LoRA") -> None:
+def require_peft(wanted_by: str = "LoRA") -> None:
     """ValueError, saying how to install it, where peft is missing."""
     try:
         import peft  # noqa: F401
@@ -38,7 +38,7 @@ def add_lora(network: Network, *, rank: int, alpha: float | None = None) -> Netw
     """
     if rank < 1:
         raise ValueError(f"adapters of rank {rank}, expected at least 1")
-    need_peft()
+    require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     names = layers(network)

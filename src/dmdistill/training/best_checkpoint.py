@@ -17,10 +17,10 @@ from torch import Tensor
 from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.training.trainer import Trainer, read_metrics
 
-__all__ = ["Best"]
+__all__ = ["BestCheckpoint"]
 
 
-class Best:
+class BestCheckpoint:
     """Keeps the weights of the best step, and forgets what came after the step that the run goes on from.
 
     Args:
@@ -34,7 +34,7 @@ class Best:
     def __init__(self, trainer: Trainer, *, prefix: str) -> None:
         self.trainer, self.prefix = trainer, prefix
         self.folder = trainer.folder / "checkpoints"
-        self.figure, self.step, name = trainer.processes.by_first(self.find)
+        self.figure, self.step, name = trainer.processes.on_main(self.find)
         self.name = name.removeprefix(prefix)
 
     def find(self) -> tuple[float, int, str]:
@@ -52,7 +52,7 @@ class Best:
             return
         self.figure, self.step, self.name = figure, step, name
         found = weights()
-        self.trainer.processes.by_first(lambda: self.write(found))
+        self.trainer.processes.on_main(lambda: self.write(found))
 
     def write(self, weights: dict[str, Tensor]) -> None:
         write_safetensors(self.file(self.step), weights)

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.io.atomic import first_line, written_whole
+from dmdistill.io.atomic import atomic_write, first_line
 
-__all__ = ["Checkpoints", "DamagedError", "of_tensors", "read"]
+__all__ = ["Checkpoints", "DamagedCheckpointError", "of_tensors", "read"]
 
 
-class DamagedError(ValueError):
+class DamagedCheckpointError(ValueError):
     """A checkpoint is cut short or spoilt. The message is the reason alone."""
 
 
@@ -78,7 +78,7 @@ class Checkpoints:
 
     def put(self, step: int, state: dict[str, Any]) -> None:
         """Write the state whole, then drop all but the last few. Files of later steps are of no past of this run."""
-        with written_whole(self.folder / f"step-{step:08d}.pt") as temporary:
+        with atomic_write(self.folder / f"step-{step:08d}.pt") as temporary:
             try:
                 torch.save(state, temporary)
             except RuntimeError as error:  # how torch says that the disk is full
@@ -97,7 +97,7 @@ class Checkpoints:
         for i, file in enumerate(reversed(files), 1):
             try:
                 return file, read(file)
-            except DamagedError as error:
+            except DamagedCheckpointError as error:
                 reason = f"{file} cannot be used, it is cut short or damaged ({error})"
                 if i < len(files):
                     say(f"{reason}: going on from the one before it")
@@ -131,7 +131,7 @@ def read(file: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as parts:
             if (spoilt := parts.testzip()) is not None:
-                raise DamagedError(f"the checksum of {spoilt} differs")
+                raise DamagedCheckpointError(f"the checksum of {spoilt} differs")
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip and torch have many ways of stumbling over bytes that mean nothing
-        raise DamagedError(first_line(error)) from None
+        raise DamagedCheckpointError(first_line(error)) from None

@@ -30,12 +30,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
     """The dtype networks compute in, None for fp32. auto: bf16 where the hardware is faster in it."""
     if name == "auto":
         cuda = device.type == "cuda"
-        faster = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_likes_bf16()
+        faster = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_prefers_bf16()
         name = "bf16" if faster and device.type in ("cuda", "cpu") else "fp32"
     return {"bf16": torch.bfloat16, "fp32": None}[name]
 
 
-def cpu_likes_bf16() -> bool:
+def cpu_prefers_bf16() -> bool:
     """Whether this CPU is faster in bf16 than in fp32: with AMX, or with AVX-512 BF16 if it is not Intel's.
 
     Intel's cores without AMX have the instruction and convolve at 0.6 of fp32's speed with it (docs/results.md).

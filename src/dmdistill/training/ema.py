@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dmdistill.distributed.data_parallel import local
+from dmdistill.distributed.data_parallel import local_tensor
 from dmdistill.networks.lora import copy_sharing_frozen
 
-__all__ = ["Average"]
+__all__ = ["EMA"]
 
 
-class Average:
+class EMA:
     """Exponential moving average of a network's trained parameters; the others are shared with it.
 
     Args:
@@ -26,7 +26,9 @@ class Average:
     def follow(self, network: nn.Module) -> None:
         """Average this network's parameters. Call it before the first update, after both are spread over processes."""
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        trained = [(local(mine), local(theirs.detach())) for mine, theirs in pairs if theirs.requires_grad]
+        trained = [
+            (local_tensor(mine), local_tensor(theirs.detach())) for mine, theirs in pairs if theirs.requires_grad
+        ]
         self.mine: list[Tensor] = [mine for mine, _ in trained]
         self.theirs: list[Tensor] = [theirs for _, theirs in trained]
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.io.atomic import first_line, held_alone, written_whole
+from dmdistill.io.atomic import atomic_write, exclusive_folder, first_line
 from dmdistill.training.checkpoints import Checkpoints
 
 __all__ = ["lightened", "pack_run", "restored", "unpack_run"]
@@ -37,7 +37,7 @@ def pack_run(folder: Path, file: Path) -> int:
         raise ValueError(f"{folder} has no {missing or 'checkpoint'}: it is no run, or has not saved yet")
     state: dict[str, Any] = found[1] | {"updates": {name: lightened(one) for name, one in found[1]["updates"].items()}}
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in TEXTS}
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         torch.save({"texts": texts, "state": state}, temporary)
     return state["step"]
 
@@ -53,10 +53,10 @@ def unpack_run(file: Path, folder: Path) -> int:
         written = {name: str(texts[name]) for name in TEXTS}
     except Exception as error:  # torch has many ways of stumbling over foreign bytes
         raise ValueError(f"{file} is no light file of a run, or is damaged ({first_line(error)})") from None
-    with held_alone(folder):
+    with exclusive_folder(folder):
         Checkpoints(folder, keep=1).write(state["step"], state)
         for name, text in written.items():
-            with written_whole(folder / name) as temporary:
+            with atomic_write(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     return state["step"]
 

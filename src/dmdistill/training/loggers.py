@@ -17,7 +17,7 @@ from PIL import Image
 from dmdistill.io.atomic import first_line, read_json, write_json
 from dmdistill.training.trainer import Trainer
 
-__all__ = ["Logger", "TensorBoard", "Tracker", "logged", "need_logger"]
+__all__ = ["Logger", "TensorBoard", "Tracker", "logging_to", "require_logger"]
 
 
 class Logger(Protocol):
@@ -117,7 +117,7 @@ def nobody_asked() -> Iterator[None]:
             sys.stdin = terminal
 
 
-def need_logger(name: str | None) -> None:
+def require_logger(name: str | None) -> None:
     """ValueError, saying what to do, where a logger's package is missing or, online, knows no account."""
     if name is None:
         return
@@ -134,7 +134,7 @@ def need_logger(name: str | None) -> None:
 
 
 @contextmanager
-def logged(trainer: Trainer, name: str | None, config: Mapping[str, Any]) -> Iterator[None]:
+def logging_to(trainer: Trainer, name: str | None, config: Mapping[str, Any]) -> Iterator[None]:
     """Inside, the trainer's rows go to the logger of this name too; to metrics.jsonl alone where there is none."""
     if name is None:
         yield

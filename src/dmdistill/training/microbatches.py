@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
 from dmdistill.core.objective import DMD, Batch, NonFiniteError, Update
-from dmdistill.distributed.data_parallel import Parallel, added_up
+from dmdistill.distributed.data_parallel import Parallelism, accumulating
 
 __all__ = ["InParts", "portion", "split"]
 
@@ -28,7 +28,7 @@ class InParts(DMD):
         parallel: how the batch is divided. The others: as in `DMD`; generator and fake as `Parallel.called` has them.
     """
 
-    def __init__(self, *networks: Any, parallel: Parallel, **settings: Any) -> None:
+    def __init__(self, *networks: Any, parallel: Parallelism, **settings: Any) -> None:
         super().__init__(*networks, **settings)
         self.parallel = parallel
         self.part = 0  # the one in hand
@@ -37,12 +37,12 @@ class InParts(DMD):
 
     def step(self, batch: Batch, update_generator: Update, update_fake: Update) -> dict[str, Tensor]:
         """One iteration for this process's portion of a batch; the losses are those of the whole batch."""
-        parts = split(batch, self.parallel.parts)
+        parts = split(batch, self.parallel.microbatches)
         found: dict[str, list[Tensor]] = {}
         streams = []
         self.sizes = self.groups(parts[0])
         for self.part, part in enumerate(parts):
-            with added_up(self.generator, last=part is parts[-1]):
+            with accumulating(self.generator, last=part is parts[-1]):
                 x, cond, losses = self.generator_losses(part)
                 update_generator(self.total(losses))
             note(found, losses)
@@ -51,11 +51,11 @@ class InParts(DMD):
             self.sizes = self.sizes if update == 0 else [len(parts[0].z)]
             found.pop("loss_fake", None)
             for self.part, (x, cond) in enumerate(images):
-                with added_up(self.fake, last=self.part == len(images) - 1):
+                with accumulating(self.fake, last=self.part == len(images) - 1):
                     loss = self.fake_loss(x, cond)
                     update_fake(loss)
                 note(found, {"loss_fake": loss})
-        means = self.parallel.processes.mean(torch.stack([torch.stack(parts).mean() for parts in found.values()]))
+        means = self.parallel.processes.all_mean(torch.stack([torch.stack(parts).mean() for parts in found.values()]))
         return dict(zip(found, means, strict=True))
 
     def groups(self, part: Batch) -> list[int]:
@@ -66,8 +66,8 @@ class InParts(DMD):
 
     def draw(self, x: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
         """The rows of this part, of what one process would draw for the whole batch."""
-        processes, parts = self.parallel.processes, self.parallel.parts
-        count = processes.count * parts
+        processes, parts = self.parallel.processes, self.parallel.microbatches
+        count = processes.world_size * parts
         if self.part == 0:
             whole = x.new_empty(()).expand(len(x) * count, *x.shape[1:])
             self.drawn = super().draw(whole, low, high)
@@ -87,12 +87,12 @@ class InParts(DMD):
             return
         processes = self.parallel.processes
         try:
-            check(processes.mean(loss))
+            check(processes.all_mean(loss))
         except NonFiniteError as error:
             good = bool(torch.isfinite(loss))
-            said = [(ok, rank, text) for rank, (ok, text) in enumerate(processes.exchanged((good, str(error))))]
+            said = [(ok, rank, text) for rank, (ok, text) in enumerate(processes.all_gather((good, str(error))))]
             _, rank, text = min(said)
-            raise NonFiniteError(f"{text} (process {rank})" if processes.count > 1 else text) from None
+            raise NonFiniteError(f"{text} (process {rank})" if processes.world_size > 1 else text) from None
 
 
 def note(found: dict[str, list[Tensor]], losses: dict[str, Tensor]) -> None:

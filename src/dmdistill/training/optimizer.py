@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.distributed.data_parallel import UNDIVIDED, Parallel, spread_like, whole
-from dmdistill.training.ema import Average
+from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism, full_tensor, shard_like
+from dmdistill.training.ema import EMA
 
-__all__ = ["Update"]
+__all__ = ["NetworkOptimizer"]
 
 
-class Update:
+class NetworkOptimizer:
     """Takes losses and moves one network: backward, clip, AdamW, schedule, averages.
 
     Args:
@@ -45,17 +45,17 @@ class Update:
         decay: bool = False,
         clip: float = 10.0,
         halflives: Sequence[float] = (),
-        parallel: Parallel = UNDIVIDED,
+        parallel: Parallelism = NOT_PARALLEL,
     ) -> None:
         self.network, self.parallel = network, parallel
         self.losses: list[Tensor] = []  # of the parts so far
         if not any(p.requires_grad for p in network.parameters()):
             raise ValueError("the network has no parameters to train")
-        self.averages: list[Average] = []
+        self.averages: list[EMA] = []
         for halflife in halflives:  # one after the other: no more than one is whole
-            self.averages.append(Average(network, halflife=halflife))
-            parallel.spread(self.averages[-1].network)
-        parallel.spread(network)
+            self.averages.append(EMA(network, halflife=halflife))
+            parallel.shard(self.averages[-1].network)
+        parallel.shard(network)
         for average in self.averages:
             average.follow(network)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
@@ -90,17 +90,17 @@ class Update:
         That is decided on the device and noted in `bad`. Only where it is careful is the device waited for, and
         FloatingPointError raised.
         """
-        parts = self.parallel.parts
+        parts = self.parallel.microbatches
         (loss if parts == 1 else loss / parts).backward()
         self.losses.append(loss.detach())
         if len(self.losses) == parts:
             mean = self.losses[0] if parts == 1 else torch.stack(self.losses).mean()
-            self.move(self.parallel.processes.mean(mean))
+            self.move(self.parallel.processes.all_mean(mean))
 
     def move(self, loss: Tensor) -> None:
         """One update by the gradient there is, which is that of this loss."""
         self.losses = []
-        self.gradient_norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        self.gradient_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
         finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss)
         if self.careful and not finite:
             self.optimiser.zero_grad()
@@ -123,15 +123,15 @@ class Update:
         own = self.weights(network)
         if odd := sorted(weights.keys() ^ own.keys()):
             raise KeyError(f"{len(odd)} names differ from the {self.name}'s, first {odd[0]!r}")
-        network.load_state_dict({name: spread_like(w, own[name]) for name, w in weights.items()}, strict=False)
+        network.load_state_dict({name: shard_like(w, own[name]) for name, w in weights.items()}, strict=False)
 
-    def spread_moments(self, index: int, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    def shard_moments(self, index: int, moments: dict[str, Tensor]) -> dict[str, Tensor]:
         """AdamW's state of a parameter, spread and laid out in memory as the parameter is, which its kernel relies on.
 
         The count of its steps is one number.
         """
         like = self.parameters[index].detach()
-        laid = {name: torch.empty_like(like).copy_(spread_like(one, like)) for name, one in moments.items() if one.ndim}
+        laid = {name: torch.empty_like(like).copy_(shard_like(one, like)) for name, one in moments.items() if one.ndim}
         return moments | laid
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Update:
         self.bad, self.losses = torch.zeros(()), []
         self.optimiser.zero_grad()
         groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
-        moments = {i: self.spread_moments(i, found) for i, found in state["optimiser"]["state"].items()}
+        moments = {i: self.shard_moments(i, found) for i, found in state["optimiser"]["state"].items()}
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         for average, weights in zip(self.averages, state["averages"], strict=True):
             self.load_weights(average.network, weights)

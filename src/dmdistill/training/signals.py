@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["interruption"]
+__all__ = ["interrupt_event"]
 
 
 @contextmanager
-def interruption(*, alone: bool = True) -> Iterator[threading.Event]:
+def interrupt_event(*, alone: bool = True) -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets, so that the step in hand can end. A second Ctrl-C interrupts at once.
 
     alone: False where torchrun passes on what the terminal has already sent: then a second signal says nothing new.

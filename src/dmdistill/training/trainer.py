@@ -15,13 +15,13 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.core.objective import NonFiniteError
-from dmdistill.distributed.data_parallel import Parallel
-from dmdistill.distributed.process_group import ALONE, Processes
-from dmdistill.io.atomic import first_line, on_disk, writing, written_whole
+from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from dmdistill.io.atomic import atomic_write, first_line, flush_to_disk, named_write_errors
 from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
-from dmdistill.training.optimizer import Update
+from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.progress import progress_bar
-from dmdistill.training.signals import interruption
+from dmdistill.training.signals import interrupt_event
 
 __all__ = ["Trainer", "read_metrics"]
 
@@ -46,13 +46,13 @@ class Trainer:
         folder: Path,
         *,
         steps: int,
-        updates: Mapping[str, Update],
+        updates: Mapping[str, NetworkOptimizer],
         rng: torch.Generator,
         log_every: int = 50,
         save_every: int = 500,
         keep: int = 2,
         resume: bool = False,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.folder, self.steps, self.updates, self.rng, self.processes = folder, steps, updates, rng, processes
         self.log_every, self.save_every = log_every, save_every
@@ -63,7 +63,7 @@ class Trainer:
         self.counts: dict[str, int] = {}
         self.checkpoints = Checkpoints(folder, keep=keep)
         self.careful_until = 0 if resume and self.load() else save_every
-        processes.by_first(lambda: truncate_metrics(self.log_file, self.step))
+        processes.on_main(lambda: truncate_metrics(self.log_file, self.step))
 
     @property
     def log_file(self) -> Path:
@@ -77,14 +77,14 @@ class Trainer:
         iterate: returns the step's losses, which are averaged over each log interval.
         hooks: (every so many steps, and after the last; a call whose figures join the log).
         """
-        alone = self.processes.count == 1
-        with interruption(alone=alone) as interrupted, progress_bar(name, self.steps, start=self.step) as show:
+        alone = self.processes.world_size == 1
+        with interrupt_event(alone=alone) as interrupted, progress_bar(name, self.steps, start=self.step) as show:
             try:
                 done = self.go(iterate, hooks, interrupted, show)
             except BaseException:
                 self.checkpoints.settle()
                 raise
-            self.processes.by_first(self.checkpoints.wait)
+            self.processes.on_main(self.checkpoints.wait)
         return done
 
     def go(
@@ -113,7 +113,7 @@ class Trainer:
                 means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
                 moved = {name: update for name, update in self.updates.items() if update.count}
                 norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
-                self.processes.by_first(partial(self.log, means | norms | row))
+                self.processes.on_main(partial(self.log, means | norms | row))
                 self.sums, self.counts = {}, {}
                 show(self.step, means)
             if saves or stops:
@@ -124,9 +124,9 @@ class Trainer:
 
     def agree(self, interrupted: Event) -> bool:
         """Whether a process was told to stop: then all do, after the same step. OSError where a save has failed."""
-        news = self.processes.most(2 if self.checkpoints.failed else int(interrupted.is_set()))
+        news = self.processes.all_max(2 if self.checkpoints.failed else int(interrupted.is_set()))
         if news == 2:
-            self.processes.by_first(self.checkpoints.wait)
+            self.processes.on_main(self.checkpoints.wait)
         return news == 1
 
     def advance(self, iterate: Callable[[int], Mapping[str, Tensor]]) -> None:
@@ -165,18 +165,18 @@ class Trainer:
         self.say(f"not all was finite in the steps before {self.step}: going back to the last checkpoint to see where")
         if not self.load():
             raise NonFiniteError(f"step {self.step} or shortly before: not all is finite, and no checkpoint is left")
-        self.processes.by_first(lambda: truncate_metrics(self.log_file, self.step))
+        self.processes.on_main(lambda: truncate_metrics(self.log_file, self.step))
         self.began = time.perf_counter() - self.seconds
 
     def log(self, row: Mapping[str, float]) -> None:
-        with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
+        with named_write_errors(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
         if self.logger is not None:
             self.logger.figures(self.step, row)
 
     def save(self) -> None:
         """Write checkpoints/step-N.pt, once the disk has the log up to here: it is not written again."""
-        on_disk(self.log_file)
+        flush_to_disk(self.log_file)
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -185,8 +185,8 @@ class Trainer:
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
         }
-        state = of_tensors(Parallel(self.processes).gathered, state)
-        self.processes.by_first(lambda: self.checkpoints.write(self.step, state))
+        state = of_tensors(Parallelism(self.processes).full_tensor, state)
+        self.processes.on_main(lambda: self.checkpoints.write(self.step, state))
 
     def load(self) -> bool:
         """Go back to the newest checkpoint; False where there is none. ValueError where it is another run's."""
@@ -214,7 +214,7 @@ class Trainer:
                 found.append(newest)
             return newest[0] if newest else None
 
-        file = self.processes.by_first(find)
+        file = self.processes.on_main(find)
         if file is None:
             return None
         return found[0] if found else (file, read(file))
@@ -246,5 +246,5 @@ def read_row(line: bytes, where: str) -> dict[str, float]:
 def truncate_metrics(file: Path, step: int) -> None:
     """Drop the rows after `step`: a resumed run writes them again."""
     rows = [row for row in read_metrics(file.parent) if row["step"] <= step]
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

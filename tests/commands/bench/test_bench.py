@@ -10,11 +10,11 @@ from torch import nn
 
 from dmdistill.commands.bench import command as benching
 from dmdistill.commands.bench.command import models_of
-from dmdistill.commands.bench.compare import Contestant, bare_work, compare, compiled, peak_memory
-from dmdistill.commands.bench.config import Bench
+from dmdistill.commands.bench.compare import Candidate, bare_work, compare, compiled, peak_memory
+from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import Spread, best_batch, clock_on, in_rounds
 from dmdistill.commands.cli import main
-from dmdistill.commands.options import Solver as Ode
+from dmdistill.commands.options import SolverOptions as Ode
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import Flow
 from dmdistill.data.conditions import LabelSpace
@@ -167,7 +167,7 @@ def slow(kind, clock, **fields):
 
 def test_every_figure_of_a_comparison_on_a_fake_clock():
     clock = FakeTime()
-    pair = [Contestant(slow(Teacher, clock, steps=4)), Contestant(slow(Student, clock))]
+    pair = [Candidate(slow(Teacher, clock, steps=4)), Candidate(slow(Student, clock))]
     report = compare(pair, clock, repeats=2, most=8)
     assert report["tried"]["student"] == pytest.approx({b: (11.1 + b) / b for b in (1, 2, 4, 8)})
     for row, evaluations in zip(report["rows"], (7, 1, 7, 1), strict=True):  # Heun's four steps ask seven times
@@ -183,8 +183,8 @@ def test_every_figure_of_a_comparison_on_a_fake_clock():
 
 def test_the_bare_work_of_guidance_has_both_branches_and_that_of_latents_their_decoding():
     clock = FakeTime()
-    teacher = slow(Teacher, clock, solver="ddim", steps=5, guidance=2.0, codec=SlowCodec(clock))
-    work = bare_work(teacher, Contestant(teacher).draws(3))
+    teacher = slow(Teacher, clock, solver="ddim", steps=5, guidance=2.0, autoencoder=SlowCodec(clock))
+    work = bare_work(teacher, Candidate(teacher).draws(3))
     assert work is not None
     before = clock.now
     work()
@@ -195,7 +195,7 @@ def test_the_bare_work_of_guidance_has_both_branches_and_that_of_latents_their_d
 @pytest.mark.parametrize("precision", [torch.bfloat16, None])
 def test_the_bare_network_computes_in_the_precision_of_the_model(precision):
     student = slow(Student, FakeTime()).to(torch.device("cpu"), precision)
-    draw = Contestant(student).draws(2)
+    draw = Candidate(student).draws(2)
     work = bare_work(student, draw)
     student.network.precisions.clear()
     draw()
@@ -231,7 +231,7 @@ def test_memory_is_of_the_model_and_its_work_alone(monkeypatch):
 
 def test_a_denoiser_without_a_network_has_no_overhead():
     teacher = Teacher(name="ring", denoiser=ring(), shape=(2,), conditions=LabelSpace(tuple("abcdefgh")), steps=2)
-    assert bare_work(teacher, Contestant(teacher).draws(2)) is None
+    assert bare_work(teacher, Candidate(teacher).draws(2)) is None
 
 
 def test_a_compiled_model_shares_its_weights_and_leaves_the_eager_one_alone(monkeypatch):
@@ -252,7 +252,7 @@ def test_a_compiled_model_shares_its_weights_and_leaves_the_eager_one_alone(monk
     twin = compiled(student)
     assert student.network is network
     assert next(twin.model.network.parameters()) is network.scale
-    rows = compare([Contestant(student), twin], clock, repeats=1, most=1)["rows"]
+    rows = compare([Candidate(student), twin], clock, repeats=1, most=1)["rows"]
     assert [row["way"] for row in rows] == ["eager", "compiled"] * 2
     assert [row["times_faster"] for row in rows] == pytest.approx([1, 12.1 / 8.1] * 2)
     assert rows[1]["overhead"] == pytest.approx(1.1 / 7)  # over the compiled network
@@ -314,14 +314,14 @@ def test_the_command_writes_what_it_returns_and_prints(student, tmp_path, capsys
 
 
 def test_the_teacher_is_sampled_as_for_the_pairs_unless_told_otherwise(student, tiny_teacher):
-    teacher, one = models_of(Bench(str(student)))
+    teacher, one = models_of(BenchConfig(str(student)))
     assert isinstance(teacher, Teacher)
     assert (teacher.name, teacher.solver, teacher.steps, teacher.guidance) == ("tiny", "ddim", 2, 3.0)
     assert (one.name, one.evaluations) == ("tiny-student", 1)
-    teacher, _ = models_of(Bench(str(student), ode=Ode(solver_steps=5)))
+    teacher, _ = models_of(BenchConfig(str(student), ode=Ode(solver_steps=5)))
     assert isinstance(teacher, Teacher)
     assert (teacher.solver, teacher.steps, teacher.evaluations) == ("ddim", 5, 10)
-    (alone,) = models_of(Bench(str(tiny_teacher)))
+    (alone,) = models_of(BenchConfig(str(tiny_teacher)))
     assert (alone.name, alone.evaluations) == ("tiny", load_teacher(str(tiny_teacher)).evaluations)
 
 
@@ -342,7 +342,7 @@ def test_what_cannot_be_is_said(student, tiny_teacher, line_of):
     write_json(student / "config.json", config | {"distilled": {"teacher": str(tiny_teacher), "ode": {"stpes": 1}}})
     assert "no setting 'stpes'" in line_of("bench", student)
     write_json(student / "config.json", config | {"distilled": None})
-    assert len(models_of(Bench(str(student), teacher=str(tiny_teacher)))) == 2
+    assert len(models_of(BenchConfig(str(student), teacher=str(tiny_teacher)))) == 2
 
 
 def test_a_pipeline_is_told_a_prompt_and_decodes(tiny_pipeline, tmp_path, monkeypatch):

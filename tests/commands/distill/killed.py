@@ -22,17 +22,17 @@ import torch
 import torch._dynamo  # which optimisers load, and every life anew
 
 from dmdistill.commands.distill import command as distilling
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")  # of Python's audit: all that touches a file
 KINDS = ("event", "time", "step")
 
 
-def settings(teacher: str, out: Path) -> Distill:
+def settings(teacher: str, out: Path) -> DistillConfig:
     """Pairs, six steps, three checkpoints, images, figures and the best state on the way."""
-    return Distill(
+    return DistillConfig(
         teacher=teacher,
         out=out,
         pair_count=9,
@@ -48,12 +48,12 @@ def settings(teacher: str, out: Path) -> Distill:
         report_images=4,
         save_every=2,
         lr=0.02,
-        ode=Solver(solver_steps=2),
-        machine=Machine(device="cpu", precision="fp32", threads=1),
+        ode=SolverOptions(solver_steps=2),
+        compute=ComputeOptions(device="cpu", precision="fp32", threads=1),
     )
 
 
-def live(config: Distill, before: Callable[[], None]) -> tuple[int, float]:
+def live(config: DistillConfig, before: Callable[[], None]) -> tuple[int, float]:
     """In a fork: begin the run, or go on with it, as a user would.
 
     Returns the signal that ended it, 0 where it was done, and its CPU seconds.
@@ -118,7 +118,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(weights + told.encode()).hexdigest()
 
 
-def counted(config: Distill) -> tuple[int, float]:
+def counted(config: DistillConfig) -> tuple[int, float]:
     """A run left alone: how often it touches a file, and its CPU seconds."""
     reading, writing = os.pipe()
 
@@ -135,7 +135,7 @@ def counted(config: Distill) -> tuple[int, float]:
     return len(os.read(reading, 1 << 20)), seconds
 
 
-def kill(config: Distill, kind: str, moment: float, life: tuple[int, float]) -> str:
+def kill(config: DistillConfig, kind: str, moment: float, life: tuple[int, float]) -> str:
     """At a touch of a file, at a time, or in a step. What, where, and the signal it ended by, 0 where it was done."""
     events, seconds = life
     before = {

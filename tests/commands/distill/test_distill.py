@@ -18,36 +18,36 @@ from safetensors.torch import load_file
 from dmdistill.commands.classifier.command import batches
 from dmdistill.commands.distill import command as distilling
 from dmdistill.commands.distill import setup as making
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.monitor import Watch
 from dmdistill.commands.distill.report import draw_curves
 from dmdistill.commands.evaluate import command as evaluating
 from dmdistill.commands.evaluate.command import evaluate
-from dmdistill.commands.evaluate.config import Evaluate
-from dmdistill.commands.evaluate.generated_images import draw
+from dmdistill.commands.evaluate.config import EvaluateConfig
+from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.info.command import info
-from dmdistill.commands.info.config import Info
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.info.config import InfoConfig
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.pairs.command import pairs
-from dmdistill.commands.pairs.config import MakePairs
+from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import overlay, parse_toml
 from dmdistill.commands.sample.command import sample
-from dmdistill.commands.sample.config import Sample
+from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach import command as teaching
-from dmdistill.commands.teach.config import Network, Teach
+from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
 from dmdistill.core.generators import Generator
 from dmdistill.data.fashion_mnist import load_fashion_mnist
-from dmdistill.data.images import to_bytes
-from dmdistill.data.pairs import Pairs
-from dmdistill.distributed.data_parallel import Parallel
-from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.data.images import to_uint8
+from dmdistill.data.pairs import PairDataset
+from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.frechet import gather
 from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
 from dmdistill.training.trainer import read_metrics
 
-MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 ADAPTERS = {"lora_student": 2, "lora_fake": 2}
 
 
@@ -72,7 +72,7 @@ def settings(tiny_teacher, tmp_path):
     def build(name="run", **changes):
         if ADAPTERS.keys() & changes.keys():
             pytest.importorskip("peft")
-        base = Distill(
+        base = DistillConfig(
             teacher=str(tiny_teacher),
             out=tmp_path / name,
             pair_count=12,
@@ -86,8 +86,8 @@ def settings(tiny_teacher, tmp_path):
             evaluate_every=3,
             report_images=8,
             save_every=4,
-            ode=Solver(solver_steps=3),
-            machine=MACHINE,
+            ode=SolverOptions(solver_steps=3),
+            compute=MACHINE,
         )
         return dataclasses.replace(base, **changes)
 
@@ -154,8 +154,8 @@ def test_interrupted_while_pairs_are_made_it_can_be_resumed(settings, monkeypatc
         {"lambda_reg": 0.0},
         {"match": False},
         {"fake_steps": 3},
-        {"ode": Solver(solver_steps=2, guidance=2.0)},
-        {"ode": Solver(solver="ddim", solver_steps=2)},
+        {"ode": SolverOptions(solver_steps=2, guidance=2.0)},
+        {"ode": SolverOptions(solver="ddim", solver_steps=2)},
         {"lambda_end": 0.0, "decay": False},
         {"match_pairs": True, "fake_steps": 2},
         {"lambda_reg": 0.0, "match_from": 0.5},
@@ -165,7 +165,7 @@ def test_interrupted_while_pairs_are_made_it_can_be_resumed(settings, monkeypatc
     ids=lambda changes: "-".join(changes),
 )
 def test_every_variant_runs(changes, settings):
-    config = settings(**({"ode": Solver(solver_steps=2)} | changes))
+    config = settings(**({"ode": SolverOptions(solver_steps=2)} | changes))
     student = distilling.distill(config)
     rows = read_metrics(config.out)
     losses = {key for row in rows for key in row if key.startswith("loss_")}
@@ -270,7 +270,7 @@ def test_a_student_of_adapters_is_stored_as_these_and_loads_with_its_teacher(
     torch.testing.assert_close(loaded.images(z, cond), made.images(z, cond), rtol=1e-5, atol=1e-5)
     start = Generator(load_teacher(str(tiny_teacher)).denoiser)(z, cond)
     assert (loaded.images(z, cond) - start).abs().max() > 1e-3
-    drawn = sample(Sample(str(config.out), out=tmp_path / "x.png", count=3, machine=MACHINE))
+    drawn = sample(SampleConfig(str(config.out), out=tmp_path / "x.png", count=3, compute=MACHINE))
     assert torch.isfinite(drawn).all()
 
 
@@ -319,7 +319,7 @@ def test_checkpointing_changes_no_student(changes, settings):
 
 def test_a_run_leaves_what_it_promises(settings, tiny_teacher, pictures):
     before = (tiny_teacher / "model.safetensors").read_bytes()
-    config = settings(ode=Solver(), pair_count=8)
+    config = settings(ode=SolverOptions(), pair_count=8)
     student = distilling.distill(config)
     assert (tiny_teacher / "model.safetensors").read_bytes() == before
     assert (student.name, student.evaluations, student.config["kind"]) == ("tiny-student", 1, "student")
@@ -329,7 +329,7 @@ def test_a_run_leaves_what_it_promises(settings, tiny_teacher, pictures):
     }
     assert sorted(file.name for file in (config.out / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
     text = (config.out / "config.toml").read_text()
-    assert overlay(Distill(), parse_toml(text, "config.toml"), "") == config
+    assert overlay(DistillConfig(), parse_toml(text, "config.toml"), "") == config
 
     report = json.loads((config.out / "report.json").read_text())
     assert [report[who]["evaluations_per_image"] for who in ("teacher", "student")] == [35, 1]
@@ -368,14 +368,14 @@ def test_the_student_is_the_generator_of_the_longest_average(settings, tmp_path,
     for name, tensor in student.denoiser.state_dict().items():
         assert torch.equal(tensor, average[name])
 
-    drawn = sample(Sample(str(config.out), out=tmp_path / "x.png", count=7, columns=4, machine=MACHINE))
+    drawn = sample(SampleConfig(str(config.out), out=tmp_path / "x.png", count=7, columns=4, compute=MACHINE))
     z, _ = student.noise(7, rng=rng)
     teacher.denoiser.load_state_dict(average)
     expected = Generator(teacher.denoiser)(z, teacher.conditions.select(torch.arange(7)))
     torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
     with Image.open(tmp_path / "x.png") as picture:
         first = np.array(picture)[0:16:2, 0:16:2]
-    assert np.array_equal(first, to_bytes(drawn[0, 0]).numpy())
+    assert np.array_equal(first, to_uint8(drawn[0, 0]).numpy())
 
 
 def test_a_step_towards_the_pairs_is_made(settings):
@@ -383,7 +383,7 @@ def test_a_step_towards_the_pairs_is_made(settings):
     config = settings(match=False, steps=250, pair_count=64, batch_reg=32, lr=3e-3, log_every=50, sample_every=300)
     config = dataclasses.replace(config, evaluate_every=300, save_every=300, halflives=(5.0,))
     student = distilling.distill(config)
-    z, y, index = Pairs(config.out / "pairs")[range(64)]
+    z, y, index = PairDataset(config.out / "pairs")[range(64)]
     cond = student.condition(index)
     start = Generator(load_teacher(config.teacher).denoiser)(z, cond)
     after, before = ((x - y).abs().mean() for x in (student.images(z, cond), start))
@@ -392,8 +392,12 @@ def test_a_step_towards_the_pairs_is_made(settings):
 
 def test_pairs_made_before_give_the_student_of_pairs_made_within(settings, tiny_teacher, tmp_path):
     made = pairs(
-        MakePairs(
-            teacher=str(tiny_teacher), out=tmp_path / "pairs", count=12, ode=Solver(solver_steps=3), machine=MACHINE
+        PairsConfig(
+            teacher=str(tiny_teacher),
+            out=tmp_path / "pairs",
+            count=12,
+            ode=SolverOptions(solver_steps=3),
+            compute=MACHINE,
         )
     )
     assert len(made) == 12
@@ -407,9 +411,9 @@ def test_pairs_made_before_give_the_student_of_pairs_made_within(settings, tiny_
 def test_a_network_to_be_sharded_is_on_the_device_while_it_draws(settings, monkeypatch):
     """As the pairs are made, and for the report; from the start until then, and in between, it is at home."""
     places, to = [], Teacher.to
-    monkeypatch.setattr(Parallel, "sharded", True)
-    monkeypatch.setattr(Parallel, "spread", lambda *_: None)
-    monkeypatch.setattr(Parallel, "called", lambda _, network: network)
+    monkeypatch.setattr(Parallelism, "sharded", True)
+    monkeypatch.setattr(Parallelism, "spread", lambda *_: None)
+    monkeypatch.setattr(Parallelism, "called", lambda _, network: network)
 
     def told(self, device, precision=None, *, home=None):
         places.append("device" if home is None else "home")
@@ -430,17 +434,17 @@ def test_a_network_to_be_sharded_is_on_the_device_while_it_draws(settings, monke
 @pytest.fixture
 def lesson(idx_folder, tmp_path):
     def build(name="teaching", **changes):
-        base = Teach(
+        base = TeachConfig(
             data=idx_folder,
             out=tmp_path / name,
-            network=Network(model_channels=16, channel_mult=(1,), num_blocks=1),
+            network=NetworkOptions(model_channels=16, channel_mult=(1,), num_blocks=1),
             steps=6,
             batch=4,
             warmup=2,
             halflife=2.0,
             log_every=2,
             save_every=4,
-            machine=MACHINE,
+            compute=MACHINE,
         )
         return dataclasses.replace(base, **changes)
 
@@ -464,20 +468,20 @@ def test_teaching_writes_a_teacher_and_resumes_bit_for_bit(lesson, terminated, r
     assert figures(whole.out) == figures(stopped.out)
 
 
-def test_a_judge_opens_with_the_statistics_of_its_images(judge, idx_folder):
-    opened, data = load_judge(str(judge), torch.device("cpu")), load_fashion_mnist(idx_folder)
+def test_a_judge_opens_with_the_statistics_of_its_images(feature_extractor, idx_folder):
+    opened, data = load_classifier_features(str(feature_extractor), torch.device("cpu")), load_fashion_mnist(idx_folder)
     again = gather(opened.classifier.features, batches(data, torch.device("cpu")))
     assert opened.reference.count == again.count == 200
     torch.testing.assert_close(opened.reference.mean, again.mean)
     torch.testing.assert_close(opened.reference.covariance, again.covariance)
     assert opened.distance(batches(data, torch.device("cpu"))) == pytest.approx(0, abs=1e-6)
-    held = json.loads((judge / "config.json").read_text())
+    held = json.loads((feature_extractor / "config.json").read_text())
     test_images = batches(load_fashion_mnist(idx_folder, train=False), torch.device("cpu"))
     assert held["frechet_test_images"] == pytest.approx(opened.distance(test_images), rel=1e-4)
     assert 0 <= held["accuracy"] <= 1
 
 
-def test_a_judge_measures_a_run_and_picks_the_best_state(judge, judged, settings):
+def test_a_judge_measures_a_run_and_picks_the_best_state(feature_extractor, judged, settings):
     config = settings(teacher=judged, evaluate_images=40, lr=0.02)
     student = distilling.distill(config)
     found = {(row["step"], key): row[key] for row in read_metrics(config.out) for key in row if "frechet" in key}
@@ -485,14 +489,14 @@ def test_a_judge_measures_a_run_and_picks_the_best_state(judge, judged, settings
     told = student.config["distilled"]
     assert (told["step"], f"frechet_{told['average']}") == (step, key)
     assert step < 6, "a run that is best at its end shows nothing here"
-    drawn = draw(student, 40, batch=7, seed=config.seed + 2)
-    opened = load_judge(str(judge), torch.device("cpu"))
+    drawn = generate_images(student, 40, batch=7, seed=config.seed + 2)
+    opened = load_classifier_features(str(feature_extractor), torch.device("cpu"))
     assert opened.distance(drawn) == pytest.approx(found[step, key], rel=1e-4)
     report = json.loads((config.out / "report.json").read_text())
     name = f"frechet_{opened.name}"
     assert all(math.isfinite(report[who]["metrics"][name]) for who in ("teacher", "student"))
 
-    again = evaluate(Evaluate(str(config.out), images=8, batch=500, seed=config.seed + 3, machine=MACHINE))
+    again = evaluate(EvaluateConfig(str(config.out), images=8, batch=500, seed=config.seed + 3, compute=MACHINE))
     assert again["metrics"][name] == pytest.approx(report["student"]["metrics"][name], rel=1e-6)
 
     last = distilling.distill(dataclasses.replace(config, out=config.out.with_name("last"), keep="last"))
@@ -525,26 +529,26 @@ def test_a_judged_run_is_resumed_to_the_same_student(stop, judged, settings, mon
 
 
 def test_evaluate_writes_what_it_returns(tiny_teacher, tmp_path):
-    report = evaluate(Evaluate(str(tiny_teacher), images=4, json=tmp_path / "x.json", machine=MACHINE))
+    report = evaluate(EvaluateConfig(str(tiny_teacher), images=4, json=tmp_path / "x.json", compute=MACHINE))
     assert json.loads((tmp_path / "x.json").read_text()) == report
     assert (report["model"], report["evaluations_per_image"], report["images"]) == ("tiny", 35, 0)
     assert report["metrics"] == {}, "it has no judge: no image was drawn"
 
 
 def test_info_says_what_and_where(settings, tiny_teacher, capsys):
-    info(Info(str(tiny_teacher)))
+    info(InfoConfig(str(tiny_teacher)))
     told = capsys.readouterr().out
     assert all(word in told for word in ("tiny, a teacher", "SongUNet", "1 x 8 x 8", "35", "MIT"))
     config = settings(lambda_reg=0.0)
     distilling.distill(config)
     capsys.readouterr()
-    info(Info(str(config.out)))
+    info(InfoConfig(str(config.out)))
     told = capsys.readouterr().out
     assert all(word in told for word in ("tiny-student, a student", "loss_kl", "step", "6"))
 
 
 def test_samples_have_the_labels_asked_for(tiny_teacher, tmp_path):
-    drawn = sample(Sample(str(tiny_teacher), out=tmp_path / "x.png", count=5, labels=(7, 2), machine=MACHINE))
+    drawn = sample(SampleConfig(str(tiny_teacher), out=tmp_path / "x.png", count=5, labels=(7, 2), compute=MACHINE))
     teacher = load_teacher(str(tiny_teacher))
     z, _ = teacher.noise(5, rng=torch.Generator().manual_seed(0))
     expected = teacher.images(z, teacher.conditions.select(torch.tensor([7, 2, 7, 2, 7])))
@@ -559,7 +563,7 @@ def test_lpips_is_the_distance_where_its_weights_are_given(side, settings):
     config = settings(steps=2, batch_reg=1, pair_count=2, match=False, lpips_weights=weights, lpips_side=side)
     distilling.distill(config)
     lpips = load_lpips(weights, resize=side)
-    teacher, pairs = load_teacher(config.teacher), Pairs(config.out / "pairs")
+    teacher, pairs = load_teacher(config.teacher), PairDataset(config.out / "pairs")
 
     def distance(step):
         z, y, index = pairs.batch(step, 1)

@@ -18,15 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.distill import command as distilling
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.presets import with_run
-from dmdistill.data.pairs import Pairs, make_pairs
+from dmdistill.data.pairs import PairDataset, make_pairs
 from dmdistill.models.load import load_teacher
 from dmdistill.training.trainer import read_metrics
 
-MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def settings(tiny_teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def build(name):
-        return Distill(
+        return DistillConfig(
             teacher=str(tiny_teacher),
             out=folder / name,
             pair_count=6,
@@ -58,8 +58,8 @@ def settings(tiny_teacher, tmp_path_factory):
             evaluate_every=3,
             report_images=4,
             save_every=2,
-            ode=Solver(solver_steps=2),
-            machine=MACHINE,
+            ode=SolverOptions(solver_steps=2),
+            compute=MACHINE,
         )
 
     return build
@@ -190,7 +190,7 @@ def test_a_read_only_run_is_refused_in_a_line(settings, whole, read_only, monkey
 
 def test_finished_pairs_in_a_read_only_folder_are_opened(settings, whole, read_only):
     folder = read_only(settings("whole").out)
-    made = Pairs(folder / "pairs")
+    made = PairDataset(folder / "pairs")
     again = make_pairs(folder / "pairs", made.settings, draw=None, generate=None, batch=2, device=torch.device("cpu"))
     assert torch.equal(again[range(6)][1], made[range(6)][1])
 
@@ -209,7 +209,7 @@ def done(judged, settings):
 def resumed(folder):
     """As by `dmdistill distill --resume`: the bytes of the student, or the line that says why there is none."""
     try:
-        distilling.distill(with_run(Distill(), folder))
+        distilling.distill(with_run(DistillConfig(), folder))
     except (ValueError, OSError) as error:
         return str(error)
     return student_of(folder)

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from dmdistill.commands.distill.command import distill
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.pairs.command import pairs
-from dmdistill.commands.pairs.config import MakePairs
+from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.training.trainer import read_metrics
 from helpers.process_group_tests import together
 
-MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 KINDS = {
     "plain": {},
     "pairs matched, three updates of the fake score": {"match_pairs": True, "fake_steps": 3},
@@ -35,7 +35,7 @@ KINDS = {
 def settings(tiny_teacher, tmp_path_factory):
     """A distillation of four steps, each logged."""
     folder = tmp_path_factory.mktemp("runs")
-    plain = Distill(
+    plain = DistillConfig(
         teacher=str(tiny_teacher),
         pair_count=20,
         steps=4,
@@ -48,8 +48,8 @@ def settings(tiny_teacher, tmp_path_factory):
         report_images=0,
         save_every=2,
         clip=0.5,
-        ode=Solver(solver_steps=2),
-        machine=MACHINE,
+        ode=SolverOptions(solver_steps=2),
+        compute=MACHINE,
     )
     return lambda name, **changes: dataclasses.replace(plain, out=folder / name, **changes)
 
@@ -181,11 +181,11 @@ def test_a_run_goes_on_with_any_number_of_processes(settings, whole):
 def test_all_draw_what_is_measured_on_the_way(tmp_path, tiny_teacher):
     """The same Frechet distance by two processes as by one, the same best state, one file of it."""
     teacher = load_teacher(str(tiny_teacher))
-    teacher.config["judge"] = "fashion-classifier"
+    teacher.config["feature_extractor"] = "fashion-classifier"
     save_model(tmp_path / "judged", teacher, card="")
     found, first = [], []
     for processes, strategy in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
-        config = Distill(
+        config = DistillConfig(
             teacher=str(tmp_path / "judged"),
             out=tmp_path / f"{processes}-{strategy}",
             strategy=strategy,
@@ -198,7 +198,7 @@ def test_all_draw_what_is_measured_on_the_way(tmp_path, tiny_teacher):
             evaluate_every=1,
             evaluate_images=520,  # of which 500 are drawn at once
             report_images=0,
-            machine=MACHINE,
+            compute=MACHINE,
         )
         together(processes, run, config)
         figures = [row["frechet_ema2"] for row in read_metrics(config.out)]
@@ -294,8 +294,8 @@ def make_some(config):
 
 def test_pairs_are_made_by_all(tiny_teacher, tmp_path):
     """Each shard by one process, byte for byte the same as by one alone."""
-    config = MakePairs(teacher=str(tiny_teacher), count=11, shard_size=2, batch=3, machine=MACHINE)
-    config = dataclasses.replace(config, ode=Solver(solver_steps=2))
+    config = PairsConfig(teacher=str(tiny_teacher), count=11, shard_size=2, batch=3, compute=MACHINE)
+    config = dataclasses.replace(config, ode=SolverOptions(solver_steps=2))
     make_some(dataclasses.replace(config, out=tmp_path / "one"))
     (first, printed), (second, silent) = together(2, make_some, dataclasses.replace(config, out=tmp_path / "two"))
     assert (first, second, silent) == (11, 11, "")

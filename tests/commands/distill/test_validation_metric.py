@@ -11,21 +11,21 @@ from PIL import Image
 
 from dmdistill.commands.distill import command as distilling
 from dmdistill.commands.distill import validation_metric as judging
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.distill.validation_metric import judge_of
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.command import evaluate
-from dmdistill.commands.evaluate.config import Evaluate
-from dmdistill.commands.evaluate.generated_images import draw
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.evaluate.config import EvaluateConfig
+from dmdistill.commands.evaluate.generated_images import generate_images
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.data.image_sources import open_images
-from dmdistill.data.images import to_floats
-from dmdistill.distributed.process_group import ALONE
+from dmdistill.data.images import from_uint8
+from dmdistill.distributed.process_group import SINGLE_PROCESS
 from dmdistill.metrics.frechet import frechet_distance, gather
 from dmdistill.models.load import load_teacher
 from dmdistill.training.trainer import read_metrics
 
-HERE = {"device": torch.device("cpu"), "processes": ALONE}
-MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+HERE = {"device": torch.device("cpu"), "processes": SINGLE_PROCESS}
+MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 
 
 class Quarters:
@@ -55,7 +55,7 @@ def real(tmp_path, rng):
 
 @pytest.fixture
 def config(tiny_teacher, tmp_path, real):
-    return Distill(
+    return DistillConfig(
         teacher=str(tiny_teacher),
         out=tmp_path / "run",
         reference=real,
@@ -71,8 +71,8 @@ def config(tiny_teacher, tmp_path, real):
         evaluate_images=20,
         report_images=0,
         save_every=4,
-        ode=Solver(solver_steps=3),
-        machine=MACHINE,
+        ode=SolverOptions(solver_steps=3),
+        compute=MACHINE,
     )
 
 
@@ -84,7 +84,7 @@ def test_the_best_state_by_fid_becomes_the_student(config, quarters):
     key = (told["step"], f"frechet_{told['average']}")
     assert found[key] == min(found.values())
     reference = gather(Quarters(), [open_images(config.reference).images(range(30))])
-    [drawn] = draw(student, 20, batch=20, seed=config.seed + 2)
+    [drawn] = generate_images(student, 20, batch=20, seed=config.seed + 2)
     own = gather(Quarters(), [((drawn + 1) * 127.5).round().clamp(0, 255)])
     assert found[key] == pytest.approx(frechet_distance(own, reference), rel=1e-4)
 
@@ -92,19 +92,19 @@ def test_the_best_state_by_fid_becomes_the_student(config, quarters):
 def test_what_was_seen_of_the_images_is_kept(config, quarters, monkeypatch):
     teacher, said = load_teacher(config.teacher), []
     for _ in range(2):
-        judge = judge_of(config.reference, teacher, **HERE, say=said.append)
+        feature_extractor = load_validation_metric(config.reference, teacher, **HERE, say=said.append)
     assert [("looked at before" in line) for line in said] == [True]
     images = open_images(config.reference).images(range(30))
-    assert frechet_distance(gather(judge.features, map(to_floats, images.split(11))), judge.reference) == pytest.approx(
-        0, abs=1e-6
-    )
+    assert frechet_distance(
+        gather(feature_extractor.features, map(from_uint8, images.split(11))), feature_extractor.reference
+    ) == pytest.approx(0, abs=1e-6)
 
 
 def test_without_a_reference_the_teachers_judge_compares(tiny_teacher):
     teacher = load_teacher(str(tiny_teacher))
-    assert judge_of(None, teacher, **HERE, say=print) is None
-    named = dataclasses.replace(teacher, judge="fashion-classifier")
-    assert judge_of(None, named, **HERE, say=print).name == "fashion-classifier"
+    assert load_validation_metric(None, teacher, **HERE, say=print) is None
+    named = dataclasses.replace(teacher, feature_extractor="fashion-classifier")
+    assert load_validation_metric(None, named, **HERE, say=print).name == "fashion-classifier"
 
 
 def test_images_of_another_shape_are_refused_before_the_run_begins(config, quarters, idx_folder):
@@ -116,8 +116,10 @@ def test_images_of_another_shape_are_refused_before_the_run_begins(config, quart
 def test_statistics_of_edm_will_do(quarters, tiny_teacher, tmp_path):
     seen = gather(Quarters(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)])
     np.savez(tmp_path / "x.npz", mu=seen.mean.numpy(), sigma=seen.covariance.numpy())
-    judge = judge_of(str(tmp_path / "x.npz"), load_teacher(str(tiny_teacher)), **HERE, say=print)
-    assert frechet_distance(judge.reference, seen) == pytest.approx(0, abs=1e-6)
+    feature_extractor = load_validation_metric(
+        str(tmp_path / "x.npz"), load_teacher(str(tiny_teacher)), **HERE, say=print
+    )
+    assert frechet_distance(feature_extractor.reference, seen) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -139,5 +141,7 @@ def test_fid_on_the_way_is_the_fid_of_evaluate(config, monkeypatch, tmp_path):
     few = dataclasses.replace(config, halflives=(1.0,), evaluate_every=6)
     distilling.distill(few)
     [found] = [row["frechet_ema1"] for row in read_metrics(few.out) if "frechet_ema1" in row]
-    again = evaluate(Evaluate(str(few.out), images=20, reference=few.reference, seed=few.seed + 2, machine=MACHINE))
+    again = evaluate(
+        EvaluateConfig(str(few.out), images=20, reference=few.reference, seed=few.seed + 2, compute=MACHINE)
+    )
     assert found == pytest.approx(again["metrics"]["fid"], rel=1e-4)

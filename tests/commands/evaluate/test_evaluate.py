@@ -17,17 +17,17 @@ from dmdistill.commands.evaluate import command as evaluating
 from dmdistill.commands.evaluate import compute as figures
 from dmdistill.commands.evaluate import partial_results as looking
 from dmdistill.commands.evaluate.command import evaluate
-from dmdistill.commands.evaluate.config import Evaluate
-from dmdistill.commands.evaluate.feature_extraction import FeatureLook, look_at
-from dmdistill.commands.options import Machine
+from dmdistill.commands.evaluate.config import EvaluateConfig
+from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction, extract_features
+from dmdistill.commands.options import ComputeOptions
 from dmdistill.data.image_sources import open_images
-from dmdistill.data.images import to_floats
-from dmdistill.distributed.process_group import Processes
+from dmdistill.data.images import from_uint8
+from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.frechet import frechet_distance, gather
 from helpers.tiny_models import student_of
 
-MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 ALL = "fid,kid,precision,recall,density,coverage,is"
 
@@ -45,7 +45,7 @@ class Eye:
 
     def __call__(self, images):
         self.looked += len(images)
-        return (self.pool(to_floats(images).mean(1, keepdim=True)).flatten(1) @ self.weight).tanh()
+        return (self.pool(from_uint8(images).mean(1, keepdim=True)).flatten(1) @ self.weight).tanh()
 
     def classify(self, images):
         features = self(images)
@@ -90,7 +90,7 @@ def photos(tmp_path):
 
 
 def run(model, reference=None, **settings):
-    return evaluate(Evaluate(str(model), reference=reference and str(reference), machine=MACHINE, **settings))
+    return evaluate(EvaluateConfig(str(model), reference=reference and str(reference), compute=MACHINE, **settings))
 
 
 def test_batches_change_no_digit(student, photos, eye):
@@ -121,7 +121,7 @@ def processes(count, *arguments):
 def test_processes_change_no_digit(student, photos, tmp_path, monkeypatch):
     """Two draw and look at shares of both sets, and the first alone speaks."""
     metrics = "frechet,kid,precision,recall,density,coverage"
-    settings = {"metrics": metrics, "judge": "fashion-classifier", "images": 100, "batch": 7}
+    settings = {"metrics": metrics, "feature_extractor": "fashion-classifier", "images": 100, "batch": 7}
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     told = ["--reference", photos, "--json", tmp_path / "two.json", *CPU]
     (out, _, code), (nothing, _, other) = processes(2, "evaluate", student, *flags, *told)
@@ -139,14 +139,14 @@ def test_shares_of_processes_add_up_to_the_whole(photos):
     source = open_images(str(photos))
 
     def seen(share):
-        look = FeatureLook(Eye(), keep=True, classes=True)
-        return look_at(source, 60, [look], batch=7, processes=share, name="")[0]
+        look = FeatureExtraction(Eye(), keep=True, classes=True)
+        return extract_features(source, 60, [look], batch=7, processes=share, name="")[0]
 
-    class Share(Processes):
+    class Share(ProcessGroup):
         def gathered(self, value):
             return [value]
 
-    whole = seen(Processes())
+    whole = seen(ProcessGroup())
     both = seen(Share(0, 2)) + seen(Share(1, 2))
     assert torch.equal(both.features, whole.features)
     assert both.classes.score() == pytest.approx(whole.classes.score(), rel=1e-12)
@@ -168,10 +168,10 @@ def test_a_set_compared_with_itself_is_itself(photos, tmp_path, eye):
 
 def test_figures_are_those_of_all_features_at_once(student, photos, eye):
     report = run(student, photos, metrics="fid,is", images=50, batch=11)
-    from dmdistill.commands.evaluate.generated_images import DrawnImages
+    from dmdistill.commands.evaluate.generated_images import GeneratedImages
     from dmdistill.models.load import load_model
 
-    drawn = DrawnImages(load_model(str(student)), 50, seed=1).images(range(50))
+    drawn = GeneratedImages(load_model(str(student)), 50, seed=1).images(range(50))
     real = open_images(str(photos)).images(range(60))
     expected = frechet_distance(gather(eye, [drawn]), gather(eye, [real]))
     assert report["metrics"]["fid"] == pytest.approx(expected, rel=1e-3)
@@ -312,7 +312,7 @@ def given(student, photos, tmp_path):
         ("STUDENT --metrics frechet", "--metrics frechet: tiny-student has no judge"),
         ("STUDENT --reference large", "have 5 x 7 pixels, tiny-student's 8 x 8; --side brings both to one size"),
         ("STUDENT --reference coloured", "are coloured, tiny-student's grey: expected one kind"),
-        ("coloured --judge fashion-classifier", "takes images of 1 channel(s)"),
+        ("coloured --feature-extractor fashion-classifier", "takes images of 1 channel(s)"),
         ("STUDENT --reference three --metrics density", "--metrics density needs at least 6 images"),
         ("three --metrics is", "--metrics is needs at least 10 images"),
         ("PHOTOS --images 61 --reference PHOTOS", "--images 61:"),

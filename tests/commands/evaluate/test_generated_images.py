@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from dmdistill.commands.evaluate.generated_images import DrawnImages, blocks, draw, numbered
-from dmdistill.data.images import cut_square, to_bytes
-from dmdistill.data.seeds import seed_of
+from dmdistill.commands.evaluate.generated_images import GeneratedImages, batch_ranges, generate_images, numbered
+from dmdistill.data.images import center_crop_batch, to_uint8
+from dmdistill.data.seeds import derive_seed
 from dmdistill.models.load import load_teacher
 
 
@@ -19,7 +19,7 @@ def teacher(tiny_teacher):
 def test_noise_and_class_do_not_depend_on_the_batch(teacher):
     z, cond = numbered(teacher, range(23), seed=4)
     for batch in (1, 7, 22):
-        parts = [numbered(teacher, rows, seed=4) for rows in blocks(23, batch)]
+        parts = [numbered(teacher, rows, seed=4) for rows in batch_ranges(23, batch)]
         assert torch.equal(torch.cat([part for part, _ in parts]), z)
         assert torch.equal(torch.cat([one.one_hot for _, one in parts]), cond.one_hot)
     assert torch.equal(numbered(teacher, range(5, 9), seed=4)[0], z[5:9])
@@ -35,7 +35,7 @@ def test_noise_is_normal_and_of_no_other_image_or_seed(teacher):
     counts = cond.one_hot.sum(0)
     assert ((counts - 300).abs() < 4 * 300**0.5).all()
     assert not torch.isclose(numbered(teacher, range(3), seed=1)[0], z[:3]).any()
-    shard = torch.randn(z[0].shape, generator=torch.Generator().manual_seed(seed_of(0, 2)))
+    shard = torch.randn(z[0].shape, generator=torch.Generator().manual_seed(derive_seed(0, 2)))
     assert not torch.equal(shard, z[2])  # that of pairs
 
 
@@ -46,26 +46,26 @@ def test_prompts_take_their_turns(teacher):
 
 
 def test_images_of_a_range_are_those_of_the_model_rounded(teacher):
-    source = DrawnImages(teacher, 11, seed=2)
-    images = torch.cat(list(draw(teacher, 11, batch=4, seed=2)))
+    source = GeneratedImages(teacher, 11, seed=2)
+    images = torch.cat(list(generate_images(teacher, 11, batch=4, seed=2)))
     found = source.images(range(3, 9))
     assert (found.dtype, source.shape, len(source)) == (torch.uint8, (1, 8, 8), 11)
-    assert (found.int() - to_bytes(images)[3:9].int()).abs().max() <= 1
-    small = DrawnImages(teacher, 11, seed=2, side=5)
+    assert (found.int() - to_uint8(images)[3:9].int()).abs().max() <= 1
+    small = GeneratedImages(teacher, 11, seed=2, side=5)
     assert small.shape == (1, 5, 5)
-    assert torch.equal(small.images(range(3, 9)), cut_square(found, 5))
+    assert torch.equal(small.images(range(3, 9)), center_crop_batch(found, 5))
 
 
 def test_digests_follow_what_decides_the_images(teacher):
-    source = DrawnImages(teacher, 11, seed=2)
+    source = GeneratedImages(teacher, 11, seed=2)
     others = [
-        DrawnImages(teacher, 12, seed=2),
-        DrawnImages(teacher, 11, seed=3),
-        DrawnImages(teacher, 11, seed=2, side=4),
-        DrawnImages(dataclasses.replace(teacher, steps=3), 11, seed=2),
+        GeneratedImages(teacher, 12, seed=2),
+        GeneratedImages(teacher, 11, seed=3),
+        GeneratedImages(teacher, 11, seed=2, side=4),
+        GeneratedImages(dataclasses.replace(teacher, steps=3), 11, seed=2),
     ]
     assert len({source.digest(), *(other.digest() for other in others)}) == 5
-    assert source.digest() == DrawnImages(teacher, 11, seed=2).digest()
+    assert source.digest() == GeneratedImages(teacher, 11, seed=2).digest()
     before = source.digest()
     next(teacher.network.parameters()).data += 1
     assert source.digest() != before

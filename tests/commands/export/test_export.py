@@ -16,7 +16,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.export.pixel import is_exact, one_step
-from dmdistill.commands.prompts import with_texts
+from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.core import denoisers
 from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import EDM, VP, Flow
@@ -83,7 +83,7 @@ def exported(key, folder, base):
     student = load_model(str(folder / "students" / key))
     z = torch.randn(2, *student.shape, generator=torch.Generator().manual_seed(3))
     if student.text is not None:
-        student = with_texts(student, PROMPTS)
+        student = with_prompt_texts(student, PROMPTS)
     index = torch.tensor([1, 0]) if student.conditions is not None else None
     images = student.images(z, student.condition(index)) / 2 + 0.5
     with torch.no_grad():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dmdistill.commands.cli import main
-from dmdistill.commands.info.run_status import health, standing
+from dmdistill.commands.info.run_status import health, run_status
 from dmdistill.training.trainer import read_metrics
 
 
@@ -19,7 +19,7 @@ def log(folder, rows, steps=100):
 def test_what_is_left_goes_by_the_last_rows(tmp_path):
     """Ten slow steps, then 50 of two seconds: 40 more are 80 seconds."""
     rows = [{"step": 10, "seconds": 500.0}] + [{"step": 10 + 10 * i, "seconds": 500.0 + 20 * i} for i in range(1, 6)]
-    found = standing(log(tmp_path / "run", rows), rows)
+    found = run_status(log(tmp_path / "run", rows), rows)
     assert found["step"] == "60 of 100"
     assert found["left"].startswith("0:01:20 ")
     assert found["training"] == "10.0 min"
@@ -27,7 +27,7 @@ def test_what_is_left_goes_by_the_last_rows(tmp_path):
 
 def test_of_a_finished_run_nothing_is_left(tmp_path):
     rows = [{"step": 100, "seconds": 60.0}]
-    assert standing(log(tmp_path / "run", rows), rows) == {"step": "100 of 100", "training": "1.0 min"}
+    assert run_status(log(tmp_path / "run", rows), rows) == {"step": "100 of 100", "training": "1.0 min"}
 
 
 @pytest.mark.parametrize(

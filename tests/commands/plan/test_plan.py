@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.plan import speed as calibration
 from dmdistill.commands.plan.command import plan
-from dmdistill.commands.plan.config import Plan
+from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.plan.dry_run import Rehearsal, rehearsal
 from dmdistill.commands.plan.tensor_ledger import WithoutData
 from dmdistill.core.denoisers import X0Denoiser
@@ -22,7 +22,7 @@ from dmdistill.data.prompt_embeddings import PromptSet
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
 
-MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 WEIGHTS = ("teacher", "generator", "fake score", "averages")
 
 
@@ -34,17 +34,17 @@ def settings(monkeypatch):
     )
 
     def build(**changes):
-        base = Plan(
+        base = PlanConfig(
             teacher="",
             pair_count=12,
             steps=6,
             batch=6,
             batch_reg=4,
             report_images=20,
-            ode=Solver(solver_steps=3),
+            ode=SolverOptions(solver_steps=3),
             peak_tflops=2.0,
             utilisation=0.25,
-            machine=MACHINE,
+            compute=MACHINE,
         )
         return dataclasses.replace(base, **changes)
 
@@ -226,7 +226,7 @@ def test_the_parts_add_up(settings, tmp_path):
 
 def test_latents_are_drawn_by_the_batch_of_all_processes(settings, monkeypatch):
     """As many at once as the run draws, and in its probe: 16 of 32, not 4."""
-    latents = dataclasses.replace(layered(), codec=nn.Identity())
+    latents = dataclasses.replace(layered(), autoencoder=nn.Identity())
     monkeypatch.setattr("dmdistill.commands.plan.command.load_teacher", lambda _: latents)
     one, eight = (plan(settings(batch=32, batch_reg=8, processes=processes)) for processes in (1, 8))
     drawing = [estimate.memory["drawing images"] for estimate in (one, eight)]
@@ -263,7 +263,9 @@ def test_pairs_are_the_solvers_evaluations(settings):
 
 
 def test_guidance_doubles_the_pairs(settings, tiny_teacher):
-    plain, guided = (plan(settings(teacher=str(tiny_teacher), ode=Solver("ddim", 3, g))).work[0] for g in (1.0, 2.0))
+    plain, guided = (
+        plan(settings(teacher=str(tiny_teacher), ode=SolverOptions("ddim", 3, g))).work[0] for g in (1.0, 2.0)
+    )
     assert guided.flops == 2 * plain.flops
 
 

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.options import Machine
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.plan.dry_run import rehearsal
 from dmdistill.models.load import load_teacher
 from helpers import locked_folder as held
@@ -18,7 +18,7 @@ def settings(processes, **changes):
     """Two images and a pair for each process and part: weights outweigh activations."""
     images = 2 * processes * changes.get("accumulate", 1)
     plain = {"pair_count": images, "steps": 6, "batch": images, "batch_reg": images // 2, "halflives": (2.0,)}
-    return Distill(**plain | changes, machine=Machine(device="cpu", precision="fp32", threads=1))
+    return DistillConfig(**plain | changes, compute=ComputeOptions(device="cpu", precision="fp32", threads=1))
 
 
 def planned(config, teacher, processes):

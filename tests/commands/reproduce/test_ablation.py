@@ -7,30 +7,30 @@ import pytest
 import torch
 
 from dmdistill.commands.cli import main
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.options import Machine, Solver
-from dmdistill.commands.pairs.command import with_solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.reproduce import ablation as ablating
-from dmdistill.commands.reproduce.config import Reproduce
-from dmdistill.commands.run_folder import Run
+from dmdistill.commands.reproduce.config import ReproduceConfig
+from dmdistill.commands.run_folder import RunFolder
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 
-MACHINE = Machine(device="cpu", precision="fp32", threads=1)
+MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 
 
 def tiny(teacher, **changes):
-    base = Distill(teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, machine=MACHINE)
+    base = DistillConfig(teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, compute=MACHINE)
     return dataclasses.replace(base, **{"evaluate_images": 8, "halflives": (2.0,), "warmup": 2} | changes)
 
 
 @pytest.mark.parametrize("guidance", [None, 2.0])
 @pytest.mark.parametrize("row", ablating.ABLATION)
 def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, tiny_teacher, tmp_path):
-    config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=Solver(solver_steps=2, guidance=guidance))
+    config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=SolverOptions(solver_steps=2, guidance=guidance))
     config = dataclasses.replace(config, **ablating.ABLATION[row])
-    job = Job(config, with_solver(load_teacher(config.teacher), config.ode), Run(config.out, config))
+    job = Job(config, with_solver_options(load_teacher(config.teacher), config.ode), RunFolder(config.out, config))
     counted = []
 
     def count(network, inputs, output):
@@ -47,7 +47,7 @@ def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, t
 def small(tiny_teacher, tmp_path_factory, monkeypatch):
     """The experiment's sizes, cut down to a tiny teacher's, which the bundled judge measures."""
     teacher, folder = load_teacher(str(tiny_teacher)), tmp_path_factory.mktemp("judged")
-    judged = dataclasses.replace(teacher, config=teacher.config | {"judge": "fashion-classifier"})
+    judged = dataclasses.replace(teacher, config=teacher.config | {"feature_extractor": "fashion-classifier"})
     save_model(folder, judged, card="")
     monkeypatch.setattr(ablating, "REFERENCE", 6)
     monkeypatch.setattr(ablating, "IMAGES", 9)
@@ -55,7 +55,7 @@ def small(tiny_teacher, tmp_path_factory, monkeypatch):
 
 
 def test_rows_get_equal_compute_and_finished_students_stay(small, tmp_path, capsys):
-    config = Reproduce("ablation", out=tmp_path, seeds=2, steps=2, machine=MACHINE)
+    config = ReproduceConfig("ablation", out=tmp_path, seeds=2, steps=2, compute=MACHINE)
     table = ablating.ablation(config)
     capsys.readouterr()
     _, *rows = table["rows"]
@@ -76,7 +76,7 @@ def test_rows_get_equal_compute_and_finished_students_stay(small, tmp_path, caps
 
 
 def test_weights_are_those_of_table_3(small, tmp_path):
-    table = ablating.weighting(Reproduce("weighting", out=tmp_path, seeds=1, steps=2, machine=MACHINE))
+    table = ablating.weighting(ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=2, compute=MACHINE))
     students = [load_model(str(tmp_path / name / "seed-0" / "student")) for name in ablating.WEIGHTING]
     assert [row["row"] for row in table["rows"]] == ["the teacher", *ablating.WEIGHTING]
     assert [student.config["distilled"]["weight"] for student in students] == ["eq8", "sigma", "sigma3"]
@@ -84,14 +84,14 @@ def test_weights_are_those_of_table_3(small, tmp_path):
 
 def test_a_start_that_cannot_be_is_refused_before_pairs_are_made(small, tmp_path):
     for start, match in (("nope", "unknown model 'nope'"), ("fashion-student", "is no student of")):
-        config = Reproduce("ablation", out=tmp_path, seeds=1, start=start, machine=MACHINE)
+        config = ReproduceConfig("ablation", out=tmp_path, seeds=1, start=start, compute=MACHINE)
         with pytest.raises(ValueError, match=match):
             ablating.ablation(config)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_experiment_goes_on(small, terminated, tmp_path, capsys):
-    config = Reproduce("weighting", out=tmp_path, seeds=1, steps=4, machine=MACHINE)
+    config = ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=4, compute=MACHINE)
     terminated(Job, "iterate", 2)
     with pytest.raises(KeyboardInterrupt):
         ablating.weighting(config)

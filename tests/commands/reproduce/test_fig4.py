@@ -21,7 +21,7 @@ from dmdistill.commands.reproduce.fig4.experiment import (
     score_difference,
 )
 from dmdistill.core.schedules import EDM
-from dmdistill.models.uniform_box import Box
+from dmdistill.models.uniform_box import UniformBox
 
 
 def closed_form(sigma):
@@ -67,7 +67,7 @@ def test_the_gradient_is_that_of_the_divergence(sigma, monkeypatch):
     size, step = gradient(sigma), 1e-4
     found = []
     for shift in (step, -step):
-        monkeypatch.setattr(figure4, "FAKE", Box(FAKE.low + shift, FAKE.high + shift, EDM()))
+        monkeypatch.setattr(figure4, "FAKE", UniformBox(FAKE.low + shift, FAKE.high + shift, EDM()))
         found.append(divergence(sigma))
     assert (found[1] - found[0]) / (2 * step) == pytest.approx(size, rel=1e-4)
 

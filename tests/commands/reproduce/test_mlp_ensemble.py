@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.commands.reproduce.mlp_ensemble import Points
+from dmdistill.commands.reproduce.mlp_ensemble import MLPEnsemble
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def rng():
 
 def test_each_network_is_a_plain_one(rng):
     """Sample i is what an nn.Sequential with the weights of network i mod 3 makes of it."""
-    points = Points(3, rng, width=5)
+    points = MLPEnsemble(3, rng, width=5)
     x, noise = torch.randn(12, 2, generator=rng), torch.randn(12, generator=rng)
     answer = points(x, noise)
     for i in range(3):
@@ -28,7 +28,7 @@ def test_each_network_is_a_plain_one(rng):
 
 
 def test_a_samples_gradient_reaches_its_own_network_alone(rng):
-    points = Points(3, rng, width=5)
+    points = MLPEnsemble(3, rng, width=5)
     points(torch.randn(12, 2, generator=rng), torch.randn(12, generator=rng))[1::3].square().sum().backward()
     for parameter in points.parameters():
         moved = parameter.grad.abs().flatten(1).sum(1) > 0
@@ -37,4 +37,4 @@ def test_a_samples_gradient_reaches_its_own_network_alone(rng):
 
 def test_samples_that_cannot_be_shared_out_are_refused(rng):
     with pytest.raises(ValueError, match="7 samples for 3 networks, expected a multiple"):
-        Points(3, rng)(torch.zeros(7, 2), torch.zeros(7))
+        MLPEnsemble(3, rng)(torch.zeros(7, 2), torch.zeros(7))

@@ -10,11 +10,11 @@ import pytest
 
 from dmdistill.commands.cli import main, parse
 from dmdistill.commands.reproduce.command import EXPERIMENTS, reproduce
-from dmdistill.commands.reproduce.config import Reproduce
+from dmdistill.commands.reproduce.config import ReproduceConfig
 
 
 def test_every_experiment_that_can_be_asked_for_is_somewhere():
-    positional = get_type_hints(Reproduce)["what"]
+    positional = get_type_hints(ReproduceConfig)["what"]
     assert set(get_args(positional)) == set(EXPERIMENTS)
 
 
@@ -27,7 +27,7 @@ def test_an_experiment_is_the_function_of_its_name(what, tmp_path, monkeypatch):
     module = types.ModuleType("stand-in")
     setattr(module, what, lambda config: {"config": config, "made": config.out.is_dir()})
     monkeypatch.setitem(sys.modules, f"dmdistill.commands.reproduce.{EXPERIMENTS[what]}", module)
-    assert asked == dataclasses.replace(Reproduce(what), out=tmp_path / "a" / "b", seeds=2, steps=steps)
+    assert asked == dataclasses.replace(ReproduceConfig(what), out=tmp_path / "a" / "b", seeds=2, steps=steps)
     assert reproduce(asked) == {"config": asked, "made": True}
     assert list(asked.out.iterdir()) == []
 

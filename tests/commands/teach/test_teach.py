@@ -11,27 +11,27 @@ from safetensors.torch import load_file
 diffusers = pytest.importorskip("diffusers")
 
 from dmdistill.commands.distill.command import distill
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.info.command import info
-from dmdistill.commands.info.config import Info
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.info.config import InfoConfig
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.pairs.command import pairs
-from dmdistill.commands.pairs.config import MakePairs
+from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import from_preset
 from dmdistill.commands.teach import command as teaching
-from dmdistill.commands.teach.config import Network, Teach
-from dmdistill.commands.teach.recipes import DDPMLesson, groups_of
-from dmdistill.core.denoisers import Guided
+from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
+from dmdistill.commands.teach.recipes import DDPMRecipe, groups_of
+from dmdistill.core.denoisers import GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
 from dmdistill.core.schedules import expand
 from dmdistill.data.fashion_mnist import FASHION_CLASSES
-from dmdistill.data.images import ImageSet, to_bytes
-from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.data.images import LabelledImages, to_uint8
+from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
 
-SMALL = Network(model_channels=8, channel_mult=(1, 2), patch_size=1, group_channels=4)
+SMALL = NetworkOptions(model_channels=8, channel_mult=(1, 2), patch_size=1, group_channels=4)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -52,7 +52,7 @@ def lesson(idx_folder, tmp_path):
     """Six steps of a small UNet2DModel on images of 12 x 12."""
 
     def build(name="teaching", **changes):
-        base = Teach(
+        base = TeachConfig(
             kind="ddpm",
             data=idx_folder,
             out=tmp_path / name,
@@ -63,7 +63,7 @@ def lesson(idx_folder, tmp_path):
             halflife=2.0,
             log_every=2,
             save_every=4,
-            machine=Machine(device="cpu", precision="fp32", threads=1),
+            compute=ComputeOptions(device="cpu", precision="fp32", threads=1),
         )
         return dataclasses.replace(base, **changes)
 
@@ -87,7 +87,7 @@ def coloured(cifar, lesson):
     """Six steps of EDM's kind on CIFAR-10, with all that is random: dropout, augmentation, mirrors."""
 
     def build(name="teaching", **changes):
-        network = Network(model_channels=16, channel_mult=(1,), patch_size=4, dropout=0.2)
+        network = NetworkOptions(model_channels=16, channel_mult=(1,), patch_size=4, dropout=0.2)
         settings = {"kind": "edm", "data": cifar, "network": network, "augment": 0.4}
         return lesson(name, **settings | changes)
 
@@ -97,7 +97,9 @@ def coloured(cifar, lesson):
 @pytest.fixture
 def images():
     """Five images of 2 x 8 x 12, of three classes."""
-    return ImageSet(torch.zeros(5, 2, 8, 12, dtype=torch.uint8), torch.zeros(5), ("ant", "bee", "cat"), licence="MIT")
+    return LabelledImages(
+        torch.zeros(5, 2, 8, 12, dtype=torch.uint8), torch.zeros(5), ("ant", "bee", "cat"), licence="MIT"
+    )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -106,7 +108,7 @@ def test_diffusers_loads_the_teacher_and_samples_it_alike(prediction, lesson, rn
     taught = teaching.teach(config)
     loaded = load_teacher(str(config.out))
     assert (loaded.shape, loaded.evaluations, loaded.licence) == ((1, 12, 12), 50, "MIT")
-    assert (loaded.name, loaded.judge, loaded.conditions.names) == (
+    assert (loaded.name, loaded.feature_extractor, loaded.conditions.names) == (
         "fashion-ddpm",
         "fashion-classifier",
         FASHION_CLASSES,
@@ -154,7 +156,12 @@ def test_a_teacher_of_cifar_is_described_whole(coloured, pictures):
     taught = teaching.teach(config)
     loaded = load_teacher(str(config.out))
     network = loaded.config["network"]
-    assert (loaded.name, loaded.shape, loaded.judge, loaded.licence) == ("cifar10", (3, 32, 32), None, "unknown")
+    assert (loaded.name, loaded.shape, loaded.feature_extractor, loaded.licence) == (
+        "cifar10",
+        (3, 32, 32),
+        None,
+        "unknown",
+    )
     assert (network["augment_dim"], network["dropout"], loaded.conditions.names[9]) == (9, 0.2, "truck")
     z, cond = loaded.noise(3, rng=torch.Generator().manual_seed(1))
     torch.testing.assert_close(loaded.images(z, cond), taught.images(z, cond), rtol=0, atol=0.02)
@@ -179,7 +186,7 @@ def test_what_is_done_to_the_images_changes_what_is_learnt(changes, coloured):
     ("changes", "line"),
     [
         ({"augment": 1.5}, "--augment 1.5, expected a probability"),
-        ({"network": Network(dropout=1.0)}, "--network.dropout 1.0, expected 0 or more, below 1"),
+        ({"network": NetworkOptions(dropout=1.0)}, "--network.dropout 1.0, expected 0 or more, below 1"),
         ({"kind": "ddpm", "network": SMALL}, "--augment 0.4 with --kind ddpm: a UNet2DModel cannot be told"),
     ],
 )
@@ -194,7 +201,7 @@ def test_changes_that_cannot_be_are_refused(changes, line, coloured):
 def test_a_compiled_teacher_learns_the_same(coloured):
     """To rounding: compiled networks add in another order."""
     plain, compiled = (
-        coloured(f"{on}", network=Network(model_channels=16, channel_mult=(1,), patch_size=4), compile=on)
+        coloured(f"{on}", network=NetworkOptions(model_channels=16, channel_mult=(1,), patch_size=4), compile=on)
         for on in (False, True)
     )
     for config in (plain, compiled):
@@ -220,7 +227,7 @@ def test_a_label_dropped_teaches_the_last_class(lesson):
     config = lesson(label_dropout=1.0, weight_decay=0.0)
     taught = teaching.teach(config).network.model.class_embedding.weight
     torch.manual_seed(config.seed)
-    begun = DDPMLesson(config).new_teacher(teaching.load_labelled(config.data))
+    begun = DDPMRecipe(config).new_teacher(teaching.load_labelled(config.data))
     begun = begun.network.model.class_embedding.weight
     assert torch.equal(taught[:10], begun[:10])
     assert not torch.equal(taught[10], begun[10])
@@ -228,20 +235,20 @@ def test_a_label_dropped_teaches_the_last_class(lesson):
 
 @torch.no_grad()
 def test_guidance_leads_away_from_the_last_class(images, lesson):
-    teacher = DDPMLesson(lesson()).new_teacher(images)
+    teacher = DDPMRecipe(lesson()).new_teacher(images)
     x, t = torch.randn(4, 2, 8, 12), torch.tensor([0.0, 10.0, 500.0, 999.0])
     cond = teacher.conditions.select(torch.tensor([2, 0, 1, 1]))
     path, eps = teacher.denoiser.path, teacher.network.model(x, t, class_labels=torch.full((4,), 3)).sample
     mu_null = (x - expand(path.sigma(t), x) * eps) / expand(path.alpha(t), x)
     expected = mu_null + 3 * (teacher.denoiser(x, t, cond) - mu_null)
-    torch.testing.assert_close(Guided(teacher.denoiser, 3.0)(x, t, cond), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(GuidedDenoiser(teacher.denoiser, 3.0)(x, t, cond), expected, rtol=1e-4, atol=1e-3)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_error_of_what_is_predicted(prediction, images, lesson, rng):
     """Of eps, or of v = alpha eps - sigma x."""
-    taught = DDPMLesson(lesson(prediction=prediction))
+    taught = DDPMRecipe(lesson(prediction=prediction))
     teacher = taught.new_teacher(images)
     path, cond = teacher.denoiser.path, teacher.conditions.select(torch.arange(64) % 3)
     x, eps = torch.randn(2, 64, 2, 8, 12, generator=rng)
@@ -253,7 +260,7 @@ def test_the_loss_is_the_error_of_what_is_predicted(prediction, images, lesson, 
 
 
 def test_times_are_all_the_schedules_steps_alike(lesson, rng):
-    t = DDPMLesson(lesson()).sample_t(20000, rng=rng)
+    t = DDPMRecipe(lesson()).sample_t(20000, rng=rng)
     assert (t.min(), t.max(), t.dtype) == (0, 999, torch.float32)
     assert torch.equal(t, t.round())
     assert t.mean().item() == pytest.approx(499.5, abs=10)
@@ -261,7 +268,7 @@ def test_times_are_all_the_schedules_steps_alike(lesson, rng):
 
 def test_the_network_attends_where_it_is_told(images, lesson):
     network = dataclasses.replace(SMALL, channel_mult=(1, 2, 3), attn_resolutions=(4,))
-    model = DDPMLesson(lesson(network=network)).new_teacher(images).network.model
+    model = DDPMRecipe(lesson(network=network)).new_teacher(images).network.model
     assert model.config.down_block_types == ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"]
     assert model.config.up_block_types == ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
     assert model(torch.randn(2, 2, 8, 12), 0, class_labels=torch.tensor([3, 0])).sample.shape == (2, 2, 8, 12)
@@ -292,7 +299,7 @@ def test_info_tells_of_it(lesson, capsys):
     config = lesson()
     teaching.teach(config)
     capsys.readouterr()
-    info(Info(str(config.out)))
+    info(InfoConfig(str(config.out)))
     told = capsys.readouterr().out
     assert all(word in told for word in ("fashion-ddpm, a teacher", "UNet2DModel", "1 x 12 x 12", "sneaker", "MIT"))
 
@@ -323,9 +330,9 @@ def test_what_is_said_beside_a_network_is_checked(lesson):
     file = config.out / "teacher" / "dmdistill.json"
     about = json.loads(file.read_text())
     for names in (11, 10):
-        file.write_text(json.dumps(about | {"judge": None, "classes": list("abcdefghijk"[:names])}))
+        file.write_text(json.dumps(about | {"feature_extractor": None, "classes": list("abcdefghijk"[:names])}))
         teacher = load_teacher(str(config.out))
-        assert (teacher.judge, len(teacher.conditions)) == (None, names)
+        assert (teacher.feature_extractor, len(teacher.conditions)) == (None, names)
     file.write_text(json.dumps(about | {"classes": ["a", "b"]}))
     with pytest.raises(ValueError, match=r"dmdistill\.json names 2 classes, the network knows 11"):
         load_teacher(str(config.out))
@@ -342,7 +349,7 @@ def drawn_data(tmp_path, idx_writer):
     images = torch.cat(
         [student.images(a, student.condition(b)) for a, b in zip(z.split(500), labels.split(500), strict=True)]
     )
-    idx_writer(tmp_path / "train-images-idx3-ubyte.gz", to_bytes(images[:, 0]))
+    idx_writer(tmp_path / "train-images-idx3-ubyte.gz", to_uint8(images[:, 0]))
     idx_writer(tmp_path / "train-labels-idx1-ubyte.gz", labels.to(torch.uint8))
     return tmp_path
 
@@ -352,12 +359,14 @@ def test_the_whole_road_from_images_to_a_student(drawn_data, pictures):
     """A teacher of minutes, its pairs, its student: nearer the real images (25.5 once) than where it began (38.4)."""
     folder = drawn_data
     teaching.teach(
-        from_preset(Teach, "fashion-ddpm", data=folder, out=folder / "taught", steps=240, warmup=50, halflife=20.0)
+        from_preset(
+            TeachConfig, "fashion-ddpm", data=folder, out=folder / "taught", steps=240, warmup=50, halflife=20.0
+        )
     )
-    ode, machine = Solver(solver_steps=10), Machine(precision="fp32")
-    pairs(MakePairs(teacher=str(folder / "taught"), out=folder / "pairs", count=256, ode=ode, machine=machine))
+    ode, compute = SolverOptions(solver_steps=10), ComputeOptions(precision="fp32")
+    pairs(PairsConfig(teacher=str(folder / "taught"), out=folder / "pairs", count=256, ode=ode, compute=compute))
     distill(
-        Distill(
+        DistillConfig(
             teacher=str(folder / "taught"),
             pairs=folder / "pairs",
             out=folder / "distilled",
@@ -374,12 +383,15 @@ def test_the_whole_road_from_images_to_a_student(drawn_data, pictures):
             evaluate_images=500,
             report_images=500,
             ode=ode,
-            machine=machine,
+            compute=compute,
         )
     )
-    judge, student = load_judge("fashion-classifier", torch.device("cpu")), load_model(str(folder / "distilled"))
+    feature_extractor, student = (
+        load_classifier_features("fashion-classifier", torch.device("cpu")),
+        load_model(str(folder / "distilled")),
+    )
     z, cond = student.noise(500, rng=torch.Generator().manual_seed(1))
     with torch.no_grad():
         start = Generator(load_teacher(str(folder / "taught")).denoiser)(z, cond)
-    ended, began = judge.distance([student.images(z, cond)]), judge.distance([start])
+    ended, began = feature_extractor.distance([student.images(z, cond)]), feature_extractor.distance([start])
     assert ended < 0.8 * began

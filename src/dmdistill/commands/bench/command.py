@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmdistill.commands.bench.compare import Contestant, compare, compiled
-from dmdistill.commands.bench.config import Bench
+from dmdistill.commands.bench.compare import Candidate, compare, compiled
+from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import clock_on
-from dmdistill.commands.options import Solver
-from dmdistill.commands.pairs.command import with_solver
+from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import check_at_least, overlay
-from dmdistill.commands.prompts import with_texts
-from dmdistill.commands.run_folder import start_machine
+from dmdistill.commands.prompts import with_prompt_texts
+from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import check_writable, first_line, write_json
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Model, Teacher
@@ -28,40 +28,40 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 PROMPT = "a photograph"  # the network takes equally long over all prompts; encoding them is not timed
 
 
-def bench(config: Bench) -> dict[str, Any]:
+def bench(config: BenchConfig) -> dict[str, Any]:
     """Print latency and throughput, all of one run; write them to config.json where asked."""
     check_at_least(config, 1, "repeats", "most")
     if config.json is not None:
         check_writable(config.json)
     models = models_of(config)
-    device, precision = start_machine(config.machine)
+    device, precision = setup_compute(config.compute)
     models = [with_prompt(model, device).to(device, precision).ready() for model in models]
-    contestants = [Contestant(model) for model in models]
+    contestants = [Candidate(model) for model in models]
     if config.compile:
         contestants += [compiled(model) for model in models]
     result = compare(contestants, clock_on(device), repeats=config.repeats, most=config.most)
-    report = {"machine": machine(device, precision), "repeats": config.repeats, **result}
+    report = {"machine": compute(device, precision), "repeats": config.repeats, **result}
     print_table(report)
     if config.json is not None:
         write_json(config.json, report)
     return report
 
 
-def models_of(config: Bench) -> list[Model]:
+def models_of(config: BenchConfig) -> list[Model]:
     """A student's teacher, sampled as its pairs were made, and the student; a teacher alone."""
     given = load_teacher(config.teacher) if config.teacher is not None else None
     model = load_model(config.model, teacher=given)
     if isinstance(model, Teacher):
         if given is not None:
             raise ValueError(f"--teacher {config.teacher} beside {config.model}, a teacher: expected a student there")
-        return [with_solver(model, config.ode)]
+        return [with_solver_options(model, config.ode)]
     teacher = given or teacher_of(model, config.model)
     if teacher.shape != model.shape:
         raise ValueError(f"{teacher.name} makes {teacher.shape}, {model.name} {model.shape}: not its teacher")
     ode = distilled(model).get("ode")
     known = {key: value for key, value in ode.items() if value is not None} if isinstance(ode, dict) else {}
-    teacher = with_solver(teacher, overlay(Solver(), known, f"{config.model}, distilled.ode"))
-    return [with_solver(teacher, config.ode), model]
+    teacher = with_solver_options(teacher, overlay(SolverOptions(), known, f"{config.model}, distilled.ode"))
+    return [with_solver_options(teacher, config.ode), model]
 
 
 def teacher_of(student: Model, given: str) -> Teacher:
@@ -83,10 +83,10 @@ def distilled(student: Model) -> dict[str, Any]:
 
 def with_prompt(model: AnyModel, device: torch.device) -> AnyModel:
     """The model; one that is told text, told some."""
-    return with_texts(model, [PROMPT], device=device) if model.text is not None else model
+    return with_prompt_texts(model, [PROMPT], device=device) if model.text is not None else model
 
 
-def machine(device: torch.device, precision: torch.dtype | None) -> str:
+def compute(device: torch.device, precision: torch.dtype | None) -> str:
     """What was timed on, in a line."""
     threads = f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads

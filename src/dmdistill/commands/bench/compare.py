@@ -13,11 +13,11 @@ from dmdistill.commands.bench.timers import Clock, Spread, Work, best_batch, in_
 from dmdistill.models.model import Model, Student
 from dmdistill.training.device import out_of_memory
 
-__all__ = ["Contestant", "compare", "compiled"]
+__all__ = ["Candidate", "compare", "compiled"]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A model, and whether its network is eager or compiled."""
 
     model: Model
@@ -33,14 +33,14 @@ class Contestant:
         return lambda: self.model.images(z, cond)
 
 
-def compiled(model: Model) -> Contestant:
+def compiled(model: Model) -> Candidate:
     """The model with its network compiled, once for each batch.
 
     ValueError where torch.compile cannot do it, for want of a compiler say.
     """
     network = torch.compile(model.network, dynamic=False)
     twin = replace(model, denoiser=copy.deepcopy(model.denoiser, {id(model.network): network}))  # one set of weights
-    contestant = Contestant(twin, "compiled")
+    contestant = Candidate(twin, "compiled")
     try:
         contestant.draws(1)()
     except RuntimeError as error:
@@ -51,7 +51,7 @@ def compiled(model: Model) -> Contestant:
     return contestant
 
 
-def compare(contestants: list[Contestant], clock: Clock, *, repeats: int, most: int) -> dict[str, Any]:
+def compare(contestants: list[Candidate], clock: Clock, *, repeats: int, most: int) -> dict[str, Any]:
     """{"tried": seconds per image by kind and batch, "rows": of latency, then of throughput}.
 
     The best batch is found with the eager network; the compiled one is timed at the same.
@@ -65,7 +65,7 @@ def compare(contestants: list[Contestant], clock: Clock, *, repeats: int, most: 
     return {"tried": tried, "rows": latency + throughput}
 
 
-def rows(measure: str, entries: list[tuple[Contestant, int]], clock: Clock, *, repeats: int) -> list[dict[str, Any]]:
+def rows(measure: str, entries: list[tuple[Candidate, int]], clock: Clock, *, repeats: int) -> list[dict[str, Any]]:
     """One row for each contestant at its batch, all timed in the same rounds."""
     works: dict[tuple[int, str], Work] = {}
     for i, (one, batch) in enumerate(entries):
@@ -152,7 +152,7 @@ def peak_memory(model: Model, work: Work) -> int | None:
     """Bytes of a model's weights and, at the most, of all that its work takes on a GPU; None elsewhere."""
     if model.device.type != "cuda":
         return None
-    parts = [model.network, *([model.codec] if isinstance(model.codec, nn.Module) else [])]
+    parts = [model.network, *([model.autoencoder] if isinstance(model.autoencoder, nn.Module) else [])]
     weights = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
     torch.cuda.synchronize(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)

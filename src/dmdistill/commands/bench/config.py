@@ -8,13 +8,13 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 
-__all__ = ["Bench"]
+__all__ = ["BenchConfig"]
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchConfig:
     """Measure speed: latency at batch 1, throughput at the best batch, a student's beside its teacher's."""
 
     model: Positional[str]
@@ -29,7 +29,7 @@ class Bench:
     """Time the networks compiled by torch.compile as well."""
     json: Path | None = None
     """File for the figures."""
-    ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
+    ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
     """The teacher's ODE solver; that of the student's distillation where none is given."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

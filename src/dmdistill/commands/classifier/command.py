@@ -9,29 +9,29 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.commands.classifier.config import Classifier as Settings
+from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.presets import check_at_least, check_positive
-from dmdistill.commands.run_folder import start_machine
-from dmdistill.data.images import ImageSet, to_floats
+from dmdistill.commands.run_folder import setup_compute
+from dmdistill.data.images import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled
-from dmdistill.io.atomic import check_writable, write_json, written_whole
+from dmdistill.io.atomic import atomic_write, check_writable, write_json
 from dmdistill.io.weights import save_weights
-from dmdistill.metrics.classifier_features import Judge
+from dmdistill.metrics.classifier_features import ClassifierFeatures
 from dmdistill.metrics.frechet import gather, save_statistics
-from dmdistill.models.cards import judge_card
+from dmdistill.models.cards import classifier_card
 from dmdistill.networks.image_classifier import Classifier
 from dmdistill.training.progress import progress_bar
 
 __all__ = ["train_classifier"]
 
 
-def train_classifier(config: Settings) -> Judge:
+def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
     """Train, then write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
     check(config)
     data, held_out = load_labelled(config.data), load_labelled(config.data, train=False)
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}: there are no more images")
-    device, precision = start_machine(config.machine)
+    device, precision = setup_compute(config.compute)
     torch.manual_seed(config.seed)
     network = {"in_channels": data.images.shape[1], "classes": len(data.names)}
     classifier = Classifier(**network).to(device).to(memory_format=torch.channels_last)  # pyright: ignore
@@ -39,23 +39,28 @@ def train_classifier(config: Settings) -> Judge:
     classifier.eval().requires_grad_(False)
 
     accuracy = measure_accuracy(classifier, held_out, device)
-    judge = Judge(f"{data.name}-classifier", classifier, gather(classifier.features, batches(data, device)))
-    real = judge.distance(batches(held_out, device))
+    feature_extractor = ClassifierFeatures(
+        f"{data.name}-classifier", classifier, gather(classifier.features, batches(data, device))
+    )
+    real = feature_extractor.distance(batches(held_out, device))
     figures = {"accuracy": accuracy, "test_images": len(held_out), "frechet_test_images": real}
     save_weights(config.out / "model.safetensors", classifier)
-    save_statistics(config.out / "reference.safetensors", judge.reference)
-    write_json(config.out / "config.json", {"kind": "judge", "name": judge.name, "network": network, **figures})
-    with written_whole(config.out / "README.md") as temporary:
-        temporary.write_text(judge_card(judge, figures, asdict(config)), encoding="utf-8")
+    save_statistics(config.out / "reference.safetensors", feature_extractor.reference)
+    write_json(
+        config.out / "config.json",
+        {"kind": "feature_extractor", "name": feature_extractor.name, "network": network, **figures},
+    )
+    with atomic_write(config.out / "README.md") as temporary:
+        temporary.write_text(classifier_card(feature_extractor, figures, asdict(config)), encoding="utf-8")
     Console(highlight=False).print(
         f"accuracy {accuracy:.2%} on {len(held_out)} test images, whose Frechet distance to the {len(data)} training "
         f"images is {real:.4g}; judge in {config.out}",
         markup=False,
     )
-    return judge
+    return feature_extractor
 
 
-def check(config: Settings) -> None:
+def check(config: ClassifierConfig) -> None:
     """ValueError where a number cannot be or the folder holds something, OSError where it could not be written."""
     check_at_least(config, 1, "epochs", "batch")
     check_positive(config, "lr")
@@ -67,7 +72,11 @@ def check(config: Settings) -> None:
 
 
 def fit(
-    classifier: Classifier, data: ImageSet, config: Settings, device: torch.device, precision: torch.dtype | None
+    classifier: Classifier,
+    data: LabelledImages,
+    config: ClassifierConfig,
+    device: torch.device,
+    precision: torch.dtype | None,
 ) -> None:
     """Cross-entropy by AdamW and a one-cycle schedule, images shifted by up to two pixels and mirrored."""
     rng = torch.Generator(device).manual_seed(config.seed)
@@ -80,7 +89,7 @@ def fit(
             order = torch.randperm(len(data), generator=rng, device=device)
             for rows in order[: steps // config.epochs * config.batch].split(config.batch):
                 with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
-                    logits = classifier(augmented(to_floats(images[rows]), rng))
+                    logits = classifier(augmented(from_uint8(images[rows]), rng))
                 loss = F.cross_entropy(logits.float(), labels[rows])
                 optimiser.zero_grad()
                 loss.backward()
@@ -98,11 +107,11 @@ def augmented(x: Tensor, rng: torch.Generator) -> Tensor:
     return padded[:, :, dy : dy + height, dx : dx + width]
 
 
-def batches(data: ImageSet, device: torch.device, size: int = 500) -> list[Tensor]:
-    return [to_floats(part.to(device)) for part in data.images.split(size)]
+def batches(data: LabelledImages, device: torch.device, size: int = 500) -> list[Tensor]:
+    return [from_uint8(part.to(device)) for part in data.images.split(size)]
 
 
 @torch.no_grad()
-def measure_accuracy(classifier: Classifier, data: ImageSet, device: torch.device) -> float:
+def measure_accuracy(classifier: Classifier, data: LabelledImages, device: torch.device) -> float:
     guesses = torch.cat([classifier(x).argmax(1).cpu() for x in batches(data, device)])
     return (guesses == data.labels).double().mean().item()

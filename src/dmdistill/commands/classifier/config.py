@@ -8,13 +8,13 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import Machine
+from dmdistill.commands.options import ComputeOptions
 
-__all__ = ["Classifier"]
+__all__ = ["ClassifierConfig"]
 
 
 @dataclass(frozen=True)
-class Classifier:
+class ClassifierConfig:
     """Train the small classifier in whose features the Frechet distance is measured."""
 
     data: Path = Path("datasets/fashion-mnist")
@@ -31,5 +31,5 @@ class Classifier:
     """Highest learning rate of the one-cycle schedule."""
     seed: int = 0
     """Seed of every random draw."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from rich.console import Console
 
-from dmdistill.commands.convert.config import Convert
+from dmdistill.commands.convert.config import ConvertConfig
 from dmdistill.models.cards import teacher_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_teacher
@@ -13,7 +13,7 @@ from dmdistill.models.load import load_teacher
 __all__ = ["convert"]
 
 
-def convert(config: Convert) -> None:
+def convert(config: ConvertConfig) -> None:
     """Write config.out/{model.safetensors, config.json, README.md}."""
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ValueError(f"{config.out} is there and not empty: give a new folder")

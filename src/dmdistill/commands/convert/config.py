@@ -8,11 +8,11 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-__all__ = ["Convert"]
+__all__ = ["ConvertConfig"]
 
 
 @dataclass(frozen=True)
-class Convert:
+class ConvertConfig:
     """Write a teacher, a checkpoint of EDM say, as a model's folder."""
 
     model: Positional[str]

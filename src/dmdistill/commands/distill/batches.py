@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dmdistill.commands.distill.config import Distill
-from dmdistill.commands.run_folder import Run
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import Condition
 from dmdistill.core.objective import Batch
-from dmdistill.data.pairs import Pairs
+from dmdistill.data.pairs import PairDataset
 from dmdistill.models.model import Teacher
 from dmdistill.training.microbatches import portion
 
 __all__ = ["batch_of"]
 
 
-def batch_of(config: Distill, teacher: Teacher, run: Run, step: int, *, pairs: Pairs | None, fresh: int) -> Batch:
+def batch_of(
+    config: DistillConfig, teacher: Teacher, run: RunFolder, step: int, *, pairs: PairDataset | None, fresh: int
+) -> Batch:
     """This process's portion of a step's batch.
 
     pairs: to regress on, None for none. fresh: batches of images, besides those of the generator's update, for further
@@ -31,17 +33,21 @@ def batch_of(config: Distill, teacher: Teacher, run: Run, step: int, *, pairs: P
     return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake)
 
 
-def noise(config: Distill, teacher: Teacher, run: Run, *, batches: int = 1) -> tuple[Tensor, Condition | None]:
+def noise(
+    config: DistillConfig, teacher: Teacher, run: RunFolder, *, batches: int = 1
+) -> tuple[Tensor, Condition | None]:
     """Noise and conditions of so many batches, of each this process's portion."""
     sizes = batches * [config.batch]
     drawn = teacher.draw(sum(sizes), rng=run.rng)
-    z, index = (portion(one, sizes, run.processes.rank, run.processes.count) for one in drawn)
+    z, index = (portion(one, sizes, run.processes.rank, run.processes.world_size) for one in drawn)
     return z, teacher.condition(index)
 
 
-def some_pairs(config: Distill, run: Run, pairs: Pairs, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def some_pairs(
+    config: DistillConfig, run: RunFolder, pairs: PairDataset, step: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """z, x and the conditions' numbers."""
-    rank, count = run.processes.rank, run.processes.count
+    rank, count = run.processes.rank, run.processes.world_size
     if count == 1:
         return pairs.batch(step, config.batch_reg)
     rows = pairs.rows(step, config.batch_reg)

@@ -8,43 +8,49 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.report import draw_comparison, draw_curves
 from dmdistill.commands.distill.setup import Job
 from dmdistill.commands.evaluate.command import measure, print_table
-from dmdistill.commands.evaluate.generated_images import draw
-from dmdistill.commands.pairs.command import with_solver
+from dmdistill.commands.evaluate.generated_images import generate_images
+from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import check_at_least, check_numbers, check_positive, check_shares
 from dmdistill.commands.prompts import with_prompts
-from dmdistill.commands.run_folder import Run
-from dmdistill.distributed.data_parallel import Parallel
-from dmdistill.distributed.process_group import ALONE, Processes, join_processes, own_device, restarted
+from dmdistill.commands.run_folder import RunFolder
+from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed.process_group import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    is_elastic_restart,
+    join_process_group,
+    local_device,
+)
 from dmdistill.io.atomic import write_json
 from dmdistill.models.cards import student_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student, Teacher
-from dmdistill.networks.lora import need_peft
-from dmdistill.training.loggers import logged, need_logger
+from dmdistill.networks.lora import require_peft
+from dmdistill.training.loggers import logging_to, require_logger
 
 __all__ = ["distill"]
 
 CPU = torch.device("cpu")
 
 
-def distill(config: Distill) -> Student | None:
+def distill(config: DistillConfig) -> Student | None:
     """Distill, write the student to out/student, report, return it; None where it was interrupted."""
-    with join_processes(own_device(config.machine.device)) as processes:
-        if restarted() and (config.out / "config.toml").exists():
+    with join_process_group(local_device(config.compute.device)) as processes:
+        if is_elastic_restart() and (config.out / "config.toml").exists():
             config = replace(config, resume=config.out)
         check(config, processes)
         return distill_together(config, processes)
 
 
-def distill_together(config: Distill, processes: Processes) -> Student | None:
+def distill_together(config: DistillConfig, processes: ProcessGroup) -> Student | None:
     """One process's part in it; the first one answers with the student."""
     teacher = load(config)
-    with Run(config.out, config, resume=config.resume is not None, processes=processes) as run:
+    with RunFolder(config.out, config, resume=config.resume is not None, processes=processes) as run:
         teacher = placed(config, teacher, run)
         torch.manual_seed(config.seed)
         try:
@@ -54,27 +60,27 @@ def distill_together(config: Distill, processes: Processes) -> Student | None:
             raise
 
 
-def load(config: Distill) -> Teacher:
+def load(config: DistillConfig) -> Teacher:
     """The teacher, with its solver."""
-    return with_solver(load_teacher(config.teacher), config.ode)
+    return with_solver_options(load_teacher(config.teacher), config.ode)
 
 
-def placed(config: Distill, teacher: Teacher, run: Run) -> Teacher:
+def placed(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Teacher:
     """A teacher with its prompts, on the run's device; its network in the host's memory if it is to be sharded."""
-    home = Parallel(run.processes, strategy=config.strategy).home(run.device)
+    home = Parallelism(run.processes, strategy=config.strategy).build_device(run.device)
     return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision, home=home)
 
 
-def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
+def make_student(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Student | None:
     """Everything after the checks."""
     job = Job(config, teacher, run)
-    with logged(job.trainer, config.log_to if run.processes.first else None, asdict(config)):
+    with logging_to(job.trainer, config.log_to if run.processes.is_main else None, asdict(config)):
         done = job.trainer.fit(job.iterate, hooks=job.watch.hooks, name="distilling")
     if not done:
         run.say_how_to_resume("distill", job.trainer.step)
         return None
     student = job.student(again=lambda: with_prompts(load(config), config.prompts).to(CPU, run.precision))
-    if not run.processes.first:
+    if not run.processes.is_main:
         return None
     if (best := job.watch.best).step:
         run.say(f"best: {best.name} of step {best.step}, Frechet distance {best.figure:.4g}")
@@ -82,14 +88,14 @@ def make_student(config: Distill, teacher: Teacher, run: Run) -> Student | None:
     return report(config, job, run) if config.report_images else student
 
 
-def check(config: Distill, processes: Processes = ALONE) -> None:
+def check(config: DistillConfig, processes: ProcessGroup = SINGLE_PROCESS) -> None:
     """ValueError where a setting cannot be, or settings contradict each other, before anything is loaded or written."""
     check_numbers(config)
     check_at_least(config, 1, "steps", "batch", "batch_reg", "accumulate", "fake_steps")
-    parallel = Parallel(processes, config.accumulate)
-    parallel.check("--batch", config.batch)
+    parallel = Parallelism(processes, config.accumulate)
+    parallel.check_divisible("--batch", config.batch)
     if config.lambda_reg > 0:
-        parallel.check("--batch-reg", config.batch_reg)
+        parallel.check_divisible("--batch-reg", config.batch_reg)
     check_at_least(config, 1, "log_every", "sample_every", "evaluate_every", "save_every")
     check_at_least(
         config, 0, "report_images", "warmup", "lambda_reg", "lambda_end", "weight_decay", "lora_student", "lora_fake"
@@ -103,10 +109,10 @@ def check(config: Distill, processes: Processes = ALONE) -> None:
     check_positive(config, "lr", "lr_fake", "clip", "halflives")
     if len(set(config.halflives)) < len(config.halflives):
         raise ValueError(f"--halflives {config.halflives}, expected each once: an average is named by its own")
-    need_logger(config.log_to)
+    require_logger(config.log_to)
     for name in ("lora_student", "lora_fake"):
         if getattr(config, name):
-            need_peft(f"--{name.replace('_', '-')}")
+            require_peft(f"--{name.replace('_', '-')}")
     if not 0 <= config.low < config.high <= 1:
         raise ValueError(f"--low {config.low} --high {config.high}, expected 0 <= low < high <= 1")
     if config.lambda_reg > 0 and config.pairs is None and config.pair_count < 1:
@@ -127,14 +133,14 @@ def check(config: Distill, processes: Processes = ALONE) -> None:
         raise ValueError(f"--decoder {config.decoder} is for LPIPS, which needs --lpips-weights FILE")
 
 
-def report(config: Distill, job: Job, run: Run) -> Student:
+def report(config: DistillConfig, job: Job, run: RunFolder) -> Student:
     """Measure the stored student beside its teacher; write report.json, report.png and comparison.png."""
     student = load_model(str(config.out / "student"), teacher=job.teacher)
     assert isinstance(student, Student)
     student.to(run.device, run.precision)
     job.teacher.to(run.device, run.precision)
     count = config.report_images
-    drawn = draw(student, count, batch=job.many, seed=config.seed + 3, name="drawing the student's images")
+    drawn = generate_images(student, count, batch=job.many, seed=config.seed + 3, name="drawing the student's images")
     reports = [
         measure(job.teacher, teacher_images(config, job), images=count, batch=job.many),
         measure(student, drawn, images=count, batch=job.many),
@@ -151,7 +157,7 @@ def report(config: Distill, job: Job, run: Run) -> Student:
     return student
 
 
-def teacher_images(config: Distill, job: Job) -> Iterator[Tensor]:
+def teacher_images(config: DistillConfig, job: Job) -> Iterator[Tensor]:
     """Those of the run's own pairs, and fresh ones where these are too few."""
     teacher, count = job.teacher, config.report_images
     own = job.pairs if config.pairs is None else None
@@ -160,4 +166,6 @@ def teacher_images(config: Distill, job: Job) -> Iterator[Tensor]:
         x = own[range(start, min(start + job.many, kept))][1].to(teacher.device)  # type: ignore[index]
         with torch.no_grad():
             yield teacher.decode(x)
-    yield from draw(teacher, count - kept, batch=job.many, seed=config.seed + 3, name="drawing the teacher's images")
+    yield from generate_images(
+        teacher, count - kept, batch=job.many, seed=config.seed + 3, name="drawing the teacher's images"
+    )

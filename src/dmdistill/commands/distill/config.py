@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 
-__all__ = ["Distill"]
+__all__ = ["DistillConfig"]
 
 
 @dataclass(frozen=True)
-class Distill:
+class DistillConfig:
     """Distill a teacher into a one-step student (Algorithm 1 of Yin et al. 2024)."""
 
     teacher: str = "fashion"
@@ -122,7 +122,7 @@ class Distill:
     """How the student's weights are stored."""
     resume: Path | None = None
     """Run folder to go on with, from its newest checkpoint and with its config.toml."""
-    ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
+    ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
     """The teacher's ODE solver."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

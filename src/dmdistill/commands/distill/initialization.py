@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmdistill.commands.distill.config import Distill
-from dmdistill.models.load import lasting_name, load_model
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.models.load import absolute_name, load_model
 from dmdistill.models.model import Model, Teacher
 
 __all__ = ["ALIKE", "built_on", "start_of", "teacher_name"]
@@ -13,12 +13,12 @@ __all__ = ["ALIKE", "built_on", "start_of", "teacher_name"]
 ALIKE = ("network", "path", "denoiser", "shape", "classes")  # in the config.json of a teacher and its student
 
 
-def teacher_name(config: Distill, teacher: Teacher) -> str:
+def teacher_name(config: DistillConfig, teacher: Teacher) -> str:
     """What the teacher is loaded by, where it was found."""
-    return teacher.config.get("source") or lasting_name(config.teacher)
+    return teacher.config.get("source") or absolute_name(config.teacher)
 
 
-def built_on(config: Distill, teacher: Teacher) -> dict[str, Any]:
+def built_on(config: DistillConfig, teacher: Teacher) -> dict[str, Any]:
     """What the config.json says of a student that needs its teacher to be loaded: adapters, networks not ours."""
     rank, named = config.lora_student, {"teacher": teacher_name(config, teacher)}
     if rank:
@@ -26,7 +26,7 @@ def built_on(config: Distill, teacher: Teacher) -> dict[str, Any]:
     return {} if "network" in teacher.config else named
 
 
-def start_of(config: Distill, teacher: Teacher) -> Model | None:
+def start_of(config: DistillConfig, teacher: Teacher) -> Model | None:
     """The student of --start, None where none is given.
 
     ValueError where that one is of another teacher's kind, or adapters are to go on and it has none of this run's form.
@@ -44,7 +44,7 @@ def start_of(config: Distill, teacher: Teacher) -> Model | None:
     return start
 
 
-def check_adapters(config: Distill, teacher: Teacher, start: Model) -> None:
+def check_adapters(config: DistillConfig, teacher: Teacher, start: Model) -> None:
     """ValueError where a student has no adapters of this run's form, or to other weights."""
     if odd := [key for key, value in built_on(config, teacher).items() if start.config.get(key) != value]:
         raise ValueError(

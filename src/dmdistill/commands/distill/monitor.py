@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.commands.distill.diagnostics import Probe
-from dmdistill.commands.distill.validation_metric import Judging
-from dmdistill.commands.evaluate.generated_images import blocks, draw
+from dmdistill.commands.distill.validation_metric import ValidationMetric
+from dmdistill.commands.evaluate.generated_images import batch_ranges, generate_images
 from dmdistill.data.images import save_grid
-from dmdistill.metrics.frechet import Moments, frechet_distance, moments_of
-from dmdistill.training.best_checkpoint import Best
+from dmdistill.metrics.frechet import Moments, accumulate_moments, frechet_distance
+from dmdistill.training.best_checkpoint import BestCheckpoint
 from dmdistill.training.checkpoints import of_tensors
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ class Watch:
     judge: whose features measure the images, None for none.
     """
 
-    def __init__(self, job: Job, judge: Judging | None) -> None:
-        self.job, self.judge = job, judge
-        self.best = Best(job.trainer, prefix=FIGURE)
+    def __init__(self, job: Job, feature_extractor: ValidationMetric | None) -> None:
+        self.job, self.feature_extractor = job, feature_extractor
+        self.best = BestCheckpoint(job.trainer, prefix=FIGURE)
         device = job.run.device
         rng = torch.Generator(device).manual_seed(job.config.seed + 1)
         z, cond = job.teacher.noise(min(128, job.many), rng=rng)
@@ -49,7 +49,7 @@ class Watch:
         job = self.job
         grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
         images = job.teacher.decode(grid)
-        if job.run.processes.first:
+        if job.run.processes.is_main:
             file = job.config.out / "samples" / f"step-{step:06d}.png"
             save_grid(file, images, columns=8)
             if job.trainer.logger is not None:
@@ -60,9 +60,9 @@ class Watch:
         """Health, and the Frechet distance of each average of the generator."""
         job = self.job
         row = self.probe.measure(job.generator, job.teacher.guided, job.fake) if job.dmd.match else {}
-        if self.judge is not None:
+        if self.feature_extractor is not None:
             for name, generator in self.candidates():
-                row[FIGURE + name] = figure = self.frechet(self.judge, generator)
+                row[FIGURE + name] = figure = self.frechet(self.feature_extractor, generator)
                 self.best.offer(step, name, figure, partial(self.weights, generator))
         return row
 
@@ -72,22 +72,22 @@ class Watch:
         return [(f"ema{a.halflife:g}", a.network) for a in averages] or [("raw", self.job.generator)]
 
     @torch.no_grad()
-    def frechet(self, judge: Judging, generator: nn.Module) -> float:
+    def frechet(self, feature_extractor: ValidationMetric, generator: nn.Module) -> float:
         """Of as many images as are measured, of which each process draws some."""
         config, processes = self.job.config, self.job.run.processes
-        told = {"batch": self.job.many, "seed": config.seed + 2, "share": processes.share}
-        drawn = draw(self.job.teacher, config.evaluate_images, generate=generator, **told)
-        own = moments_of(judge.features, drawn)
-        if processes.count > 1:
+        told = {"batch": self.job.many, "seed": config.seed + 2, "share": processes.split}
+        drawn = generate_images(self.job.teacher, config.evaluate_images, generate=generator, **told)
+        own = accumulate_moments(feature_extractor.features, drawn)
+        if processes.world_size > 1:
             self.keep_pace(generator)
-            own = sum(processes.exchanged(Moments() + own), Moments())
-        return frechet_distance(own.statistics(), judge.reference)
+            own = sum(processes.all_gather(Moments() + own), Moments())
+        return frechet_distance(own.statistics(), feature_extractor.reference)
 
     def keep_pace(self, generator: nn.Module) -> None:
         """Call a sharded network as often as the others do who had a batch more to draw: all gather it together."""
         job, processes = self.job, self.job.run.processes
-        batches = blocks(job.config.evaluate_images, job.many)
-        if job.parallel.sharded and len(processes.share(batches)) * processes.count < len(batches):
+        batches = batch_ranges(job.config.evaluate_images, job.many)
+        if job.parallel.sharded and len(processes.split(batches)) * processes.world_size < len(batches):
             generator(self.probe.z, self.probe.cond)
 
     def chosen(self) -> tuple[str, int, dict[str, Tensor]]:
@@ -96,12 +96,12 @@ class Watch:
         name, step = list(names)[-1], self.job.trainer.step
         if self.job.config.keep == "best" and self.best.step:
             return self.best.name, self.best.step, self.best.weights()
-        if self.judge is not None:
-            judge = self.judge
-            name = min(names, key=lambda one: self.frechet(judge, names[one]))
+        if self.feature_extractor is not None:
+            feature_extractor = self.feature_extractor
+            name = min(names, key=lambda one: self.frechet(feature_extractor, names[one]))
         return name, step, self.weights(names[name])
 
     def weights(self, generator: nn.Module) -> dict[str, Tensor]:
         """Those of the generator or an average of it, all of them where they are sharded, for the first process."""
         job = self.job
-        return of_tensors(job.parallel.gathered, job.update_generator.weights(generator))
+        return of_tensors(job.parallel.full_tensor, job.update_generator.weights(generator))

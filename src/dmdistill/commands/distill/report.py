@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.diagnostics import BINS
-from dmdistill.data.images import to_bytes
-from dmdistill.io.atomic import written_whole
+from dmdistill.data.images import to_uint8
+from dmdistill.io.atomic import atomic_write
 from dmdistill.models.model import Model
 from dmdistill.training.trainer import read_metrics
 
@@ -47,7 +47,7 @@ def draw_curves(folder: Path) -> None:
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.legend(fontsize="small")
-    with written_whole(folder / "report.png") as temporary:
+    with atomic_write(folder / "report.png") as temporary:
         figure.savefig(temporary, format="png", dpi=90)
 
 
@@ -72,13 +72,13 @@ def draw_comparison(
         axes.set_yticks([])
         text = f"{('teacher', 'student')[who]}\n{report['evaluations_per_image']} eval."
         axes.set_ylabel(text, rotation=0, ha="right", va="center")
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
 
 def side_by_side(images: Tensor) -> Any:
     """B C H W -> H, B W (, C) as bytes."""
-    row = torch.cat(list(to_bytes(images).cpu()), dim=2)
+    row = torch.cat(list(to_uint8(images).cpu()), dim=2)
     return row[0].numpy() if len(row) == 1 else row.permute(1, 2, 0).numpy()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 
 __all__ = ["Course", "Phase"]
 
@@ -27,7 +27,7 @@ class Course:
     regress_end: the first without the regression.
     """
 
-    config: Distill
+    config: DistillConfig
 
     @property
     def match_step(self) -> int:

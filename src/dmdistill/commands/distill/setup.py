@@ -10,32 +10,32 @@ import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.batches import batch_of
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.initialization import ALIKE, built_on, start_of, teacher_name
 from dmdistill.commands.distill.monitor import Watch
 from dmdistill.commands.distill.schedule import Course
-from dmdistill.commands.distill.validation_metric import judge_of
-from dmdistill.commands.evaluate.generated_images import at_once
-from dmdistill.commands.pairs.command import pairs_of
-from dmdistill.commands.run_folder import Run
+from dmdistill.commands.distill.validation_metric import load_validation_metric
+from dmdistill.commands.evaluate.generated_images import sampling_batch_size
+from dmdistill.commands.pairs.command import make_teacher_pairs
+from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
 from dmdistill.core.objective import DMD, Batch
-from dmdistill.data.pairs import Pairs
-from dmdistill.distributed.data_parallel import UNDIVIDED, Parallel
+from dmdistill.data.pairs import PairDataset
+from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism
 from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.diffusers_pipeline import load_autoencoder
 from dmdistill.models.model import Student, Teacher, teacher_id
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.lora import adapters, add_lora, merge_lora
 from dmdistill.training.microbatches import InParts
-from dmdistill.training.optimizer import Update
+from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer
 
 __all__ = ["Job"]
 
-KEPT = (*ALIKE, "licence", "judge")  # of the teacher's config.json
+KEPT = (*ALIKE, "licence", "feature_extractor")  # of the teacher's config.json
 
 
 class Job:
@@ -46,17 +46,19 @@ class Job:
 
     def __init__(
         self,
-        config: Distill,
+        config: DistillConfig,
         teacher: Teacher,
-        run: Run,
+        run: RunFolder,
         *,
-        parallel: Parallel | None = None,
+        parallel: Parallelism | None = None,
         many: int | None = None,
     ) -> None:
         self.config, self.teacher, self.run, self.course = config, teacher, run, Course(config)
-        self.parallel = parallel or Parallel(run.processes, config.accumulate, config.strategy)
-        self.many = many or at_once(teacher, config.batch)
-        judge = judge_of(config.reference, teacher, device=run.device, processes=run.processes, say=run.say)
+        self.parallel = parallel or Parallelism(run.processes, config.accumulate, config.strategy)
+        self.many = many or sampling_batch_size(teacher, config.batch)
+        feature_extractor = load_validation_metric(
+            config.reference, teacher, device=run.device, processes=run.processes, say=run.say
+        )
         distance = self.distance()
         given = self.given_pairs()
         self.generator = self.first_generator()
@@ -64,7 +66,7 @@ class Job:
         run.begin()
         self.pairs = (given or self.own_pairs()) if config.lambda_reg > 0 else None
         if self.pairs is not None and len(self.pairs) < config.batch_reg:
-            self.parallel.check("the number of pairs", len(self.pairs))
+            self.parallel.check_divisible("the number of pairs", len(self.pairs))
         self.update_generator, self.update_fake = self.updates()
         self.settle()
         self.dmd = self.algorithm(distance)
@@ -79,9 +81,9 @@ class Job:
             resume=config.resume is not None,
             processes=run.processes,
         )
-        self.watch = Watch(self, judge)
+        self.watch = Watch(self, feature_extractor)
 
-    def updates(self) -> tuple[Update, Update]:
+    def updates(self) -> tuple[NetworkOptimizer, NetworkOptimizer]:
         """Of the generator and of the fake score, which is made first: sharded, it is whole no more beside averages."""
         config, course = self.config, self.course
         shared = {
@@ -92,8 +94,8 @@ class Job:
             "decay": config.decay,
             "clip": config.clip,
         }
-        fake = Update(self.fake, name="fake score", lr=config.lr_fake, steps=course.fake_updates, **shared)
-        generator = Update(
+        fake = NetworkOptimizer(self.fake, name="fake score", lr=config.lr_fake, steps=course.fake_updates, **shared)
+        generator = NetworkOptimizer(
             self.generator,
             name="generator",
             lr=config.lr,
@@ -109,7 +111,7 @@ class Job:
         config, teacher = self.config, self.teacher
         if not (self.parallel.sharded or config.lora_student or config.lora_fake):
             teacher.ready()
-        self.parallel.spread(teacher.denoiser)
+        self.parallel.shard(teacher.denoiser)
         if config.compile:
             for denoiser in (self.generator.denoiser, self.fake, teacher.denoiser):
                 denoiser.net.compile(dynamic=False)  # in its place: names of weights stay
@@ -128,9 +130,9 @@ class Job:
             "weight": WEIGHTS[config.weight],
         }
         generator, fake = self.generator, self.fake
-        if parallel == UNDIVIDED:
+        if parallel == NOT_PARALLEL:
             return DMD(generator, self.teacher.guided, fake, **settings)
-        generator, fake = parallel.called(generator), parallel.called(fake)
+        generator, fake = parallel.wrap(generator), parallel.wrap(fake)
         return InParts(generator, self.teacher.guided, fake, parallel=parallel, **settings)
 
     def first_generator(self) -> Generator:
@@ -150,11 +152,11 @@ class Job:
         CHECKPOINTING[self.config.checkpointing](copied.net)
         return copied
 
-    def given_pairs(self) -> Pairs | None:
+    def given_pairs(self) -> PairDataset | None:
         """Those of --pairs. ValueError where they are not of this teacher's kind of image."""
         if self.config.pairs is None:
             return None
-        pairs, teacher = Pairs(self.config.pairs), self.teacher
+        pairs, teacher = PairDataset(self.config.pairs), self.teacher
         made, wanted = pairs.settings, teacher_id(teacher)
         told = str(teacher.conditions or "none")
         if (pairs.shape, made.conditions) != (teacher.shape, told):
@@ -169,13 +171,13 @@ class Job:
             )
         return pairs
 
-    def own_pairs(self) -> Pairs:
+    def own_pairs(self) -> PairDataset:
         """Drawn by the whole teacher, on the device: it goes there for as long, if it is to be sharded."""
         config, run = self.config, self.run
         teacher = self.teacher.to(run.device, run.precision)
         made = {"count": config.pair_count, "seed": config.seed, "batch": self.many}
-        pairs = pairs_of(teacher, config.out / "pairs", **made, processes=run.processes)
-        teacher.to(run.device, run.precision, home=self.parallel.home(run.device))
+        pairs = make_teacher_pairs(teacher, config.out / "pairs", **made, processes=run.processes)
+        teacher.to(run.device, run.precision, home=self.parallel.build_device(run.device))
         if run.device.type == "cuda":
             torch.cuda.empty_cache()  # for shares, and for what NCCL takes
         return pairs
@@ -218,7 +220,7 @@ class Job:
         the first gets the student.
         """
         name, step, weights = self.watch.chosen()
-        if self.run.processes.first:
+        if self.run.processes.is_main:
             if self.parallel.sharded:
                 self.teacher = again()
                 self.generator = self.first_generator()
@@ -236,9 +238,9 @@ class Job:
             denoiser=self.generator.denoiser.eval().requires_grad_(False),
             shape=teacher.shape,
             conditions=teacher.conditions,
-            codec=teacher.codec,
+            autoencoder=teacher.autoencoder,
             text=teacher.text,
             licence=teacher.licence,
-            judge=teacher.judge,
+            feature_extractor=teacher.feature_extractor,
             config={**about, **kept, **built_on(config, teacher), "distilled": settings},
         )

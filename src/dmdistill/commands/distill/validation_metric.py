@@ -10,23 +10,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmdistill.commands.evaluate.feature_extraction import FeatureLook
-from dmdistill.commands.evaluate.reference_cache import Reference, see_reference
+from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction
+from dmdistill.commands.evaluate.reference_cache import Reference, reference_features
 from dmdistill.data.image_sources import open_images
-from dmdistill.data.images import to_bytes
-from dmdistill.distributed.process_group import Processes
-from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.data.images import to_uint8
+from dmdistill.distributed.process_group import ProcessGroup
+from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.features import Features
 from dmdistill.metrics.frechet import Statistics, load_edm_statistics
 from dmdistill.metrics.inception import load_inception
 from dmdistill.models.model import Teacher
 
-__all__ = ["FIDJudge", "Judging", "judge_of"]
+__all__ = ["InceptionMetric", "ValidationMetric", "load_validation_metric"]
 
 GROUP = 64  # images that Inception sees at once
 
 
-class Judging(Protocol):
+class ValidationMetric(Protocol):
     """What a run asks of a judge: features, and those of real images, to which the distance is taken."""
 
     @property
@@ -38,32 +38,37 @@ class Judging(Protocol):
 
 
 @dataclass(frozen=True)
-class FIDJudge:
+class InceptionMetric:
     """FID: the Frechet distance in Inception's features, of images as a viewer gets them."""
 
     inception: Features
     reference: Statistics
 
     def features(self, images: Tensor) -> Tensor:
-        return torch.cat([self.inception(group) for group in to_bytes(images).split(GROUP)])
+        return torch.cat([self.inception(group) for group in to_uint8(images).split(GROUP)])
 
 
-def judge_of(
-    reference: str | None, teacher: Teacher, *, device: torch.device, processes: Processes, say: Callable[[str], None]
-) -> Judging | None:
+def load_validation_metric(
+    reference: str | None,
+    teacher: Teacher,
+    *,
+    device: torch.device,
+    processes: ProcessGroup,
+    say: Callable[[str], None],
+) -> ValidationMetric | None:
     """FID against `reference`, real images or EDM's statistics, where it is given; else the teacher's judge, if any.
 
     What was seen of the images before is read from the cache; else the processes share them. ValueError where they are
     not of the teacher's shape.
     """
     if reference is None:
-        return load_judge(teacher.judge, device) if teacher.judge else None
+        return load_classifier_features(teacher.feature_extractor, device) if teacher.feature_extractor else None
     if reference.endswith(".npz"):
-        return FIDJudge(load_inception(device=device), load_edm_statistics(Path(reference)))
+        return InceptionMetric(load_inception(device=device), load_edm_statistics(Path(reference)))
     source = open_images(reference)
-    if teacher.codec is None and source.shape != teacher.shape:
+    if teacher.autoencoder is None and source.shape != teacher.shape:
         raise ValueError(f"--reference {reference} holds images {source.shape}, {teacher.name}'s are {teacher.shape}")
     inception = load_inception(device=device)
     images = Reference(reference, source)
-    seen = see_reference(images, [FeatureLook(inception)], batch=500, processes=processes, say=say)
-    return FIDJudge(inception, processes.told([one.statistics for one in seen])[0])
+    seen = reference_features(images, [FeatureExtraction(inception)], batch=500, processes=processes, say=say)
+    return InceptionMetric(inception, processes.broadcast([one.statistics for one in seen])[0])

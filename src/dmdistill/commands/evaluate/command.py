@@ -12,27 +12,27 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dmdistill.commands.evaluate.compute import figures_of
-from dmdistill.commands.evaluate.config import Evaluate
-from dmdistill.commands.evaluate.inputs import Evaluation
-from dmdistill.commands.run_folder import start_machine
-from dmdistill.distributed.process_group import join_processes, own_device
+from dmdistill.commands.evaluate.compute import compute_metrics
+from dmdistill.commands.evaluate.config import EvaluateConfig
+from dmdistill.commands.evaluate.inputs import EvaluationInputs
+from dmdistill.commands.run_folder import setup_compute
+from dmdistill.distributed.process_group import join_process_group, local_device
 from dmdistill.io.atomic import check_writable, write_json
-from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.requirements import METRICS, asked, rounded
 from dmdistill.models.model import Model
 
 __all__ = ["evaluate", "measure", "print_table", "seconds_per_image"]
 
 
-def evaluate(config: Evaluate) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Print the figures; write them to config.json where asked. Of several processes, the first answers with them."""
     check(config)
-    with join_processes() as processes:
-        machine = replace(config.machine, device=own_device(config.machine.device))
-        evaluation = Evaluation(config, *start_machine(machine))
-        metrics, images = figures_of(evaluation, processes)
-        if not processes.first:
+    with join_process_group() as processes:
+        compute = replace(config.compute, device=local_device(config.compute.device))
+        evaluation = EvaluationInputs(config, *setup_compute(compute))
+        metrics, images = compute_metrics(evaluation, processes)
+        if not processes.is_main:
             return {}
         model = evaluation.model
         report = {
@@ -50,7 +50,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         return report
 
 
-def check(config: Evaluate) -> None:
+def check(config: EvaluateConfig) -> None:
     """ValueError where a setting cannot be, before anything is loaded."""
     for name, least in (("images", 2), ("batch", 1), ("side", 1), ("seed", 0)):
         value = getattr(config, name)
@@ -74,13 +74,17 @@ def measure(model: Model, batches: Iterator[Tensor], *, images: int, batch: int 
 
     Without a judge no image is drawn, and "images" is 0. batch: images drawn at once to take the time.
     """
-    judge = load_judge(model.judge, model.device) if model.judge else None
+    feature_extractor = (
+        load_classifier_features(model.feature_extractor, model.device) if model.feature_extractor else None
+    )
     return {
         "model": model.name,
         "evaluations_per_image": model.evaluations,
-        "images": images if judge else 0,
+        "images": images if feature_extractor else 0,
         "seconds_per_image": seconds_per_image(model, batch=min(batch, 100)),
-        "metrics": {f"frechet_{judge.name}": rounded(judge.distance(batches))} if judge else {},
+        "metrics": {f"frechet_{feature_extractor.name}": rounded(feature_extractor.distance(batches))}
+        if feature_extractor
+        else {},
     }
 
 

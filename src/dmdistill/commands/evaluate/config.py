@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import Machine
+from dmdistill.commands.options import ComputeOptions
 
-__all__ = ["Evaluate"]
+__all__ = ["EvaluateConfig"]
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateConfig:
     """Measure the quality of a model's images, or of a set of images, and a model's speed."""
 
     model: Positional[str]
@@ -23,7 +23,7 @@ class Evaluate:
     """Real images to compare with: such a set, EDM's statistics (.npz), or model:NAME for what a teacher draws."""
     metrics: str | None = None
     """fid, kid, precision, recall, density, coverage, is, clip, frechet (in a judge's features), with commas."""
-    judge: str | None = None
+    feature_extractor: str | None = None
     """Judge whose features measure in Inception's place: a name (fashion-classifier) or a folder."""
     inception: Path | None = None
     """Inception's file, inception-2015-12-05.pt; looked for in $DMDISTILL_ASSETS and the cache, else downloaded."""
@@ -45,5 +45,5 @@ class Evaluate:
     """Seed of the noise."""
     json: Path | None = None
     """File for the figures."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -18,27 +18,27 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmdistill.commands.evaluate.generated_images import blocks
-from dmdistill.commands.evaluate.partial_results import Kept
+from dmdistill.commands.evaluate.generated_images import batch_ranges
+from dmdistill.commands.evaluate.partial_results import PartialResults
 from dmdistill.data.image_sources import ImageSource
-from dmdistill.data.seeds import seed_of
-from dmdistill.distributed.process_group import Processes
-from dmdistill.metrics.accumulate import KEPT, Gathering
+from dmdistill.data.seeds import derive_seed
+from dmdistill.distributed.process_group import ProcessGroup
+from dmdistill.metrics.accumulate import KEPT, FeatureAccumulator
 from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.features import Classifying, Features
 from dmdistill.training.progress import progress_bar
 
-__all__ = ["FeatureLook", "Look", "PromptLook", "look_at"]
+__all__ = ["ClipScoring", "Extraction", "FeatureExtraction", "extract_features"]
 
 GROUP = 64  # images that a network sees at once: Inception's activations of 500 are gigabytes
 CHOOSING = 32  # groups, after which it is chosen whose features are kept: that copies all of them
 KEY = 2  # in the key of a seed: of no image's noise
 
 
-class Look(Protocol):
+class Extraction(Protocol):
     """One network's look at a set of images."""
 
-    gathering: Gathering
+    gathering: FeatureAccumulator
 
     @property
     def id(self) -> str:
@@ -49,23 +49,23 @@ class Look(Protocol):
         """Images of these numbers: uint8, B C H W."""
         ...
 
-    def done(self) -> Gathering:
+    def done(self) -> FeatureAccumulator:
         """What was gathered of all of them."""
         ...
 
 
 @dataclass
-class FeatureLook:
+class FeatureExtraction:
     """By features. keep: those of KEPT images too. classes: the sums of the Inception score too."""
 
     network: Features
     keep: bool = False
     classes: bool = False
-    gathering: Gathering = field(init=False)
+    gathering: FeatureAccumulator = field(init=False)
     found: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # features and keys, still to be chosen from
 
     def __post_init__(self) -> None:
-        self.gathering = Gathering(self.network.id, self.network.name, KEPT if self.keep else 0)
+        self.gathering = FeatureAccumulator(self.network.id, self.network.name, KEPT if self.keep else 0)
 
     @property
     def id(self) -> str:
@@ -75,12 +75,12 @@ class FeatureLook:
         features = self.seen(images, rows)
         self.gathering.moments.add(features)
         if self.keep:
-            keys = torch.tensor([seed_of(0, row, KEY) for row in rows], dtype=torch.float64)
+            keys = torch.tensor([derive_seed(0, row, KEY) for row in rows], dtype=torch.float64)
             self.found.append((features.float().cpu(), keys))
         if len(self.found) >= CHOOSING:
             self.done()
 
-    def done(self) -> Gathering:
+    def done(self) -> FeatureAccumulator:
         if self.found:
             features, keys = map(torch.cat, zip(*self.found, strict=True))
             self.gathering.sample(features, keys)
@@ -97,15 +97,15 @@ class FeatureLook:
 
 
 @dataclass
-class PromptLook:
+class ClipScoring:
     """By CLIP, beside the prompts: image i is of prompt i, in turn."""
 
     score: ClipScore
     prompts: Sequence[str]
-    gathering: Gathering = field(init=False)
+    gathering: FeatureAccumulator = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gathering = Gathering(self.score.id, "clip", 0)
+        self.gathering = FeatureAccumulator(self.score.id, "clip", 0)
 
     @property
     def id(self) -> str:
@@ -114,13 +114,13 @@ class PromptLook:
     def add(self, images: Tensor, rows: range) -> None:
         self.gathering.add_clip(self.score(images, [self.prompts[row % len(self.prompts)] for row in rows]))
 
-    def done(self) -> Gathering:
+    def done(self) -> FeatureAccumulator:
         return self.gathering
 
 
-def look_at(
-    source: ImageSource, count: int, looks: Sequence[Look], *, batch: int, processes: Processes, name: str
-) -> list[Gathering]:
+def extract_features(
+    source: ImageSource, count: int, looks: Sequence[Extraction], *, batch: int, processes: ProcessGroup, name: str
+) -> list[FeatureAccumulator]:
     """What each look gathers of the first `count` images; of all processes for the first, [] for the others.
 
     What was interrupted before goes on where it was, to the same digits.
@@ -128,10 +128,10 @@ def look_at(
     name: of the progress, which the first process shows.
     """
     size = GROUP * math.ceil(batch / GROUP)
-    own = processes.share(blocks(count, size))
-    kept = Kept(looks, lambda: [source.digest(), count, size, processes.rank, processes.count])
+    own = processes.split(batch_ranges(count, size))
+    kept = PartialResults(looks, lambda: [source.digest(), count, size, processes.rank, processes.world_size])
     before = kept.resume()
-    bar = progress_bar(name, len(own)) if processes.first else contextlib.nullcontext(lambda _: None)
+    bar = progress_bar(name, len(own)) if processes.is_main else contextlib.nullcontext(lambda _: None)
     with bar as advance:
         for done, rows in enumerate(own[before:], before + 1):
             images = torch.cat([source.images(part) for part in evenly(rows, batch)])
@@ -141,7 +141,7 @@ def look_at(
                     look.add(few, rows[start : start + len(few)])
             kept.keep(done)
             advance(done)
-    shares = processes.gathered([look.done() for look in looks])
+    shares = processes.gather([look.done() for look in looks])
     kept.forget()
     return [functools.reduce(operator.add, parts) for parts in zip(*shares, strict=True)]
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
-from dmdistill.data.images import cut_square, to_bytes
-from dmdistill.data.seeds import seed_of
+from dmdistill.data.images import center_crop_batch, to_uint8
+from dmdistill.data.seeds import derive_seed
 from dmdistill.models.model import Model, Teacher, teacher_id
 from dmdistill.training.progress import track
 
-__all__ = ["DrawnImages", "at_once", "blocks", "draw", "numbered"]
+__all__ = ["GeneratedImages", "batch_ranges", "generate_images", "numbered", "sampling_batch_size"]
 
 IMAGE = 1  # in the key of a seed: the noise of an image is no shard's of pairs
 
 
-class DrawnImages:
+class GeneratedImages:
     """`ImageSource`: `count` images of a model.
 
     side: see `open_images`.
@@ -43,7 +43,7 @@ class DrawnImages:
     @cached_property
     def own_shape(self) -> tuple[int, int, int]:
         """Of what the model makes: latents are decoded to see it."""
-        if self.model.codec is None:
+        if self.model.autoencoder is None:
             return self.model.shape
         channels, height, width = self.model.images(*numbered(self.model, range(1), seed=self.seed)).shape[1:]
         return channels, height, width
@@ -57,8 +57,8 @@ class DrawnImages:
         return hashlib.sha256(json.dumps([about, self.seed, self.count, self.side]).encode()).hexdigest()
 
     def images(self, rows: range) -> Tensor:
-        images = to_bytes(self.model.images(*numbered(self.model, rows, seed=self.seed)))
-        return images if self.side is None else cut_square(images, self.side)
+        images = to_uint8(self.model.images(*numbered(self.model, rows, seed=self.seed)))
+        return images if self.side is None else center_crop_batch(images, self.side)
 
 
 def numbered(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition | None]:
@@ -71,7 +71,7 @@ def numbered(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition
     index = torch.empty(len(rows), dtype=torch.long)
     rng = torch.Generator()
     for i, row in enumerate(rows):
-        rng.manual_seed(seed_of(seed, row, IMAGE))
+        rng.manual_seed(derive_seed(seed, row, IMAGE))
         torch.randn(model.shape, generator=rng, out=z[i])
         if model.conditions is not None:
             many = len(model.conditions)
@@ -79,7 +79,7 @@ def numbered(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition
     return z.to(model.device), model.condition(index)
 
 
-def draw(
+def generate_images(
     model: Model,
     count: int,
     *,
@@ -94,19 +94,19 @@ def draw(
     name: of the progress, shown where it is given. generate: in place of the model's own. share: of the batches, which
     of them are drawn.
     """
-    parts = share(blocks(count, batch))
+    parts = share(batch_ranges(count, batch))
     for rows in track(parts, name) if name else parts:
         told = numbered(model, rows, seed=seed)
         yield model.decode(generate(*told)) if generate is not None else model.images(*told)
 
 
-def blocks(count: int, batch: int) -> list[range]:
+def batch_ranges(count: int, batch: int) -> list[range]:
     """0 ... count - 1 in ranges of `batch`, the last of what is left."""
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
-def at_once(model: Model, batch: int) -> int:
+def sampling_batch_size(model: Model, batch: int) -> int:
     """How many images to draw at once: 500 small ones, fewer large ones; of latents at most a training step's batch."""
-    if model.codec is not None:
+    if model.autoencoder is not None:
         return min(batch, 16)
     return max(1, min(500, 500 * 3 * 64 * 64 // math.prod(model.shape)))

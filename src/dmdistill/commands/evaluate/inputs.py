@@ -6,26 +6,26 @@ from pathlib import Path
 
 import torch
 
-from dmdistill.commands.evaluate.config import Evaluate
-from dmdistill.commands.evaluate.generated_images import DrawnImages, at_once
+from dmdistill.commands.evaluate.config import EvaluateConfig
+from dmdistill.commands.evaluate.generated_images import GeneratedImages, sampling_batch_size
 from dmdistill.commands.evaluate.reference_cache import Reference
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.data.image_sources import ImageSource, is_images, open_images
 from dmdistill.data.prompt_files import read_prompts
-from dmdistill.metrics.classifier_features import Judge, load_judge
+from dmdistill.metrics.classifier_features import ClassifierFeatures, load_classifier_features
 from dmdistill.metrics.frechet import load_edm_statistics
 from dmdistill.metrics.requirements import METRICS, asked
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
 
-__all__ = ["Evaluation"]
+__all__ = ["EvaluationInputs"]
 
 IMAGES = 10_000  # drawn where no number is given
 BATCH = 500
 DRAWN = "model:"  # before a reference that a teacher draws
 
 
-class Evaluation:
+class EvaluationInputs:
     """All that is given is opened and compared before anything is drawn.
 
     ValueError where something is missing, or where two things do not go together.
@@ -35,14 +35,14 @@ class Evaluation:
         reference: or None. judge: or None. names: of METRICS. prompts: what the images show, where CLIP asks.
     """
 
-    def __init__(self, config: Evaluate, device: torch.device, precision: torch.dtype | None) -> None:
+    def __init__(self, config: EvaluateConfig, device: torch.device, precision: torch.dtype | None) -> None:
         self.config, self.device, self.precision = config, device, precision
         self.model = None if is_images(config.model) else self.loaded(config.model)
         self.source = self.opened(config.model) if self.model is None else self.drawn(self.model, config.seed)
         self.count = min(config.images or len(self.source), len(self.source))
-        self.batch = config.batch or (BATCH if self.model is None else at_once(self.model, BATCH))
+        self.batch = config.batch or (BATCH if self.model is None else sampling_batch_size(self.model, BATCH))
         self.reference = self.opened_reference()
-        self.judge = self.found_judge()
+        self.feature_extractor = self.found_judge()
         self.names = self.chosen()
         self.prompts = read_prompts(config.prompts) if config.prompts is not None and "clip" in self.names else []
         self.check_counts()
@@ -53,8 +53,8 @@ class Evaluation:
         model.to(self.device, self.precision)
         return model
 
-    def drawn(self, model: Model, seed: int) -> DrawnImages:
-        return DrawnImages(model, self.config.images or IMAGES, seed=seed, side=self.config.side)
+    def drawn(self, model: Model, seed: int) -> GeneratedImages:
+        return GeneratedImages(model, self.config.images or IMAGES, seed=seed, side=self.config.side)
 
     def opened(self, name: str) -> ImageSource:
         return open_images(name, side=self.config.side, skip_corrupt=self.config.skip_corrupt)
@@ -69,34 +69,34 @@ class Evaluation:
             return Reference(name, self.drawn(self.loaded(name.removeprefix(DRAWN)), self.config.seed + 1))
         return Reference(name, self.opened(name))
 
-    def found_judge(self) -> Judge | None:
-        """That of --judge, else the model's own. ValueError where it judges images of other channels."""
-        name = self.config.judge or (self.model.judge if self.model is not None else None)
+    def found_judge(self) -> ClassifierFeatures | None:
+        """That of --feature-extractor, else the model's own. ValueError where it judges images of other channels."""
+        name = self.config.feature_extractor or (self.model.feature_extractor if self.model is not None else None)
         if name is None:
             return None
-        judge = load_judge(name, self.device)
-        takes, channels = judge.classifier.stem.in_channels, self.source.shape[0]
+        feature_extractor = load_classifier_features(name, self.device)
+        takes, channels = feature_extractor.classifier.stem.in_channels, self.source.shape[0]
         if takes != channels:
             raise ValueError(
                 f"the judge {name} takes images of {takes} channel(s), {self.source.name}'s have {channels}"
             )
-        return judge
+        return feature_extractor
 
     def chosen(self) -> list[str]:
         """The metrics asked for; else FID where there is a reference, and the judge's distance where there is none."""
         if self.config.metrics is not None:
             return asked(self.config.metrics)
-        if self.reference is not None and self.config.judge is None:
+        if self.reference is not None and self.config.feature_extractor is None:
             return ["fid"]
-        return ["frechet"] if self.judge is not None else []
+        return ["frechet"] if self.feature_extractor is not None else []
 
     def check_counts(self) -> None:
         """ValueError where there are too few images, or no images at all, for what is asked."""
         config, whose = self.config, self.source.name
         if config.images is not None and config.images > len(self.source):
             raise ValueError(f"--images {config.images}: {whose} holds {len(self.source)}")
-        if "frechet" in self.names and self.judge is None:
-            raise ValueError(f"--metrics frechet: {whose} has no judge; name one by --judge")
+        if "frechet" in self.names and self.feature_extractor is None:
+            raise ValueError(f"--metrics frechet: {whose} has no judge; name one by --feature-extractor")
         real = self.reference.count if self.reference is not None else None
         if self.prompts and self.model is None and len(self.prompts) != len(self.source):
             raise ValueError(

@@ -19,13 +19,13 @@ from typing import Any, Protocol
 
 import torch
 
-from dmdistill.io.atomic import cache_folder, written_whole
-from dmdistill.metrics.accumulate import Gathering
+from dmdistill.io.atomic import atomic_write, cache_folder
+from dmdistill.metrics.accumulate import FeatureAccumulator
 from dmdistill.metrics.frechet import Moments
 from dmdistill.metrics.inception_score import ClassScores
-from dmdistill.training.checkpoints import DamagedError, read
+from dmdistill.training.checkpoints import DamagedCheckpointError, read
 
-__all__ = ["EVERY", "Kept"]
+__all__ = ["EVERY", "PartialResults"]
 
 EVERY = 60.0  # seconds between two savings
 
@@ -33,15 +33,15 @@ EVERY = 60.0  # seconds between two savings
 class Looking(Protocol):
     """A look that can be gone on with. id: tells it from others, by network and by what it gathers."""
 
-    gathering: Gathering
+    gathering: FeatureAccumulator
 
     @property
     def id(self) -> str: ...
 
-    def done(self) -> Gathering: ...
+    def done(self) -> FeatureAccumulator: ...
 
 
-class Kept:
+class PartialResults:
     """The state of some looks at a set of images.
 
     Args:
@@ -64,7 +64,7 @@ class Kept:
             return 0
         try:
             state = read(self.file)
-        except DamagedError:
+        except DamagedCheckpointError:
             return 0
         for look, gathered in zip(self.looks, state["gathered"], strict=True):
             look.gathering = restored(**gathered)
@@ -74,7 +74,7 @@ class Kept:
         """Save, where the last time was a while ago. A cache that cannot be written is none."""
         if time.monotonic() - self.saved < EVERY:
             return
-        with suppress(OSError), written_whole(self.file) as temporary:
+        with suppress(OSError), atomic_write(self.file) as temporary:
             torch.save({"done": done, "gathered": [asdict(look.done()) for look in self.looks]}, temporary)
         self.saved = time.monotonic()
 
@@ -83,5 +83,5 @@ class Kept:
             self.file.unlink(missing_ok=True)
 
 
-def restored(*, moments: dict[str, Any], classes: dict[str, Any], **others: Any) -> Gathering:
-    return Gathering(moments=Moments(**moments), classes=ClassScores(**classes), **others)
+def restored(*, moments: dict[str, Any], classes: dict[str, Any], **others: Any) -> FeatureAccumulator:
+    return FeatureAccumulator(moments=Moments(**moments), classes=ClassScores(**classes), **others)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from dmdistill.commands.evaluate.feature_extraction import FeatureLook, look_at
+from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction, extract_features
 from dmdistill.data.image_sources import ImageSource
-from dmdistill.distributed.process_group import Processes
+from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import cache_folder, read_safetensors, write_safetensors
-from dmdistill.metrics.accumulate import KEPT, Description
+from dmdistill.metrics.accumulate import KEPT, FeatureStatistics
 from dmdistill.metrics.features import Features
 from dmdistill.metrics.frechet import Statistics, load_statistics, save_statistics
 
-__all__ = ["Reference", "see_reference"]
+__all__ = ["Reference", "reference_features"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Reference:
         return len(self.source) if self.source is not None else None
 
 
-def see_reference(
+def reference_features(
     reference: Reference,
-    looks: Sequence[FeatureLook],
+    looks: Sequence[FeatureExtraction],
     *,
     batch: int,
-    processes: Processes,
+    processes: ProcessGroup,
     say: Callable[[str], None],
-) -> list[Description]:
+) -> list[FeatureStatistics]:
     """What each look sees in its images, for the first process; [] for the others.
 
     What was seen before is read from the cache. say: takes a line about it.
@@ -49,17 +49,17 @@ def see_reference(
     source = reference.source
     if source is None:
         assert reference.statistics is not None
-        return [Description(look.network.id, look.network.name, reference.statistics) for look in looks]
-    homes = [home(source, look.network) for look in looks] if processes.first else []
-    known = processes.told([complete(one, keep=look.keep) for one, look in zip(homes, looks, strict=False)])
+        return [FeatureStatistics(look.network.id, look.network.name, reference.statistics) for look in looks]
+    homes = [home(source, look.network) for look in looks] if processes.is_main else []
+    known = processes.broadcast([complete(one, keep=look.keep) for one, look in zip(homes, looks, strict=False)])
     missing = [look for look, there in zip(looks, known, strict=True) if not there]
     if missing:
         name = f"looking at {reference.name}"
-        seen = iter(look_at(source, len(source), missing, batch=batch, processes=processes, name=name))
+        seen = iter(extract_features(source, len(source), missing, batch=batch, processes=processes, name=name))
         for folder, there in zip(homes, known, strict=False):
             if not there:
                 save(folder, next(seen).description())
-    elif processes.first and looks:
+    elif processes.is_main and looks:
         say(f"{reference.name} was looked at before: {cache_folder() / 'seen'}")
     return [read(folder, look) for folder, look in zip(homes, looks, strict=False)]
 
@@ -74,14 +74,16 @@ def complete(folder: Path, *, keep: bool) -> bool:
     return (folder / "statistics.safetensors").is_file() and (not keep or (folder / "features.safetensors").is_file())
 
 
-def save(folder: Path, seen: Description) -> None:
+def save(folder: Path, seen: FeatureStatistics) -> None:
     if seen.features is not None:
         write_safetensors(folder / "features.safetensors", {"features": seen.features})
     save_statistics(folder / "statistics.safetensors", seen.statistics)
 
 
-def read(folder: Path, look: FeatureLook) -> Description:
+def read(folder: Path, look: FeatureExtraction) -> FeatureStatistics:
     features: torch.Tensor | None = None
     if look.keep:
         features = read_safetensors(folder / "features.safetensors")["features"]
-    return Description(look.network.id, look.network.name, load_statistics(folder / "statistics.safetensors"), features)
+    return FeatureStatistics(
+        look.network.id, look.network.name, load_statistics(folder / "statistics.safetensors"), features
+    )

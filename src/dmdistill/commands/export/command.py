@@ -7,19 +7,19 @@ from typing import Any
 
 from rich.console import Console
 
-from dmdistill.commands.export.config import Export
+from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.export.latent import write_pipeline
 from dmdistill.commands.export.pixel import write_custom
-from dmdistill.io.atomic import first_line, folder_written_whole, read_json
+from dmdistill.io.atomic import atomic_folder, first_line, read_json
 from dmdistill.models.cards import export_card
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student
-from dmdistill.networks.diffusers_wrappers import Adapter
+from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 
 __all__ = ["export"]
 
 
-def export(config: Export) -> Path:
+def export(config: ExportConfig) -> Path:
     """Write the folder, whole or not at all, and push it to the hub where asked. ValueError for what is no student."""
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ValueError(f"{config.out} already exists: choose another folder")
@@ -27,9 +27,9 @@ def export(config: Export) -> Path:
     student = load_model(config.student)
     if not isinstance(student, Student):
         raise ValueError(f"{config.student} is a teacher; a student is exported")
-    with folder_written_whole(config.out) as temporary:
+    with atomic_folder(config.out) as temporary:
         use = write(student, temporary)
-        card = export_card(student, use, figures_of(config.student))
+        card = export_card(student, use, compute_metrics(config.student))
         (temporary / "README.md").write_text(card, encoding="utf-8")
     console = Console(highlight=False)
     console.print(f"{student.name} for diffusers in {config.out}", soft_wrap=True, markup=False)
@@ -40,12 +40,12 @@ def export(config: Export) -> Path:
 
 def write(student: Student, folder: Path) -> str:
     """Fill an empty folder; answer with the code to use it: of diffusers' own pipeline where one fits, else of ours."""
-    if isinstance(student.network, Adapter) and (student.text is not None or student.codec is not None):
+    if isinstance(student.network, DiffusersWrapper) and (student.text is not None or student.autoencoder is not None):
         return write_pipeline(student, folder)
     return write_custom(student, folder)
 
 
-def figures_of(name: str) -> dict[str, Any]:
+def compute_metrics(name: str) -> dict[str, Any]:
     """The report of the run whose folder, or whose student's, this is; nothing where there is none."""
     run = Path(name).parent if Path(name).name == "student" else Path(name)
     file = run / "report.json"

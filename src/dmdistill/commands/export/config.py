@@ -8,11 +8,11 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-__all__ = ["Export"]
+__all__ = ["ExportConfig"]
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportConfig:
     """Write a student as a folder that diffusers loads without this package."""
 
     student: Positional[str]

@@ -14,10 +14,10 @@ from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import VP, Flow
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.models.diffusers_pipeline import index_of, scheduler_config, source_folder
-from dmdistill.models.load import shown_name
+from dmdistill.models.load import display_name
 from dmdistill.models.model import Student
-from dmdistill.models.python_function import is_custom
-from dmdistill.networks.diffusers_wrappers import Adapter
+from dmdistill.models.python_function import is_python_function
+from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import adapters, merge_lora
 
 __all__ = ["one_step_scheduler", "write_pipeline"]
@@ -59,9 +59,9 @@ def write_pipeline(student: Student, folder: Path) -> str:
     Adapters stay adapters, where the pipeline takes them.
     """
     network = student.network
-    assert isinstance(network, Adapter)
+    assert isinstance(network, DiffusersWrapper)
     teacher = str(student.config.get("teacher"))
-    source = source_folder(teacher) if not is_custom(teacher) else Path(teacher)
+    source = source_folder(teacher) if not is_python_function(teacher) else Path(teacher)
     name, path = str(index_of(source).get("_class_name", "of no known kind")), student.denoiser.path
     if name not in KINDS or not isinstance(path, Flow if KINDS[name].flow else VP):
         known = ", ".join(f"{kind} ({'Flow' if KINDS[kind].flow else 'VP'})" for kind in KINDS)
@@ -77,7 +77,7 @@ def write_pipeline(student: Student, folder: Path) -> str:
         write_adapters(student, network, name, folder)
         return f"""from diffusers import {type(scheduler).__name__}
 
-pipeline = DiffusionPipeline.from_pretrained("{shown_name(teacher)}")
+pipeline = DiffusionPipeline.from_pretrained("{display_name(teacher)}")
 pipeline.load_lora_weights("{{folder}}")
 pipeline.scheduler = {type(scheduler).__name__}.from_pretrained("{{folder}}", subfolder="scheduler")
 {draw}"""
@@ -95,7 +95,7 @@ def one_step_scheduler(student: Student) -> Any:
     return diffusers.DDIMScheduler.from_config({**config, **PLAIN})
 
 
-def write_adapters(student: Student, network: Adapter, name: str, folder: Path) -> None:
+def write_adapters(student: Student, network: DiffusersWrapper, name: str, folder: Path) -> None:
     """pytorch_lora_weights.safetensors, as the pipeline's load_lora_weights reads it: at the scale 1."""
     diffusers: Any = importlib.import_module("diffusers")
     lora = student.config["lora"]

@@ -18,8 +18,8 @@ from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import VP
 from dmdistill.io.atomic import write_json
 from dmdistill.models.model import Student
-from dmdistill.models.python_function import is_custom
-from dmdistill.networks.diffusers_wrappers import Adapter
+from dmdistill.models.python_function import is_python_function
+from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import merge_lora
 
 __all__ = ["one_step", "write_custom"]
@@ -28,15 +28,15 @@ __all__ = ["one_step", "write_custom"]
 def write_custom(student: Student, folder: Path) -> str:
     """Fill an empty folder; answer with the code to use it. ValueError for a network that diffusers cannot have."""
     network = merge_lora(student.network)
-    if isinstance(network, Adapter):
-        taken = is_custom(str(student.config.get("teacher")))  # then there is no scheduler's configuration
+    if isinstance(network, DiffusersWrapper):
+        taken = is_python_function(str(student.config.get("teacher")))  # then there is no scheduler's configuration
         if student.conditions is None and isinstance(student.denoiser.path, VP) and not taken:
             scheduler = one_step_scheduler(student)
             if is_exact(scheduler, student.denoiser):
                 return write_ddim(scheduler, network, folder)
         network.model.save_pretrained(folder / "unet")
         return write_own(student, folder, ["diffusers", type(network.model).__name__])
-    if student.text is not None or student.codec is not None or not student.config.get("network"):
+    if student.text is not None or student.autoencoder is not None or not student.config.get("network"):
         raise ValueError(
             f"{student.name} cannot be exported: its network, a {type(network).__name__}, is of no class of diffusers, "
             "and with its source only EDM's networks of pixels, as this package builds them, are"
@@ -63,7 +63,7 @@ def is_exact(scheduler: Any, denoiser: Denoiser) -> bool:
     return bool((step - expected).abs().max() < 1e-5 * expected.std())
 
 
-def write_ddim(scheduler: Any, network: Adapter, folder: Path) -> str:
+def write_ddim(scheduler: Any, network: DiffusersWrapper, folder: Path) -> str:
     """Diffusers' own pipeline of an unconditional UNet2DModel. It always starts from noise of variance 1."""
     import diffusers
 

@@ -7,24 +7,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dmdistill.commands.info.config import Info
-from dmdistill.commands.info.run_status import health, standing
+from dmdistill.commands.info.config import InfoConfig
+from dmdistill.commands.info.run_status import health, run_status
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
-from dmdistill.networks.diffusers_wrappers import Adapter
+from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.training.trainer import read_metrics
 
 __all__ = ["info"]
 
 
-def info(config: Info) -> None:
+def info(config: InfoConfig) -> None:
     """Print a table: of the run where the folder is one, then of the model."""
     run = Path(config.model)
     rows = read_metrics(run) if run.is_dir() else []
     table = Table(show_header=False)
     if rows:
         table.add_row("run", str(run))
-        for name, text in standing(run, rows).items():
+        for name, text in run_status(run, rows).items():
             table.add_row(name, text)
         latest = {key: value for row in rows for key, value in row.items() if key not in ("step", "seconds")}
         for key, value in latest.items():
@@ -46,4 +46,4 @@ def info(config: Info) -> None:
 
 def network_class(model: Model) -> str:
     network = model.network
-    return type(network.model if isinstance(network, Adapter) else network).__name__
+    return type(network.model if isinstance(network, DiffusersWrapper) else network).__name__

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-__all__ = ["Info"]
+__all__ = ["InfoConfig"]
 
 
 @dataclass(frozen=True)
-class Info:
+class InfoConfig:
     """Say what a model is, or where a run stands."""
 
     model: Positional[str]

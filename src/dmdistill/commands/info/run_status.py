@@ -10,13 +10,13 @@ from pathlib import Path
 from dmdistill.commands.distill.diagnostics import BINS
 from dmdistill.commands.presets import parse_toml
 
-__all__ = ["health", "standing"]
+__all__ = ["health", "run_status"]
 
 Rows = Sequence[Mapping[str, float]]
 RECENT = 5  # rows of the log whose speed the ETA goes by
 
 
-def standing(run: Path, rows: Rows) -> dict[str, str]:
+def run_status(run: Path, rows: Rows) -> dict[str, str]:
     """step, training time, and what is left at the speed of the last rows."""
     step, seconds = int(rows[-1]["step"]), rows[-1]["seconds"]
     file = run / "config.toml"

@@ -8,30 +8,30 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dmdistill.commands.options import Solver
-from dmdistill.commands.pairs.config import MakePairs
+from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import check_numbers
 from dmdistill.commands.prompts import with_prompts
-from dmdistill.commands.run_folder import start_machine
-from dmdistill.data.pairs import Pairs, PairSettings, make_pairs
-from dmdistill.distributed.process_group import ALONE, Processes, join_processes, own_device
+from dmdistill.commands.run_folder import setup_compute
+from dmdistill.data.pairs import PairDataset, PairSettings, make_pairs
+from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher, teacher_id
-from dmdistill.networks.diffusers_wrappers import Adapter
+from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.training.progress import track
 
-__all__ = ["pairs", "pairs_of", "with_solver"]
+__all__ = ["make_teacher_pairs", "pairs", "with_solver_options"]
 
 
-def pairs(config: MakePairs) -> Pairs:
+def pairs(config: PairsConfig) -> PairDataset:
     """Make pairs in config.out, or finish those that are there."""
     check_numbers(config)
-    with join_processes() as processes:
-        teacher = with_solver(load_teacher(config.teacher), config.ode)
-        device, precision = start_machine(replace(config.machine, device=own_device(config.machine.device)))
+    with join_process_group() as processes:
+        teacher = with_solver_options(load_teacher(config.teacher), config.ode)
+        device, precision = setup_compute(replace(config.compute, device=local_device(config.compute.device)))
         teacher = with_prompts(teacher, config.prompts, device=device)
         teacher.to(device, precision)
-        made = pairs_of(
+        made = make_teacher_pairs(
             teacher,
             config.out,
             count=config.count,
@@ -44,7 +44,7 @@ def pairs(config: MakePairs) -> Pairs:
         return made
 
 
-def pairs_of(
+def make_teacher_pairs(
     teacher: Teacher,
     folder: Path,
     *,
@@ -52,8 +52,8 @@ def pairs_of(
     seed: int,
     shard_size: int = 2000,
     batch: int = 500,
-    processes: Processes = ALONE,
-) -> Pairs:
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> PairDataset:
     """count pairs of a teacher, on its device, in `folder`, by all processes; whatever is there already is kept."""
     if count < 1:
         raise ValueError(f"{count} pairs, expected at least 1; to do without pairs set --lambda-reg 0")
@@ -80,13 +80,13 @@ def pairs_of(
     )
 
 
-def with_solver(teacher: Teacher, ode: Solver) -> Teacher:
+def with_solver_options(teacher: Teacher, ode: SolverOptions) -> Teacher:
     """The teacher, sampled as the configuration says."""
     if ode.guidance is not None and ode.guidance < 0:
         raise ValueError(f"--guidance {ode.guidance}, expected at least 0; 1 is none")
     if ode.guidance not in (None, 1) and teacher.conditions is None and teacher.text is None:
         raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher: it allows 1 only")
-    if ode.guidance not in (None, 1) and not knows_none(teacher):
+    if ode.guidance not in (None, 1) and not has_null_class(teacher):
         raise ValueError(f"--guidance {ode.guidance}: {teacher.name} has no class that means none, it allows 1 only")
     if ode.solver_steps is not None and ode.solver_steps < 1:
         raise ValueError(f"--solver-steps {ode.solver_steps}, expected at least 1")
@@ -94,7 +94,7 @@ def with_solver(teacher: Teacher, ode: Solver) -> Teacher:
     return replace(teacher, **{name: value for name, value in asked.items() if value is not None})
 
 
-def knows_none(teacher: Teacher) -> bool:
+def has_null_class(teacher: Teacher) -> bool:
     """Whether it can be told nothing, as far as its network says."""
     network, told = teacher.network, teacher.conditions
-    return not isinstance(network, Adapter) or told is None or network.knows_none(len(told))
+    return not isinstance(network, DiffusersWrapper) or told is None or network.has_null_class(len(told))

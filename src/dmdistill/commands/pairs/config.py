@@ -8,13 +8,13 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import Machine, Solver
+from dmdistill.commands.options import ComputeOptions, SolverOptions
 
-__all__ = ["MakePairs"]
+__all__ = ["PairsConfig"]
 
 
 @dataclass(frozen=True)
-class MakePairs:
+class PairsConfig:
     """Make noise-image pairs by the teacher's deterministic ODE solver (section 3.3 of the paper)."""
 
     teacher: str = "fashion"
@@ -35,7 +35,7 @@ class MakePairs:
     """Compile the network by torch.compile: a minute at first, then faster on a GPU."""
     seed: int = 0
     """Seed of noise and labels."""
-    ode: Annotated[Solver, OmitArgPrefixes] = field(default_factory=Solver)
+    ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
     """The teacher's ODE solver."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -11,17 +11,17 @@ from rich.table import Table
 
 from dmdistill.commands.distill.command import check
 from dmdistill.commands.distill.diagnostics import BINS
-from dmdistill.commands.pairs.command import with_solver
-from dmdistill.commands.plan.config import Plan
+from dmdistill.commands.pairs.command import with_solver_options
+from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.plan.dry_run import Counted, Rehearsal, rehearsal
 from dmdistill.commands.plan.speed import Speed, calibrate
 from dmdistill.commands.presets import check_at_least, check_positive
 from dmdistill.commands.prompts import with_prompts
-from dmdistill.commands.run_folder import start_machine
+from dmdistill.commands.run_folder import setup_compute
 from dmdistill.core.solvers import evaluations
-from dmdistill.data.pairs import Pairs
-from dmdistill.distributed.data_parallel import Parallel
-from dmdistill.distributed.process_group import Processes
+from dmdistill.data.pairs import PairDataset
+from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import check_writable, write_json
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
@@ -78,12 +78,12 @@ class Estimate:
         return asdict(self) | total | {"hours": self.hours, "device_hours": self.hours * self.processes}
 
 
-def plan(config: Plan) -> Estimate:
+def plan(config: PlanConfig) -> Estimate:
     """Count, and time or reckon; print two tables, write config.json where it is asked for."""
     check_plan(config)
     own = of_one(config)
-    device, precision = start_machine(config.machine)
-    teacher = with_solver(load_teacher(config.teacher), config.ode)
+    device, precision = setup_compute(config.compute)
+    teacher = with_solver_options(load_teacher(config.teacher), config.ode)
     teacher = with_prompts(teacher, config.prompts, device=device, most=PROMPTS)
     torch.manual_seed(config.seed)
     if teacher.device.type != "meta":
@@ -115,10 +115,10 @@ def plan(config: Plan) -> Estimate:
     return estimate
 
 
-def check_plan(config: Plan) -> None:
+def check_plan(config: PlanConfig) -> None:
     """ValueError where a setting cannot be, OSError where the figures could not be written."""
     check_at_least(config, 1, "processes")
-    check(replace(config, log_to=None), Processes(count=config.processes))  # nothing is logged
+    check(replace(config, log_to=None), ProcessGroup(world_size=config.processes))  # nothing is logged
     if not 0 < config.utilisation <= 1:
         raise ValueError(f"--utilisation {config.utilisation}, expected a share, above 0 and at most 1")
     if config.peak_tflops is not None:
@@ -127,17 +127,17 @@ def check_plan(config: Plan) -> None:
         check_writable(config.json)
 
 
-def of_one(config: Plan) -> Plan:
+def of_one(config: PlanConfig) -> PlanConfig:
     """The configuration of one process. ValueError where the pairs are too few for a batch and cannot be divided."""
     count, size = config.processes, config.batch_reg
-    pairs = config.pair_count if config.pairs is None else len(Pairs(config.pairs))
+    pairs = config.pair_count if config.pairs is None else len(PairDataset(config.pairs))
     if config.lambda_reg > 0 and pairs < size:
-        Parallel(Processes(count=count), config.accumulate).check("the number of pairs", pairs)
+        Parallelism(ProcessGroup(world_size=count), config.accumulate).check_divisible("the number of pairs", pairs)
         size = pairs
     return replace(config, batch=config.batch // count, batch_reg=-(-size // count), pair_count=pairs)
 
 
-def speed_of(config: Plan, teacher: Teacher, counted: dict[str, Counted]) -> Speed:
+def speed_of(config: PlanConfig, teacher: Teacher, counted: dict[str, Counted]) -> Speed:
     """Of a stated device, or of this machine. config: of one process."""
     if config.peak_tflops is not None:
         rate = config.peak_tflops * 1e12 * config.utilisation
@@ -147,7 +147,7 @@ def speed_of(config: Plan, teacher: Teacher, counted: dict[str, Counted]) -> Spe
         return calibrate(job, counted, drawing=DRAWING)
 
 
-def parts_of(config: Plan, job: Rehearsal, counted: dict[str, Counted]) -> list[tuple[str, str, float]]:
+def parts_of(config: PlanConfig, job: Rehearsal, counted: dict[str, Counted]) -> list[tuple[str, str, float]]:
     """(name, kind, operations) of each part of the run, of all processes together."""
     teacher, probe = job.teacher, len(job.watch.probe.z)
     guided = counted[DRAWING].flops / job.many  # one evaluation of mu_real for one image

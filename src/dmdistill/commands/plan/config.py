@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 
-__all__ = ["Plan"]
+__all__ = ["PlanConfig"]
 
 
 @dataclass(frozen=True)
-class Plan(Distill):
+class PlanConfig(DistillConfig):
     """Say what a distillation takes before it is begun: memory, operations, hours. All flags of `distill` apply."""
 
     processes: int = 1

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.schedule import Phase
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.evaluate.generated_images import at_once
+from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.plan.fsdp_memory import Foretold
 from dmdistill.commands.plan.placeholders import BlankPrompts, NoisePairs
 from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData, tensors_of
-from dmdistill.commands.run_folder import Run
+from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import Distance
 from dmdistill.core.objective import Batch
-from dmdistill.data.pairs import Pairs
+from dmdistill.data.pairs import PairDataset
 from dmdistill.data.prompt_embeddings import PromptSet
 from dmdistill.models.model import Teacher
 
@@ -54,9 +54,9 @@ class Rehearsal(Job):
 
     def __init__(
         self,
-        config: Distill,
+        config: DistillConfig,
         teacher: Teacher,
-        run: Run,
+        run: RunFolder,
         *,
         ledger: Ledger | None = None,
         mode: WithoutData | None = None,
@@ -72,7 +72,7 @@ class Rehearsal(Job):
         self.foretold = None
         if ledger is not None and self.among > 1:
             self.foretold = Foretold(ledger, parts=config.accumulate, among=self.among)
-        many = at_once(teacher, config.batch * processes)
+        many = sampling_batch_size(teacher, config.batch * processes)
         super().__init__(config, teacher, run, parallel=self.foretold, many=many)
         if ledger is not None:
             self.tell(ledger)
@@ -94,7 +94,7 @@ class Rehearsal(Job):
     def name_gradient(self, ledger: Ledger, parameter: Tensor) -> None:
         """Of the last part DDP has it in a bucket; of those before it for itself."""
         assert parameter.grad is not None
-        if self.replicated and getattr(self.dmd, "part", 0) == self.parallel.parts - 1:
+        if self.replicated and getattr(self.dmd, "part", 0) == self.parallel.microbatches - 1:
             ledger.within("gradients", [parameter.grad])
         else:
             ledger.name("gradients", [parameter.grad], among=self.among)
@@ -102,7 +102,7 @@ class Rehearsal(Job):
     def given_pairs(self) -> None:
         """None: those of --pairs are as good as others."""
 
-    def own_pairs(self) -> Pairs:
+    def own_pairs(self) -> PairDataset:
         return NoisePairs(self.teacher, self.config.pair_count)
 
     def distance(self) -> Distance:
@@ -169,7 +169,7 @@ class Rehearsal(Job):
 
 @contextmanager
 def rehearsal(
-    config: Distill, teacher: Teacher, *, data: bool, ledger: bool = False, processes: int = 1
+    config: DistillConfig, teacher: Teacher, *, data: bool, ledger: bool = False, processes: int = 1
 ) -> Iterator[Rehearsal]:
     """A rehearsal of this configuration, in a folder that goes away.
 
@@ -179,16 +179,21 @@ def rehearsal(
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        judged, none = bool(teacher.judge or config.reference), dict.fromkeys(("resume", "pairs", "start", "reference"))
+        judged, none = (
+            bool(teacher.feature_extractor or config.reference),
+            dict.fromkeys(("resume", "pairs", "start", "reference")),
+        )
         config = replace(config, out=folder / "run", compile=False, **none)
-        run = Run(config.out, config)
+        run = RunFolder(config.out, config)
         mode = None
         if not data:
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copying does
             mode = stack.enter_context(WithoutData())
         counting = stack.enter_context(Ledger()) if ledger or not data else None
-        job = Rehearsal(config, replace(teacher, judge=None), run, ledger=counting, mode=mode, processes=processes)
+        job = Rehearsal(
+            config, replace(teacher, feature_extractor=None), run, ledger=counting, mode=mode, processes=processes
+        )
         job.judged = judged
         if counting is not None:
             job.iterate(config.steps - 1)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.commands.plan.tensor_ledger import Ledger, share_of, tensors_of
-from dmdistill.distributed.data_parallel import Parallel, blocks, unshare
+from dmdistill.distributed.data_parallel import Parallelism, blocks, untie_frozen
 
 __all__ = ["Foretold", "Sharded"]
 
 GATHERED = "gathered"
 
 
-class Foretold(Parallel):
+class Foretold(Parallelism):
     """One process of `among`, alone: it shards nothing, and tells a ledger what would be whole for how long.
 
     Attributes:
@@ -28,7 +28,7 @@ class Foretold(Parallel):
     """
 
     def __init__(self, ledger: Ledger, *, parts: int, among: int) -> None:
-        super().__init__(parts=parts)
+        super().__init__(microbatches=parts)
         self.ledger, self.among = ledger, among
         self.host = self.gone = 0  # gone: bytes of networks that would be whole no more
 
@@ -36,9 +36,9 @@ class Foretold(Parallel):
     def sharded(self) -> bool:
         return True
 
-    def spread(self, network: nn.Module) -> None:
+    def shard(self, network: nn.Module) -> None:
         self.host = max(self.host, self.ledger.now.total() - self.gone)
-        unshare(network)
+        untie_frozen(network)
         self.gone += sum(one.untyped_storage().nbytes() for one in network.parameters())
         Sharded(network, self.ledger, among=self.among)
 
@@ -66,7 +66,7 @@ class Sharded:
         self.ledger = ledger
         self.order: list[Group] = []
         self.at: int | None = None
-        self.buffer = self.exchanged = 0  # bytes
+        self.buffer = self.all_gather = 0  # bytes
         self.asked: set[int] = set()  # indices of what backward asked for ahead
         self.turned: set[int] = set()  # of what it came to
         inner = [*blocks(network)]
@@ -134,9 +134,9 @@ class Sharded:
 
     def finish(self, group: Group) -> None:
         """Weights go, and gradients once they are copied to be exchanged, as those before them have been."""
-        self.hold(-group.full - self.exchanged)
-        self.exchanged = group.trained if group.gradients else 0
-        self.hold(self.exchanged)
+        self.hold(-group.full - self.all_gather)
+        self.all_gather = group.trained if group.gradients else 0
+        self.hold(self.all_gather)
         self.hold(-group.gradients)
         group.gradients = 0
 
@@ -146,5 +146,5 @@ class Sharded:
             self.finish(self.order[self.at])
         self.finish(self.root)
         left = sum(self.order[index].full for index in self.asked - self.turned)
-        self.hold(-self.exchanged - left)
-        self.at, self.exchanged, self.turned, self.asked = None, 0, set(), set()
+        self.hold(-self.all_gather - left)
+        self.at, self.all_gather, self.turned, self.asked = None, 0, set(), set()

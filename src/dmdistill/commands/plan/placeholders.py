@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmdistill.data.pairs import Pairs
+from dmdistill.data.pairs import PairDataset
 from dmdistill.data.prompt_embeddings import Prompts, PromptSet
 from dmdistill.models.model import Teacher
 
 __all__ = ["BlankPrompts", "NoisePairs"]
 
 
-class NoisePairs(Pairs):
+class NoisePairs(PairDataset):
     """Pairs of a teacher's shapes, of noise alone."""
 
     def __init__(self, teacher: Teacher, count: int) -> None:

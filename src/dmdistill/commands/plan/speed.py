@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.plan.dry_run import Counted, Rehearsal
 
 __all__ = ["Speed", "calibrate", "free_memory"]
@@ -51,7 +51,7 @@ def calibrate(job: Rehearsal, counted: dict[str, Counted], *, drawing: str) -> S
     return Speed(rates, f"timed on this machine, {device}{smaller}")
 
 
-def resize(job: Rehearsal, whole: Distill, share: float) -> None:
+def resize(job: Rehearsal, whole: DistillConfig, share: float) -> None:
     """This share of the whole batches, at least one image in each part."""
     parts = whole.accumulate
     sizes = {name: parts * max(1, int(share * getattr(whole, name) / parts)) for name in ("batch", "batch_reg")}

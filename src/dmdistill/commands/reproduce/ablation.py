@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.command import distill
-from dmdistill.commands.distill.config import Distill
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.initialization import start_of
-from dmdistill.commands.evaluate.generated_images import draw
-from dmdistill.commands.options import Solver
-from dmdistill.commands.pairs.command import pairs_of, with_solver
+from dmdistill.commands.evaluate.generated_images import generate_images
+from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.pairs.command import make_teacher_pairs, with_solver_options
 from dmdistill.commands.presets import flag_of, from_preset, with_run
-from dmdistill.commands.reproduce.config import Reproduce
+from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.reproduce.tables import over_seeds, print_rows
-from dmdistill.commands.run_folder import start_machine
-from dmdistill.data.pairs import Pairs
-from dmdistill.io.atomic import write_json, written_whole
-from dmdistill.metrics.classifier_features import load_judge
+from dmdistill.commands.run_folder import setup_compute
+from dmdistill.data.pairs import PairDataset
+from dmdistill.io.atomic import atomic_write, write_json
+from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.frechet import frechet_distance, gather
 from dmdistill.metrics.precision_recall import precision_recall
 from dmdistill.models.load import load_model, load_teacher
@@ -49,17 +49,17 @@ REFERENCE = 2000  # images of the teacher, apart from the pairs, for precision a
 IMAGES = 5000  # of a student
 
 
-def ablation(config: Reproduce) -> dict[str, Any]:
+def ablation(config: ReproduceConfig) -> dict[str, Any]:
     """Table 2: the full objective, without either half, and without regression at DMD2's 5:1."""
     return Experiment(config).run(ABLATION)
 
 
-def weighting(config: Reproduce) -> dict[str, Any]:
+def weighting(config: ReproduceConfig) -> dict[str, Any]:
     """Table 3: the weight of the gradient, Eq. 8, sigma/alpha and sigma^3/alpha."""
     return Experiment(config).run(WEIGHTING)
 
 
-def evaluations_per_step(config: Distill) -> int:
+def evaluations_per_step(config: DistillConfig) -> int:
     """Of a network, for one update of the generator: a forward pass counts 1 per image, a backward pass 2."""
     guided = config.ode.guidance not in (None, 1)
     regression = 3 * config.batch_reg if config.lambda_reg else 0
@@ -73,17 +73,17 @@ def evaluations_per_step(config: Distill) -> int:
 class Experiment:
     """Distillations of one teacher, by rows and seeds, from the same pairs, and what their students are worth."""
 
-    def __init__(self, config: Reproduce) -> None:
+    def __init__(self, config: ReproduceConfig) -> None:
         self.config, self.out = config, config.out
-        self.device, self.precision = start_machine(config.machine)
-        ode = Solver(guidance=config.guidance)
-        changes: dict[str, Any] = {"ode": ode, "machine": config.machine, "start": config.start}
+        self.device, self.precision = setup_compute(config.compute)
+        ode = SolverOptions(guidance=config.guidance)
+        changes: dict[str, Any] = {"ode": ode, "machine": config.compute, "start": config.start}
         changes |= {} if config.steps is None else {"steps": config.steps}
-        self.full = from_preset(Distill, "fashion-ablation", pairs=self.out / "pairs", **changes)
-        self.teacher = with_solver(load_teacher(self.full.teacher), ode)
+        self.full = from_preset(DistillConfig, "fashion-ablation", pairs=self.out / "pairs", **changes)
+        self.teacher = with_solver_options(load_teacher(self.full.teacher), ode)
         start_of(self.full, self.teacher)  # a --start that cannot be says so before pairs are made
         self.teacher.to(self.device, self.precision)
-        self.judge = load_judge(str(self.teacher.judge), self.device)
+        self.feature_extractor = load_classifier_features(str(self.teacher.feature_extractor), self.device)
 
     def run(self, rows: Rows) -> dict[str, Any]:
         """Distill what is missing, measure, write the table and its picture, print and return it."""
@@ -106,49 +106,49 @@ class Experiment:
         print_rows(found, picture)
         return table
 
-    def settings(self, changes: Mapping[str, Any]) -> Distill:
+    def settings(self, changes: Mapping[str, Any]) -> DistillConfig:
         """Of a row, with as many steps as the network evaluations of the full objective allow."""
         row = replace(self.full, **changes)
         steps = max(1, round(self.full.steps * evaluations_per_step(self.full) / evaluations_per_step(row)))
         return replace(row, steps=steps, evaluate_every=steps, sample_every=steps)
 
-    def student(self, settings: Distill, seed: int, row: Path) -> dict[str, float]:
+    def student(self, settings: DistillConfig, seed: int, row: Path) -> dict[str, float]:
         """The figures of the student of one seed, which is distilled unless it is there."""
         folder = row / f"seed-{seed}"
         wanted = replace(settings, out=folder, seed=seed)
         if begun := (folder / "config.toml").exists():
             wanted = replace(wanted, resume=folder)
-            check_same(with_run(Distill(), folder), wanted)
+            check_same(with_run(DistillConfig(), folder), wanted)
         if not (begun and (folder / "student").exists()) and distill(wanted) is None:
             raise KeyboardInterrupt
         student = load_model(str(folder / "student"))
         student.to(self.device, self.precision)
-        features = self.features(draw(student, IMAGES, batch=500, seed=1))
+        features = self.features(generate_images(student, IMAGES, batch=500, seed=1))
         precision, recall = precision_recall(features[:REFERENCE], self.reference)
         return {"frechet": self.frechet(features), "precision": precision, "recall": recall}
 
-    def pairs(self, name: str, count: int, *, seed: int) -> Pairs:
-        return pairs_of(self.teacher, self.out / name, count=count, seed=seed)
+    def pairs(self, name: str, count: int, *, seed: int) -> PairDataset:
+        return make_teacher_pairs(self.teacher, self.out / name, count=count, seed=seed)
 
     def features(self, images: Iterable[Tensor]) -> Tensor:
         """The judge's, of images batch by batch: N D."""
         with torch.no_grad():
-            return torch.cat([self.judge.features(batch.to(self.device)) for batch in images])
+            return torch.cat([self.feature_extractor.features(batch.to(self.device)) for batch in images])
 
     def frechet(self, features: Tensor) -> float:
         """Distance of a set to the real images."""
-        return frechet_distance(gather(lambda rows: rows, [features]), self.judge.reference)
+        return frechet_distance(gather(lambda rows: rows, [features]), self.feature_extractor.reference)
 
 
-def check_same(found: Distill, wanted: Distill) -> None:
+def check_same(found: DistillConfig, wanted: DistillConfig) -> None:
     """ValueError, naming what differs, where a run that is there was made otherwise; on which machine is all one."""
-    names = [field.name for field in fields(Distill) if field.name not in ("machine", "pairs", "preset")]
+    names = [field.name for field in fields(DistillConfig) if field.name not in ("machine", "pairs", "preset")]
     if odd := [name for name in names if getattr(found, name) != getattr(wanted, name)]:
         made, asked = (f"{flag_of(odd[0])} {getattr(one, odd[0])}" for one in (found, wanted))
         raise ValueError(f"{wanted.out} was made with {made}, asked for is {asked}: choose another --out")
 
 
-def batches(pairs: Pairs, size: int = 500) -> Iterable[Tensor]:
+def batches(pairs: PairDataset, size: int = 500) -> Iterable[Tensor]:
     """The images of pairs."""
     return (pairs[range(start, min(start + size, len(pairs)))][1] for start in range(0, len(pairs), size))
 
@@ -173,5 +173,5 @@ def draw_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     panels[0].axvline(teacher["frechet"]["mean"], color="black", linestyle=":")
     panels[0].set_yticks(range(len(rows)), [row["row"] for row in rows])
     panels[0].invert_yaxis()
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

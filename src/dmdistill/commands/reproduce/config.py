@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import Machine
+from dmdistill.commands.options import ComputeOptions
 
-__all__ = ["Reproduce"]
+__all__ = ["ReproduceConfig"]
 
 
 @dataclass(frozen=True)
-class Reproduce:
+class ReproduceConfig:
     """Repeat an experiment of the paper at small size: a picture and a table, with error bars over seeds."""
 
     what: Positional[Literal["fig3", "fig4", "ablation", "weighting"]]
@@ -29,5 +29,5 @@ class Reproduce:
     """Of ablation and weighting: scale of classifier-free guidance; 1 is none, and usual."""
     start: str | None = None
     """Of ablation and weighting: a student that all rows begin as; the teacher itself where none is given."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Condition
 
-__all__ = ["Points"]
+__all__ = ["MLPEnsemble"]
 
 
-class Points(nn.Module):
+class MLPEnsemble(nn.Module):
     """Independent networks of a U-Net's signature: x (B, 2), noise (B,) -> (B, 2).
 
     Sample i is the affair of network i mod `networks` alone. Each learns as if it were the only one, and all together

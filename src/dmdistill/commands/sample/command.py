@@ -7,9 +7,9 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.commands.presets import check_numbers
-from dmdistill.commands.prompts import with_prompts, with_texts
-from dmdistill.commands.run_folder import start_machine
-from dmdistill.commands.sample.config import Sample
+from dmdistill.commands.prompts import with_prompt_texts, with_prompts
+from dmdistill.commands.run_folder import setup_compute
+from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.data.images import save_grid
 from dmdistill.io.atomic import check_writable
 from dmdistill.models.load import load_model
@@ -18,7 +18,7 @@ from dmdistill.models.model import Model
 __all__ = ["sample"]
 
 
-def sample(config: Sample) -> Tensor:
+def sample(config: SampleConfig) -> Tensor:
     """Write one picture of config.count images; return them, B C H W in [-1, 1]."""
     check_numbers(config)
     if config.count < 1 or config.columns < 1:
@@ -30,7 +30,7 @@ def sample(config: Sample) -> Tensor:
     if config.labels and (model.conditions is None or model.text is not None):
         told = "is unconditional" if model.text is None else "is told prompts: give --prompt TEXT"
         raise ValueError(f"--labels {config.labels} for {model.name}, which {told}")
-    device, precision = start_machine(config.machine)
+    device, precision = setup_compute(config.compute)
     model = told_prompts(model, config, device)
     model.to(device, precision).ready()
     z, index = model.draw(config.count, rng=torch.Generator(device).manual_seed(config.seed))
@@ -39,7 +39,7 @@ def sample(config: Sample) -> Tensor:
         if config.labels:
             model.conditions.select(wanted)  # a number that cannot be is refused, whether its turn comes or not
         index = wanted[torch.arange(config.count) % len(wanted)]
-    size = 64 if model.codec is None else 4
+    size = 64 if model.autoencoder is None else 4
     parts = [slice(start, start + size) for start in range(0, config.count, size)]
     images = torch.cat([model.images(z[p], model.condition(None if index is None else index[p])).cpu() for p in parts])
     save_grid(config.out, images, columns=config.columns)
@@ -49,7 +49,7 @@ def sample(config: Sample) -> Tensor:
     return images
 
 
-def told_prompts(model: Model, config: Sample, device: torch.device) -> Model:
+def told_prompts(model: Model, config: SampleConfig, device: torch.device) -> Model:
     """The model, told the prompts of --prompt or of --prompts."""
     if config.prompt and config.prompts is not None:
         raise ValueError(f"--prompt and --prompts {config.prompts}: expected one of the two")
@@ -57,5 +57,5 @@ def told_prompts(model: Model, config: Sample, device: torch.device) -> Model:
     if not all(texts):
         raise ValueError("--prompt of nothing, expected words")
     if texts:
-        return with_texts(model, texts, device=device)
+        return with_prompt_texts(model, texts, device=device)
     return with_prompts(model, config.prompts, device=device, most=config.count)

@@ -8,13 +8,13 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import Machine
+from dmdistill.commands.options import ComputeOptions
 
-__all__ = ["Sample"]
+__all__ = ["SampleConfig"]
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleConfig:
     """Draw images from a teacher or a student."""
 
     model: Positional[str]
@@ -33,5 +33,5 @@ class Sample:
     """Their source: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     seed: int = 0
     """Seed of the noise."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -9,24 +9,24 @@ from typing import cast
 import torch
 
 from dmdistill.commands.presets import check_at_least, check_numbers, check_positive, check_shares, flag_of
-from dmdistill.commands.run_folder import Run
-from dmdistill.commands.teach.config import Teach
+from dmdistill.commands.run_folder import RunFolder
+from dmdistill.commands.teach.config import TeachConfig
 from dmdistill.commands.teach.recipes import LESSONS
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import denoising_loss
-from dmdistill.data.images import ImageSet, save_grid
-from dmdistill.data.seeds import seed_of
-from dmdistill.data.training_set import Examples, load_labelled
+from dmdistill.data.images import LabelledImages, save_grid
+from dmdistill.data.seeds import derive_seed
+from dmdistill.data.training_set import TrainingSet, load_labelled
 from dmdistill.models.cards import teacher_card
 from dmdistill.models.model import Teacher
-from dmdistill.training.loggers import logged, need_logger
-from dmdistill.training.optimizer import Update
+from dmdistill.training.loggers import logging_to, require_logger
+from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer
 
 __all__ = ["teach"]
 
 
-def teach(config: Teach) -> Teacher | None:
+def teach(config: TeachConfig) -> Teacher | None:
     """Train, write the teacher to out/teacher, return it; None where it was interrupted."""
     check_numbers(config)
     check_at_least(config, 1, "steps", "batch", "log_every", "save_every")
@@ -38,13 +38,13 @@ def teach(config: Teach) -> Teacher | None:
     for name in ("label_dropout", "augment"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{flag_of(name)} {getattr(config, name)}, expected a probability, 0 to 1")
-    need_logger(config.log_to)
+    require_logger(config.log_to)
     data = load_labelled(config.data)
-    with Run(config.out, config, resume=config.resume is not None) as run:
+    with RunFolder(config.out, config, resume=config.resume is not None) as run:
         return train(config, data, run)
 
 
-def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
+def train(config: TeachConfig, data: LabelledImages, run: RunFolder) -> Teacher | None:
     """Everything after the checks."""
     torch.manual_seed(config.seed)
     lesson = LESSONS[config.kind](config)
@@ -52,7 +52,7 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     run.begin()
     teacher.to(run.device, run.precision)
     denoiser = teacher.denoiser.train()
-    examples = Examples(data, rng=run.rng, augmentation=lesson.augmentation, label_dropout=config.label_dropout)
+    examples = TrainingSet(data, rng=run.rng, augmentation=lesson.augmentation, label_dropout=config.label_dropout)
     update = update_of(denoiser, config)
     taught = replace(teacher, denoiser=cast(Denoiser, update.averages[0].network.eval()))
     if config.compile:
@@ -69,7 +69,7 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
 
     def iterate(step: int) -> dict[str, torch.Tensor]:
         if config.network.dropout:  # torch's own generator draws it: a resumed run is to draw the same
-            torch.manual_seed(seed_of(config.seed, step))
+            torch.manual_seed(derive_seed(config.seed, step))
         x, cond = examples.draw(config.batch)
         t = lesson.sample_t(config.batch, rng=run.rng)
         loss = denoising_loss(denoiser, x, t, torch.randn(x.shape, generator=run.rng, device=run.device), cond)
@@ -84,7 +84,7 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
         return {}
 
     hooks = [(config.sample_every, look)] if config.sample_every else []
-    with logged(trainer, config.log_to, asdict(config)):
+    with logging_to(trainer, config.log_to, asdict(config)):
         done = trainer.fit(iterate, hooks=hooks, name="teaching")
     if not done:
         run.say_how_to_resume("teach", trainer.step)
@@ -96,9 +96,9 @@ def train(config: Teach, data: ImageSet, run: Run) -> Teacher | None:
     return taught
 
 
-def update_of(denoiser: Denoiser, config: Teach) -> Update:
+def update_of(denoiser: Denoiser, config: TeachConfig) -> NetworkOptimizer:
     """What moves the teacher: AdamW, a rate that falls to zero, one average."""
-    return Update(
+    return NetworkOptimizer(
         denoiser,
         name="teacher",
         lr=config.lr,

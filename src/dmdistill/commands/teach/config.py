@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import Machine
+from dmdistill.commands.options import ComputeOptions
 
-__all__ = ["Network", "Teach"]
+__all__ = ["NetworkOptions", "TeachConfig"]
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkOptions:
     """The U-Net of a teacher trained here: DDPM++, or diffusers' UNet2DModel."""
 
     model_channels: int = 48
@@ -34,7 +34,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Teach:
+class TeachConfig:
     """Train a teacher by denoising score matching."""
 
     kind: Literal["edm", "ddpm"] = "edm"
@@ -47,7 +47,7 @@ class Teach:
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
     """Settings to start from; the other flags change them."""
-    network: Network = field(default_factory=Network)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     """The network's size."""
     steps: int = 9000
     """Training steps."""
@@ -91,5 +91,5 @@ class Teach:
     """How the teacher's weights are stored."""
     resume: Path | None = None
     """Run folder to go on with, from its newest checkpoint and with its config.toml."""
-    machine: Annotated[Machine, OmitArgPrefixes] = field(default_factory=Machine)
+    compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.teach.config import Teach
+from dmdistill.commands.teach.config import TeachConfig
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM, VP
-from dmdistill.data.augmentation import Augmentation, Mirrored, Untouched, Warped
+from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, HorizontalFlip, NoAugmentation
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.data.images import ImageSet
-from dmdistill.io.atomic import folder_written_whole, write_json
+from dmdistill.data.images import LabelledImages
+from dmdistill.io.atomic import atomic_folder, write_json
 from dmdistill.models.diffusers_pipeline import ABOUT
 from dmdistill.models.diffusers_scheduler import PREDICTIONS
 from dmdistill.models.folder import save_model
@@ -26,24 +26,24 @@ from dmdistill.models.model import Teacher
 from dmdistill.networks.diffusers_wrappers import UNet2D
 from dmdistill.networks.song_unet import SongUNet
 
-__all__ = ["LESSONS", "DDPMLesson", "EDMLesson", "Lesson"]
+__all__ = ["LESSONS", "DDPMRecipe", "EDMRecipe", "Recipe"]
 
 
 @dataclass(frozen=True)
-class Lesson(ABC):
+class Recipe(ABC):
     """What differs between the kinds of teacher that are trained here."""
 
-    config: Teach
+    config: TeachConfig
 
     @property
     def augmentation(self) -> Augmentation:
         """What is done to the images that it teaches from."""
         if self.config.augment:
-            return Warped(self.config.augment)
-        return Mirrored() if self.config.mirror else Untouched()
+            return GeometricAugmentation(self.config.augment)
+        return HorizontalFlip() if self.config.mirror else NoAugmentation()
 
     @abstractmethod
-    def new_teacher(self, data: ImageSet) -> Teacher:
+    def new_teacher(self, data: LabelledImages) -> Teacher:
         """A teacher with fresh weights for the data at hand. ValueError where the network cannot be had for them."""
 
     @abstractmethod
@@ -55,10 +55,10 @@ class Lesson(ABC):
         """Write what `load_model` loads, weights in `dtype`."""
 
 
-class EDMLesson(Lesson):
+class EDMRecipe(Recipe):
     """EDM's preconditioning of our own U-Net (Karras et al. 2022)."""
 
-    def new_teacher(self, data: ImageSet) -> Teacher:
+    def new_teacher(self, data: LabelledImages) -> Teacher:
         channels, size = data.images.shape[1], data.images.shape[2]
         network = {
             "img_resolution": size,
@@ -74,7 +74,7 @@ class EDMLesson(Lesson):
             shape=(channels, size, size),
             conditions=LabelSpace(data.names),
             licence=data.licence,
-            judge=data.judge,
+            feature_extractor=data.feature_extractor,
             config={
                 "kind": "teacher",
                 "name": data.name,
@@ -87,7 +87,7 @@ class EDMLesson(Lesson):
                 "steps": 18,
                 "guidance": 1.0,
                 "licence": data.licence,
-                "judge": data.judge,
+                "feature_extractor": data.feature_extractor,
             },
         )
 
@@ -99,15 +99,15 @@ class EDMLesson(Lesson):
         save_model(folder, teacher, card=card, dtype=dtype)
 
 
-class DDPMLesson(Lesson):
+class DDPMRecipe(Recipe):
     """A UNet2DModel of diffusers on DDPM's schedule (Ho et al. 2020); its last class means none."""
 
-    def new_teacher(self, data: ImageSet) -> Teacher:
+    def new_teacher(self, data: LabelledImages) -> Teacher:
         about = {
             "name": f"{data.name}-ddpm",
             "classes": list(data.names),
             "licence": data.licence,
-            "judge": data.judge,
+            "feature_extractor": data.feature_extractor,
         }
         _, channels, height, width = data.images.shape
         return Teacher(
@@ -116,7 +116,7 @@ class DDPMLesson(Lesson):
             shape=(channels, height, width),
             conditions=LabelSpace(data.names),
             licence=data.licence,
-            judge=about["judge"],
+            feature_extractor=about["feature_extractor"],
             solver="ddim",
             steps=50,
             config={"kind": "teacher", **about},
@@ -126,7 +126,7 @@ class DDPMLesson(Lesson):
     def path(self) -> VP:
         return VP(diffusers().DDPMScheduler().alphas_cumprod)
 
-    def unet(self, data: ImageSet) -> Any:
+    def unet(self, data: LabelledImages) -> Any:
         network = self.config.network
         _, channels, height, width = data.images.shape
         if self.augmentation.labels:
@@ -175,7 +175,7 @@ class DDPMLesson(Lesson):
         stored: Any = copy.deepcopy(teacher.network.model)
         plain = {"device": "cpu", "dtype": dtype, "memory_format": torch.contiguous_format}
         nn.Module.to(stored, **plain)  # its own `to` warns of casts
-        with folder_written_whole(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             stored.save_pretrained(temporary)
             scheduler.save_pretrained(temporary / "scheduler")
             write_json(temporary / ABOUT, {key: value for key, value in teacher.config.items() if key != "kind"})
@@ -196,4 +196,4 @@ def diffusers() -> Any:
     return library
 
 
-LESSONS: dict[str, type[Lesson]] = {"edm": EDMLesson, "ddpm": DDPMLesson}
+LESSONS: dict[str, type[Recipe]] = {"edm": EDMRecipe, "ddpm": DDPMRecipe}

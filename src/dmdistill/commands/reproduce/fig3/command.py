@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dmdistill.commands.reproduce.config import Reproduce
+from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.reproduce.fig3.experiment import (
     LOSSES,
     MEASURED,
@@ -20,7 +20,7 @@ from dmdistill.commands.reproduce.fig3.experiment import (
     train,
 )
 from dmdistill.commands.reproduce.tables import over_seeds, print_rows
-from dmdistill.commands.run_folder import start_machine
+from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import write_json
 from dmdistill.models.gaussian_mixture import GaussianMixture, two_modes
 from dmdistill.training.progress import progress_bar
@@ -28,7 +28,7 @@ from dmdistill.training.progress import progress_bar
 __all__ = ["fig3", "tabulate"]
 
 
-def fig3(config: Reproduce) -> dict[str, Any]:
+def fig3(config: ReproduceConfig) -> dict[str, Any]:
     """Write fig3.png and fig3.json into config.out; print and return the table.
 
     The seeds are trained side by side and independent of one another, yet share one stream of random numbers: with
@@ -36,7 +36,7 @@ def fig3(config: Reproduce) -> dict[str, Any]:
     """
     from dmdistill.commands.reproduce.fig3.plot import draw
 
-    device, _ = start_machine(dataclasses.replace(config.machine, precision="fp32"))  # points need no other
+    device, _ = setup_compute(dataclasses.replace(config.compute, precision="fp32"))  # points need no other
     steps = config.steps or STEPS
     start = begin(config.seeds, torch.Generator(device).manual_seed(0))
     courses: list[Course] = []

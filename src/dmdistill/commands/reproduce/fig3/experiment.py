@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.reproduce.mlp_ensemble import Points
+from dmdistill.commands.reproduce.mlp_ensemble import MLPEnsemble
 from dmdistill.core.denoisers import Condition, Denoiser, EDMDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
 from dmdistill.core.objective import DMD, Batch
-from dmdistill.core.schedules import Path, expand
+from dmdistill.core.schedules import NoiseSchedule, expand
 from dmdistill.core.solvers import heun
 from dmdistill.models.gaussian_mixture import GaussianMixture, two_modes
-from dmdistill.training.optimizer import Update
+from dmdistill.training.optimizer import NetworkOptimizer
 
 __all__ = ["ALL", "LITTLE", "TRIALS", "Course", "Flat", "begin", "coverage", "merging", "train"]
 
@@ -44,7 +44,7 @@ class Flat(Denoiser):
     As mu_fake it leaves the real score alone in Eq. 7: mu_fake - mu_real = -sigma^2/alpha s_real.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: NoiseSchedule) -> None:
         super().__init__(nn.Identity(), path)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
@@ -86,7 +86,9 @@ def begin(seeds: int, rng: torch.Generator) -> Start:
     """Generators that make the cloud, fake scores that know it, and the teacher's pairs."""
     real = two_modes().to(rng.device)
     generator, fake = Generator(student(seeds, rng, real.path)), student(seeds, rng, real.path)
-    place, learn = (Update(net, lr=3e-3, steps=WARM, warmup=0, decay=True, clip=math.inf) for net in (generator, fake))
+    place, learn = (
+        NetworkOptimizer(net, lr=3e-3, steps=WARM, warmup=0, decay=True, clip=math.inf) for net in (generator, fake)
+    )
     middle = torch.tensor(START, device=rng.device)
     for _ in range(WARM):
         z, x = points(COUNT, seeds, rng), middle + SPREAD * points(COUNT, seeds, rng)
@@ -97,16 +99,18 @@ def begin(seeds: int, rng: torch.Generator) -> Start:
     return Start(real, generator, fake, *(each.unflatten(0, (PAIRS, seeds)) for each in (z_ref, y_ref)))
 
 
-def student(seeds: int, rng: torch.Generator, path: Path) -> Denoiser:
-    return EDMDenoiser(Points(seeds, rng), path)
+def student(seeds: int, rng: torch.Generator, path: NoiseSchedule) -> Denoiser:
+    return EDMDenoiser(MLPEnsemble(seeds, rng), path)
 
 
 def train(start: Start, loss: str, high: float, *, steps: int) -> Course:
     """Algorithm 1 from the start: (a) has no fake score to learn, (c) alone has pairs."""
     seeds, rng = start.z_ref.shape[1], torch.Generator(start.z_ref.device).manual_seed(1)
     generator, fake = copy.deepcopy(start.generator), copy.deepcopy(start.fake)
-    move = Update(generator, lr=1e-3, steps=steps, warmup=100, decay=True, clip=math.inf)  # a clip would join the seeds
-    learn = Update(fake, lr=2e-3, steps=steps, warmup=0, clip=math.inf)
+    move = NetworkOptimizer(
+        generator, lr=1e-3, steps=steps, warmup=100, decay=True, clip=math.inf
+    )  # a clip would join the seeds
+    learn = NetworkOptimizer(fake, lr=2e-3, steps=steps, warmup=0, clip=math.inf)
     if loss == "a":
         fake, learn = Flat(start.real.path), lambda _: None
     dmd = DMD(generator, start.real, fake, rng=rng, lambda_reg=LAMBDA_REG, high=high)

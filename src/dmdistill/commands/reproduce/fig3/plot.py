@@ -10,7 +10,7 @@ import torch
 
 from dmdistill.commands.reproduce.fig3.experiment import ALL, LITTLE, TRIALS, Course, merging
 from dmdistill.commands.reproduce.tables import with_error
-from dmdistill.io.atomic import written_whole
+from dmdistill.io.atomic import atomic_write
 from dmdistill.models.gaussian_mixture import GaussianMixture
 
 __all__ = ["draw"]
@@ -45,7 +45,7 @@ def draw(file: Path, courses: Sequence[Course], rows: Sequence[Mapping[str, Any]
     left.supxlabel(CAPTION, fontsize=11, color=INK)
     panels[0, 0].legend(handles, labels, loc="upper right", frameon=False, fontsize=10, handletextpad=0.1)
     draw_reach(right.subplots(), [row for row in rows if row["loss"].startswith("(b)")], real)
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=75)
 
 

@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 
-from dmdistill.commands.reproduce.config import Reproduce
+from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.reproduce.fig4.experiment import SAMPLES, SIGMAS, divergence, gradient, overlap, sampled
 from dmdistill.commands.reproduce.tables import over_seeds, print_rows
-from dmdistill.commands.run_folder import start_machine
+from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import write_json
 
 __all__ = ["fig4"]
 
 
-def fig4(config: Reproduce) -> dict[str, Any]:
+def fig4(config: ReproduceConfig) -> dict[str, Any]:
     """Write fig4.png and fig4.json into config.out; print and return the table."""
     from dmdistill.commands.reproduce.fig4.plot import draw
 
-    start_machine(config.machine)
+    setup_compute(config.compute)
     unblurred = {"KL": "infinite", "gradient": "undefined", "sampled": "undefined", "with Eq. 8": "undefined"}
     rows: list[dict[str, Any]] = [{"sigma": 0.0, "overlap": 0.0, **unblurred}]
     for sigma in SIGMAS:

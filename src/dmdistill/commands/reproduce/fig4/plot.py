@@ -10,7 +10,7 @@ import torch
 
 from dmdistill.commands.reproduce.fig4.experiment import FAKE, REAL, densities
 from dmdistill.commands.reproduce.tables import with_error
-from dmdistill.io.atomic import written_whole
+from dmdistill.io.atomic import atomic_write
 
 __all__ = ["draw"]
 
@@ -30,7 +30,7 @@ def draw(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     left, right = below.subplots(1, 2)
     draw_overlap(left, rows[1:])
     draw_gradient(right, rows[1:])
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=85)
 
 
