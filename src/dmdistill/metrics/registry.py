@@ -44,8 +44,9 @@ def compute(
 ) -> dict[str, float]:
     """Figures by name, those asked for alone, in the order of METRICS.
 
-    names: of METRICS. Each gives a figure named by `qualified_name`; kid also gives kid_error, its standard error, and is
-    also is_std. rng: draws the kernel distance's subsets, on the CPU. ValueError, saying which metric lacks what.
+    names: of METRICS. Each gives a figure named by `qualified_name`; kid also its standard error, kid_error; is also
+    is_std.
+    rng: draws the subsets of the kernel distance, on the CPU. ValueError, saying which metric lacks what.
     """
     check_names(names)
     settings = settings or Settings()
