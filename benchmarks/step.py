@@ -40,7 +40,7 @@ from dmdistill.commands.presets import from_preset
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.core.denoisers import Condition, Denoiser
 from dmdistill.core.losses import pseudo_huber
-from dmdistill.core.objective import Batch
+from dmdistill.core.samples import Batch
 from dmdistill.io.atomic import write_json
 from dmdistill.models.model import Teacher
 from dmdistill.training.progress import track
@@ -75,14 +75,14 @@ class Plain:
         return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda count: min(1.0, (count + 1) / warmup))
 
     def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
-        path = self.generator.path
-        return self.generator(path.prior_std * z, torch.full((len(z),), path.last, device=z.device), cond)
+        path = self.generator.schedule
+        return self.generator(path.prior_std * z, torch.full((len(z),), path.t_max, device=z.device), cond)
 
     def diffuse(self, x: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
         """x_t and t."""
-        t = self.real.path.sample_t(len(x), low, high, rng=self.rng)
+        t = self.real.schedule.sample_t(len(x), low, high, rng=self.rng)
         eps = torch.randn(x.shape, generator=self.rng, device=x.device)
-        return self.real.path.diffuse(x, eps, t), t
+        return self.real.schedule.diffuse(x, eps, t), t
 
     def mu_real(self, x_t: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         told = self.real(x_t, t, cond)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dmdistill.core.denoisers import EDMDenoiser, EpsDenoiser
-from dmdistill.core.objective import Batch
+from dmdistill.core.samples import Batch
 from dmdistill.core.schedules import EDM, VP
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.prompt_embeddings import PromptSet

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmdistill.commands.distill.setup import Job
 from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
-from dmdistill.core.objective import Batch
+from dmdistill.core.samples import Batch
 from dmdistill.models.model import Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.residual_block import UNetBlock

@@ -22,12 +22,12 @@ from dmdistill.models.model import Teacher
 class Reexpressed(nn.Module):
     """A network that predicts eps, v or the flow's velocity, from the bundled one, which is asked on its own path."""
 
-    def __init__(self, denoiser: Denoiser, path: NoiseSchedule, predicts: str) -> None:
+    def __init__(self, denoiser: Denoiser, schedule: NoiseSchedule, predicts: str) -> None:
         super().__init__()
-        self.denoiser, self.path, self.predicts = denoiser, path, predicts
+        self.denoiser, self.schedule, self.predicts = denoiser, schedule, predicts
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         noise = (sigma / alpha).clamp(max=80.0)  # x_t/alpha is the image with noise of this size; 80 is all noise
         mu = self.denoiser(x_t * expand(noise / sigma, x_t), noise, cond)
         alpha, sigma = expand(alpha, x_t), expand(sigma, x_t)
@@ -55,12 +55,12 @@ def velocity() -> Teacher:
     return reexpressed(FlowDenoiser, Flow(shift=6.0), "velocity")
 
 
-def reexpressed(kind: type[Denoiser], path: NoiseSchedule, predicts: str) -> Teacher:
+def reexpressed(kind: type[Denoiser], schedule: NoiseSchedule, predicts: str) -> Teacher:
     teacher = load_teacher("fashion")
     return dataclasses.replace(
         teacher,
         name=f"fashion-{predicts}",
-        denoiser=kind(Reexpressed(teacher.denoiser, path, predicts), path),
+        denoiser=kind(Reexpressed(teacher.denoiser, schedule, predicts), schedule),
         solver="heun",
         steps=18,
         config={},

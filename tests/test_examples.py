@@ -32,7 +32,7 @@ def test_mu_is_the_same_at_the_same_noise(name, teachers, rng):
     teacher, edm = teachers[name], teachers["edm"]
     x, index = edm.draw(3, rng=rng)
     t = torch.tensor([0.1, 0.5, 0.9]) if name == "velocity" else torch.tensor([60.0, 500.0, 900.0])
-    alpha, sigma = teacher.denoiser.path.alpha(t), teacher.denoiser.path.sigma(t)
+    alpha, sigma = teacher.denoiser.schedule.alpha(t), teacher.denoiser.schedule.sigma(t)
     expected = edm.denoiser(x / alpha[:, None, None, None], sigma / alpha, edm.condition(index))
     torch.testing.assert_close(teacher.denoiser(x, t, edm.condition(index)), expected, rtol=1e-3, atol=1e-4)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dmdistill.commands.presets import from_preset as from_preset
     from dmdistill.commands.teach.command import teach as teach
     from dmdistill.commands.teach.config import TeachConfig as TeachConfig
-    from dmdistill.core.objective import DMD as DMD
+    from dmdistill.core.dmd import DMD as DMD
     from dmdistill.data.images import save_grid as save_grid
     from dmdistill.models.load import load_model as load_model
     from dmdistill.models.load import load_teacher as load_teacher
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 MODULES = {
-    "DMD": "core.objective",
+    "DMD": "core.dmd",
     "DistillConfig": "commands.distill.config",
     "EvaluateConfig": "commands.evaluate.config",
     "PairsConfig": "commands.pairs.config",

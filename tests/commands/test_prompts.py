@@ -105,7 +105,7 @@ def teacher(asked, tmp_path, monkeypatch):
         "steps": 3,
         "guidance": 1.0,
         "network": {"class": "Told"},
-        "path": {"class": "EDM"},
+        "schedule": {"class": "EDM"},
         "denoiser": {"class": "EDMDenoiser"},
     }
     made = Teacher(name="told", denoiser=EDMDenoiser(network, path), shape=SHAPE, config=config)

@@ -52,12 +52,12 @@ def rng() -> torch.Generator:
 
 
 @pytest.fixture(params=["edm", "vp", "flow"])
-def path(request) -> NoiseSchedule:
+def schedule(request) -> NoiseSchedule:
     return PATHS[request.param]
 
 
 @pytest.fixture
-def paths() -> dict[str, NoiseSchedule]:
+def schedules() -> dict[str, NoiseSchedule]:
     return PATHS
 
 
@@ -65,11 +65,11 @@ def paths() -> dict[str, NoiseSchedule]:
 def mixture():
     """An exact teacher of images 2 x 3 x 5 on a given path: four unequal components in three classes."""
 
-    def build(path: NoiseSchedule) -> GaussianMixture:
+    def build(schedule: NoiseSchedule) -> GaussianMixture:
         rng = torch.Generator().manual_seed(1)
         return GaussianMixture(
             torch.randn(4, 2, 3, 5, generator=rng) * 0.5,
-            path,
+            schedule,
             stds=torch.tensor([0.2, 0.3, 0.4, 0.5]),
             weights=torch.tensor([1.0, 2.0, 3.0, 4.0]),
             classes=torch.tensor([0, 1, 2, 0]),
@@ -81,4 +81,4 @@ def mixture():
 @pytest.fixture
 def every_time():
     """All bins of a path, in fp32 as training draws them, and the last time of the solvers."""
-    return lambda path: torch.cat([path.time(torch.arange(path.bins)), torch.tensor([path.last])])
+    return lambda schedule: torch.cat([schedule.time(torch.arange(schedule.bins)), torch.tensor([schedule.t_max])])

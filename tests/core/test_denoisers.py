@@ -30,7 +30,7 @@ class Inverse(nn.Module):
     def forward(self, x_t, t, cond=None):
         self.asked += 1
         x, t = x_t.double(), t.double()
-        alpha, sigma = expand(self.exact.path.alpha(t), x), expand(self.exact.path.sigma(t), x)
+        alpha, sigma = expand(self.exact.schedule.alpha(t), x), expand(self.exact.schedule.sigma(t), x)
         return self.solve(self.exact(x, t, cond), x, alpha, sigma).to(x_t.dtype)
 
 
@@ -66,18 +66,18 @@ KINDS = {
 
 
 @pytest.fixture(params=KINDS)
-def kind(request, paths, mixture):
+def kind(request, schedules, mixture):
     """(denoiser of a perfect network, exact teacher, fp32 bound)."""
-    path, cls, solve, bound = KINDS[request.param]
-    exact = mixture(paths[path])
+    schedule, cls, solve, bound = KINDS[request.param]
+    exact = mixture(schedules[schedule])
     net = Inverse(exact, solve) if solve else InverseEDM(exact, None)
-    return cls(net, exact.path), exact, bound
+    return cls(net, exact.schedule), exact, bound
 
 
 def diffused(exact, t, rng, dtype):
     """Images of the teacher, each diffused to its own time."""
     x = exact.sample(len(t), rng).to(dtype)
-    return exact.path.diffuse(x, torch.randn(x.shape, generator=rng, dtype=dtype), t)
+    return exact.schedule.diffuse(x, torch.randn(x.shape, generator=rng, dtype=dtype), t)
 
 
 def error(mu, exact_mu):
@@ -87,14 +87,14 @@ def error(mu, exact_mu):
 
 def test_every_parameterisation_is_exact_in_fp64(kind, every_time, rng):
     denoiser, exact, _ = kind
-    t = every_time(exact.path).double()
+    t = every_time(exact.schedule).double()
     x_t = diffused(exact, t, rng, torch.float64)
     assert error(denoiser(x_t, t), exact(x_t, t)).max() < 1e-10
 
 
 def test_every_parameterisation_in_fp32(kind, every_time, rng):
     denoiser, exact, bound = kind
-    t = every_time(exact.path)
+    t = every_time(exact.schedule)
     x_t = diffused(exact, t, rng, torch.float32)
     mu = denoiser(x_t, t)
     assert mu.dtype == torch.float32
@@ -105,12 +105,12 @@ def test_every_parameterisation_in_fp32(kind, every_time, rng):
 def test_weight_makes_the_native_loss(kind, every_time, rng):
     """weight(t) |mu - x|^2 is the loss the base model was trained with, for any answer F and not only a perfect one."""
     denoiser, exact, _ = kind
-    t = every_time(exact.path).double()
+    t = every_time(exact.schedule).double()
     x = exact.sample(len(t), rng).double()
     noise = torch.randn(x.shape, generator=rng, dtype=torch.float64)
-    x_t, f = exact.path.diffuse(x, noise, t), torch.randn(x.shape, generator=rng, dtype=torch.float64)
+    x_t, f = exact.schedule.diffuse(x, noise, t), torch.randn(x.shape, generator=rng, dtype=torch.float64)
     denoiser.net = Answer(f)
-    alpha, sigma = expand(exact.path.alpha(t), x), expand(exact.path.sigma(t), x)
+    alpha, sigma = expand(exact.schedule.alpha(t), x), expand(exact.schedule.sigma(t), x)
     c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
     c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
     target = {
@@ -137,7 +137,7 @@ class Answer(nn.Module):
 
 def test_mu_is_fp32_from_a_bf16_network(kind, every_time, rng):
     denoiser, exact, _ = kind
-    t = every_time(exact.path)[::100]
+    t = every_time(exact.schedule)[::100]
     x_t = diffused(exact, t, rng, torch.float32)
     denoiser.net = Answer(torch.ones_like(x_t).bfloat16())
     half = denoiser(x_t, t)
@@ -156,9 +156,9 @@ class Layers(nn.Sequential):
         return super().forward(x_t)
 
 
-def test_a_pass_in_bf16_keeps_no_second_set_of_weights(paths):
+def test_a_pass_in_bf16_keeps_no_second_set_of_weights(schedules):
     """Each layer's are cast when its turn comes, and freed."""
-    denoiser = X0Denoiser(Layers(), paths["edm"])
+    denoiser = X0Denoiser(Layers(), schedules["edm"])
     denoiser.precision = torch.bfloat16
     with torch.no_grad(), Ledger() as ledger:
         denoiser(torch.randn(2, 40), torch.ones(2))
@@ -166,22 +166,22 @@ def test_a_pass_in_bf16_keeps_no_second_set_of_weights(paths):
     assert one < ledger.peak["activations"] < 2 * one
 
 
-def test_exact_mu_is_tweedies(path, mixture, every_time, rng):
+def test_exact_mu_is_tweedies(schedule, mixture, every_time, rng):
     """mu = (x_t + sigma^2 score) / alpha, the score by autograd, wherever alpha is not 0."""
-    exact = mixture(path)
-    t = every_time(path).double()
-    t = t[path.alpha(t) > 0]
+    exact = mixture(schedule)
+    t = every_time(schedule).double()
+    t = t[schedule.alpha(t) > 0]
     x_t = diffused(exact, t, rng, torch.float64).requires_grad_()
     (score,) = torch.autograd.grad(exact.log_prob(x_t, t).sum(), x_t)
-    tweedie = (x_t + expand(path.sigma(t), x_t) ** 2 * score) / expand(path.alpha(t), x_t)
+    tweedie = (x_t + expand(schedule.sigma(t), x_t) ** 2 * score) / expand(schedule.alpha(t), x_t)
     assert error(tweedie, exact(x_t, t)).max() < 1e-9
 
 
-def test_exact_density_is_the_sum_of_its_components(paths, mixture, rng):
-    exact = mixture(paths["vp"])
+def test_exact_density_is_the_sum_of_its_components(schedules, mixture, rng):
+    exact = mixture(schedules["vp"])
     t = torch.full((5,), 400.0).double()
     x_t = diffused(exact, t, rng, torch.float64)
-    alpha, sigma = paths["vp"].alpha(t)[0], paths["vp"].sigma(t)[0]
+    alpha, sigma = schedules["vp"].alpha(t)[0], schedules["vp"].sigma(t)[0]
     density = 0
     for mean, std, weight in zip(exact.means, exact.stds, exact.weights, strict=True):
         normal = torch.distributions.Normal(alpha * mean, (alpha**2 * std**2 + sigma**2).sqrt())
@@ -189,37 +189,37 @@ def test_exact_density_is_the_sum_of_its_components(paths, mixture, rng):
     torch.testing.assert_close(exact.log_prob(x_t, t), density.log(), rtol=1e-12, atol=0)
 
 
-def test_exact_mu_without_a_signal_is_the_mixtures_mean(paths, mixture, rng):
-    exact = mixture(paths["flow"])
+def test_exact_mu_without_a_signal_is_the_mixtures_mean(schedules, mixture, rng):
+    exact = mixture(schedules["flow"])
     x_t = torch.randn(3, 2, 3, 5, generator=rng)
     mean = torch.einsum("k,kchw->chw", exact.weights, exact.means).float()
     torch.testing.assert_close(exact(x_t, torch.ones(3)), mean.expand(3, -1, -1, -1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(exact(x_t, torch.full((3,), 1 - 1e-6)), exact(x_t, torch.ones(3)), rtol=0, atol=1e-4)
 
 
-def test_exact_mu_at_sigma_80_in_fp32(paths, mixture, rng):
-    exact = mixture(paths["edm"])
+def test_exact_mu_at_sigma_80_in_fp32(schedules, mixture, rng):
+    exact = mixture(schedules["edm"])
     x_t = 80 * torch.randn(64, 2, 3, 5, generator=rng)
     t = torch.full((64,), 80.0)
     assert error(exact(x_t, t), exact(x_t.double(), t.double())).max() < 2e-7
 
 
-def test_mixture_of_flat_vectors_is_that_of_images(path, mixture, every_time, rng):
-    exact = mixture(path)
-    flat = GaussianMixture(exact.means.flatten(1), path, stds=exact.stds, weights=exact.weights)
-    t = every_time(path)[::50]
+def test_mixture_of_flat_vectors_is_that_of_images(schedule, mixture, every_time, rng):
+    exact = mixture(schedule)
+    flat = GaussianMixture(exact.means.flatten(1), schedule, stds=exact.stds, weights=exact.weights)
+    t = every_time(schedule)[::50]
     x_t = diffused(exact, t, rng, torch.float32)
     assert torch.equal(flat(x_t.flatten(1), t), exact(x_t, t).flatten(1))
 
 
-def test_conditions_choose_components(path, mixture, labels, every_time, rng):
+def test_conditions_choose_components(schedule, mixture, labels, every_time, rng):
     """A class of one component has that Gaussian's mean; a row of zeros has no class; a class of two has both."""
-    exact = mixture(path)
-    t = every_time(path)[::100]
+    exact = mixture(schedule)
+    t = every_time(schedule)[::100]
     x_t = diffused(exact, t, rng, torch.float64)
     for label, components in ((0, [0, 3]), (1, [1]), (2, [2])):
         part = GaussianMixture(
-            exact.means[components], path, stds=exact.stds[components], weights=exact.weights[components]
+            exact.means[components], schedule, stds=exact.stds[components], weights=exact.weights[components]
         )
         cond = labels([label] * len(t), 3)
         torch.testing.assert_close(exact(x_t, t, cond), part(x_t, t), rtol=1e-12, atol=1e-12)
@@ -230,7 +230,7 @@ def test_conditions_choose_components(path, mixture, labels, every_time, rng):
 def test_samples_have_the_mixtures_weights_means_and_stds(rng, labels):
     exact = GaussianMixture(
         torch.tensor([[-4.0, 0.0], [4.0, 1.0]]),
-        ring().path,
+        ring().schedule,
         stds=torch.tensor([0.1, 0.2]),
         weights=torch.tensor([1.0, 3.0]),
         classes=torch.tensor([0, 1]),
@@ -259,27 +259,27 @@ def test_known_shapes():
         {"classes": torch.tensor([0])},
     ],
 )
-def test_bad_mixtures_raise(paths, bad):
+def test_bad_mixtures_raise(schedules, bad):
     with pytest.raises(ValueError, match="expected"):
-        GaussianMixture(torch.zeros(2, 3), paths["edm"], **bad)
+        GaussianMixture(torch.zeros(2, 3), schedules["edm"], **bad)
 
 
-def test_conditions_that_fit_no_class_raise(paths, mixture, labels):
+def test_conditions_that_fit_no_class_raise(schedules, mixture, labels):
     x, t = torch.zeros(2, 2, 3, 5), torch.ones(2)
     with pytest.raises(ValueError, match=r"expected \(2, 3\)"):
-        mixture(paths["edm"])(x, t, labels([0, 1], 4))
+        mixture(schedules["edm"])(x, t, labels([0, 1], 4))
     with pytest.raises(ValueError, match="a mixture with classes"):
-        GaussianMixture(torch.zeros(1, 30), paths["edm"])(x, t, labels([0, 1], 3))
+        GaussianMixture(torch.zeros(1, 30), schedules["edm"])(x, t, labels([0, 1], 3))
 
 
 @pytest.fixture
-def perfect(paths, mixture):
-    exact = mixture(paths["edm"])
-    return EDMDenoiser(InverseEDM(exact, None), exact.path)
+def perfect(schedules, mixture):
+    exact = mixture(schedules["edm"])
+    return EDMDenoiser(InverseEDM(exact, None), exact.schedule)
 
 
 def test_guidance_of_one_is_no_guidance(perfect, labels, rng):
-    t = perfect.path.sample_t(5, rng=rng)
+    t = perfect.schedule.sample_t(5, rng=rng)
     x_t, cond = torch.randn(5, 2, 3, 5, generator=rng), labels([0, 1, 2, 0, 1], 3)
     assert torch.equal(GuidedDenoiser(perfect, 1)(x_t, t, cond), perfect(x_t, t, cond))
     assert torch.equal(GuidedDenoiser(perfect, 1)(x_t, t), perfect(x_t, t))
@@ -290,7 +290,7 @@ def test_guidance_of_one_is_no_guidance(perfect, labels, rng):
 
 @pytest.mark.parametrize("scale", [0.0, 3.0, 8.0])
 def test_guidance_is_its_formula_in_one_call(perfect, labels, rng, scale):
-    t = perfect.path.sample_t(5, rng=rng)
+    t = perfect.schedule.sample_t(5, rng=rng)
     x_t, cond = torch.randn(5, 2, 3, 5, generator=rng), labels([0, 1, 2, 0, 1], 3)
     mu_null, mu_cond = perfect(x_t, t), perfect(x_t, t, cond)
     assert not torch.allclose(mu_null, mu_cond, atol=0.01)
@@ -310,13 +310,13 @@ def test_guidance_without_a_condition_raises(perfect):
         GuidedDenoiser(perfect, 3.0)(torch.zeros(2, 2, 3, 5), torch.ones(2))
 
 
-def test_a_denoiser_of_ones_own_is_a_mean_and_a_weight(paths, mixture, rng):
+def test_a_denoiser_of_ones_own_is_a_mean_and_a_weight(schedules, mixture, rng):
     """The one extension point: half the exact mean, by a class of two lines."""
 
     class Half(Denoiser):
         def mean(self, f, x_t, alpha, sigma):
             return f / 2
 
-    exact = mixture(paths["edm"])
+    exact = mixture(schedules["edm"])
     x_t, t = torch.randn(3, 2, 3, 5, generator=rng), torch.ones(3)
-    assert torch.equal(Half(exact, exact.path)(x_t, t), exact(x_t, t) / 2)
+    assert torch.equal(Half(exact, exact.schedule)(x_t, t), exact(x_t, t) / 2)

@@ -21,10 +21,10 @@ from dmdistill.models.gaussian_mixture import GaussianMixture
 SHAPE = (7, 2, 3, 5)  # B != C != H != W
 
 
-def draw(path, rng, shape=SHAPE):
+def draw(schedule, rng, shape=SHAPE):
     """Images, times and noise in fp64."""
     x, eps = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(2))
-    return x.requires_grad_(), path.sample_t(shape[0], 0.02, 0.98, rng=rng).double(), eps
+    return x.requires_grad_(), schedule.sample_t(shape[0], 0.02, 0.98, rng=rng).double(), eps
 
 
 def gradient(x, *args, **kwargs):
@@ -45,8 +45,8 @@ class Linear(nn.Module):
 class Fixed(Denoiser):
     """Answers mu, whatever it is asked."""
 
-    def __init__(self, mu, path):
-        super().__init__(nn.Identity(), path)
+    def __init__(self, mu, schedule):
+        super().__init__(nn.Identity(), schedule)
         self.mu = mu
 
     def forward(self, x_t, t, cond=None):
@@ -54,13 +54,13 @@ class Fixed(Denoiser):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_matching_gradient_is_its_definition(path, mixture, rng, name):
-    real, fake = mixture(path), X0Denoiser(Linear(rng), path)
-    x, t, eps = draw(path, rng)
+def test_matching_gradient_is_its_definition(schedule, mixture, rng, name):
+    real, fake = mixture(schedule), X0Denoiser(Linear(rng), schedule)
+    x, t, eps = draw(schedule, rng)
     with torch.no_grad():
-        x_t = path.diffuse(x, eps, t)
+        x_t = schedule.diffuse(x, eps, t)
         mu_real, mu_fake = real(x_t, t), fake(x_t, t)
-        weight = WEIGHTS[name](x, mu_real, expand(path.alpha(t), x), expand(path.sigma(t), x))
+        weight = WEIGHTS[name](x, mu_real, expand(schedule.alpha(t), x), expand(schedule.sigma(t), x))
     expected = weight * (mu_fake - mu_real) / x.numel()
     torch.testing.assert_close(
         gradient(x, real, fake, t, eps, weight=WEIGHTS[name]), expected, rtol=1e-12, atol=1e-15 * x.abs().max().item()
@@ -75,10 +75,10 @@ def test_matching_gradient_is_its_definition(path, mixture, rng, name):
         ("sigma3", lambda alpha, sigma, norm, numel: sigma**3 / alpha),
     ],
 )
-def test_weights_are_the_papers(path, rng, name, w_t):
+def test_weights_are_the_papers(schedule, rng, name, w_t):
     """Each is w_t alpha^2/sigma^2, what is left of w_t alpha (s_fake - s_real); eq8 leaves one alpha to the caller."""
-    x, t, mu_real = draw(path, rng)
-    alpha, sigma = path.alpha(t), path.sigma(t)
+    x, t, mu_real = draw(schedule, rng)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     ours = WEIGHTS[name](x, mu_real, expand(alpha, x), expand(sigma, x)).flatten(1)
     norm = (mu_real - x).abs().flatten(1).sum(1)
     paper = w_t(alpha, sigma, norm, x[0].numel()) * alpha**2 / sigma**2
@@ -86,34 +86,34 @@ def test_weights_are_the_papers(path, rng, name, w_t):
     torch.testing.assert_close(ours[:, 0] * (alpha if name == "eq8" else 1), paper, rtol=1e-12, atol=0)
 
 
-def test_normaliser_is_per_sample(path, mixture, rng):
+def test_normaliser_is_per_sample(schedule, mixture, rng):
     """A sample's gradient depends on no other sample, but for the mean over the batch."""
-    real, fake = mixture(path), X0Denoiser(Linear(rng), path)
-    x, t, eps = draw(path, rng)
+    real, fake = mixture(schedule), X0Denoiser(Linear(rng), schedule)
+    x, t, eps = draw(schedule, rng)
     together = gradient(x, real, fake, t, eps)
     for i in range(len(x)):
         alone = gradient(x[i : i + 1].detach().requires_grad_(), real, fake, t[i : i + 1], eps[i : i + 1])
         torch.testing.assert_close(together[i : i + 1] * len(x), alone, rtol=1e-10, atol=1e-15)
 
 
-def test_eq8_normaliser_makes_the_step_as_large_as_the_teachers_error(paths, rng):
+def test_eq8_normaliser_makes_the_step_as_large_as_the_teachers_error(schedules, rng):
     """Where the fake score finds x perfect, a sample's gradients have mean magnitude 1, however far the teacher is."""
-    x, t, eps = draw(paths["edm"], rng)
+    x, t, eps = draw(schedules["edm"], rng)
     far = x.detach() + 10.0 ** torch.arange(-3, 4).double().reshape(7, 1, 1, 1) * eps
-    grad = gradient(x, Fixed(far, paths["edm"]), Fixed(x.detach(), paths["edm"]), t, eps) * x.numel()
+    grad = gradient(x, Fixed(far, schedules["edm"]), Fixed(x.detach(), schedules["edm"]), t, eps) * x.numel()
     torch.testing.assert_close(grad.abs().flatten(1).mean(1), torch.ones(7).double(), rtol=1e-10, atol=0)
 
 
-def test_no_gradient_where_fake_equals_real(path, mixture, rng):
-    real = mixture(path)
-    x, t, eps = draw(path, rng)
+def test_no_gradient_where_fake_equals_real(schedule, mixture, rng):
+    real = mixture(schedule)
+    x, t, eps = draw(schedule, rng)
     assert not gradient(x, real, copy.deepcopy(real), t, eps).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_perfect_sample_has_a_finite_gradient(paths, rng, dtype):
-    x, t, eps = (tensor.detach().to(dtype) for tensor in draw(paths["edm"], rng))
-    real, fake = Fixed(x.clone(), paths["edm"]), Fixed(x + 1e-3, paths["edm"])
+def test_a_perfect_sample_has_a_finite_gradient(schedules, rng, dtype):
+    x, t, eps = (tensor.detach().to(dtype) for tensor in draw(schedules["edm"], rng))
+    real, fake = Fixed(x.clone(), schedules["edm"]), Fixed(x + 1e-3, schedules["edm"])
     grad = gradient(x.requires_grad_(), real, fake, t, eps) * x.numel()
     torch.testing.assert_close(grad, torch.full_like(x, 1e-3 / FLOOR), rtol=1e-3, atol=0)
 
@@ -129,11 +129,11 @@ def leaves(node, seen=None):
     return found
 
 
-def test_teacher_and_fake_are_only_asked(path, rng):
+def test_teacher_and_fake_are_only_asked(schedule, rng):
     """No graph: x is the loss's only leaf, nothing of either network is saved, and neither changes."""
-    real, fake = (X0Denoiser(Linear(rng), path) for _ in range(2))
+    real, fake = (X0Denoiser(Linear(rng), schedule) for _ in range(2))
     before = [copy.deepcopy(network.state_dict()) for network in (real, fake)]
-    x, t, eps = draw(path, rng)
+    x, t, eps = draw(schedule, rng)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         loss = distribution_matching_loss(x, real, fake, t, eps)
@@ -146,7 +146,7 @@ def test_teacher_and_fake_are_only_asked(path, rng):
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-def test_matching_gradient_is_that_of_the_diffused_kl(path, dim):
+def test_matching_gradient_is_that_of_the_diffused_kl(schedule, dim):
     """Eq. 7 with w = 1 against autograd of the closed form of KL(p_fake_t | p_real_t), in the generator's parameters.
 
     x = theta + s z makes p_fake = N(theta, s^2 I). The integrand is quadratic in (z, eps), so the mean over all signs
@@ -157,10 +157,10 @@ def test_matching_gradient_is_that_of_the_diffused_kl(path, dim):
     s = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * (2 * dim))
     z, eps = signs[:, :dim], signs[:, dim:]
-    real = GaussianMixture(m[None], path, stds=r)
-    fake = GaussianMixture(theta.detach()[None], path, stds=s.detach())
-    for t in path.time(torch.tensor([20, 100, 500, 900, 980])).double():
-        alpha, sigma = path.alpha(t[None]), path.sigma(t[None])
+    real = GaussianMixture(m[None], schedule, stds=r)
+    fake = GaussianMixture(theta.detach()[None], schedule, stds=s.detach())
+    for t in schedule.time(torch.tensor([20, 100, 500, 900, 980])).double():
+        alpha, sigma = schedule.alpha(t[None]), schedule.sigma(t[None])
         var_fake, var_real = (alpha * s) ** 2 + sigma**2, (alpha * r) ** 2 + sigma**2
         kl = 0.5 * (dim * ((var_real / var_fake).log() + var_fake / var_real - 1))
         kl = kl + 0.5 * alpha**2 * ((theta - m) ** 2).sum() / var_real
@@ -178,20 +178,23 @@ def test_matching_gradient_is_that_of_the_diffused_kl(path, dim):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_denoising_loss_is_least_at_the_exact_mean(path, mixture, rng):
+def test_denoising_loss_is_least_at_the_exact_mean(schedule, mixture, rng):
     """Along any perturbation the loss is a parabola whose minimum is the exact mean, within the Monte-Carlo error."""
-    exact, count = mixture(path), 10_000
+    exact, count = mixture(schedule), 10_000
     x = exact.sample(count, rng).double()
-    t, eps = path.sample_t(count, 0.3, 1, rng=rng).double(), torch.randn(x.shape, generator=rng, dtype=torch.float64)
-    mu = exact(path.diffuse(x, eps, t), t)
+    t, eps = (
+        schedule.sample_t(count, 0.3, 1, rng=rng).double(),
+        torch.randn(x.shape, generator=rng, dtype=torch.float64),
+    )
+    mu = exact(schedule.diffuse(x, eps, t), t)
 
     class Perturbed(Denoiser):
         def __init__(self, direction, size):
-            super().__init__(nn.Identity(), path)
+            super().__init__(nn.Identity(), schedule)
             self.direction, self.size = direction, size
 
         def forward(self, x_t, t, cond=None):
-            return mu + self.size * self.direction(x_t / expand(path.sigma(t), x_t))
+            return mu + self.size * self.direction(x_t / expand(schedule.sigma(t), x_t))
 
         def weight(self, t):
             return torch.ones_like(t)
@@ -205,8 +208,8 @@ def test_denoising_loss_is_least_at_the_exact_mean(path, mixture, rng):
         assert size < 0.005  # measured: .0015
 
 
-def test_denoising_loss_is_its_definition(path, mixture, rng):
-    exact = mixture(path)
+def test_denoising_loss_is_its_definition(schedule, mixture, rng):
+    exact = mixture(schedule)
 
     class Weighted(Denoiser):
         def forward(self, x_t, t, cond=None):
@@ -215,34 +218,34 @@ def test_denoising_loss_is_its_definition(path, mixture, rng):
         def weight(self, t):
             return 1 + t
 
-    x, t, eps = (tensor.detach() for tensor in draw(path, rng))
+    x, t, eps = (tensor.detach() for tensor in draw(schedule, rng))
     expected = []
     for i in range(len(x)):
-        x_t = path.alpha(t[i : i + 1]) * x[i] + path.sigma(t[i : i + 1]) * eps[i]
+        x_t = schedule.alpha(t[i : i + 1]) * x[i] + schedule.sigma(t[i : i + 1]) * eps[i]
         expected.append((1 + t[i]) * ((exact(x_t[None], t[i : i + 1])[0] - x[i]) ** 2).mean())
-    ours = denoising_loss(Weighted(nn.Identity(), path), x, t, eps)
+    ours = denoising_loss(Weighted(nn.Identity(), schedule), x, t, eps)
     torch.testing.assert_close(ours, torch.stack(expected).mean(), rtol=1e-10, atol=0)
 
 
-def test_denoising_loss_trains_the_fake_score_alone(path, rng):
-    fake = X0Denoiser(Linear(rng), path)
-    x, t, eps = draw(path, rng)
+def test_denoising_loss_trains_the_fake_score_alone(schedule, rng):
+    fake = X0Denoiser(Linear(rng), schedule)
+    x, t, eps = draw(schedule, rng)
     denoising_loss(fake, x.detach(), t, eps).backward()
     assert fake.net.weight.grad.abs().min() > 0
 
 
-def test_conditions_reach_both_networks(path, mixture, labels, rng):
+def test_conditions_reach_both_networks(schedule, mixture, labels, rng):
     """Real and fake are asked about the sample's own class: a fake equal to real within the class gives no gradient."""
-    real, cond = mixture(path), labels([1] * 7, 3)
-    fake = GaussianMixture(real.means[1:2], path, stds=real.stds[1:2], classes=torch.tensor([0]))
-    x, t, eps = draw(path, rng)
+    real, cond = mixture(schedule), labels([1] * 7, 3)
+    fake = GaussianMixture(real.means[1:2], schedule, stds=real.stds[1:2], classes=torch.tensor([0]))
+    x, t, eps = draw(schedule, rng)
 
     class OneClass(Denoiser):
         def forward(self, x_t, t, cond=None):
             return fake(x_t, t)
 
-    assert gradient(x, real, OneClass(nn.Identity(), path), t, eps, cond).abs().max() < 1e-12
-    assert gradient(x, real, OneClass(nn.Identity(), path), t, eps).abs().max() > 1e-6
+    assert gradient(x, real, OneClass(nn.Identity(), schedule), t, eps, cond).abs().max() < 1e-12
+    assert gradient(x, real, OneClass(nn.Identity(), schedule), t, eps).abs().max() > 1e-6
 
 
 def test_regression_is_the_mean_distance(rng):

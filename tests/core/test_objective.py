@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from dmdistill.core.denoisers import Denoiser, EDMDenoiser, GuidedDenoiser
+from dmdistill.core.dmd import DMD, NonFiniteError
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss, distribution_matching_loss, pseudo_huber, regression_loss
-from dmdistill.core.objective import DMD, Batch, NonFiniteError
+from dmdistill.core.samples import Batch
 from dmdistill.core.schedules import EDM
 from dmdistill.core.solvers import heun
 from dmdistill.models.gaussian_mixture import ring
@@ -42,11 +43,11 @@ class MLP(nn.Module):
 
 def pretrain(real, rng, *, steps=400):
     """A student that knows the teacher as a diffusion model: EDM's training, on samples of the mixture."""
-    base = EDMDenoiser(MLP(), real.path)
+    base = EDMDenoiser(MLP(), real.schedule)
     optimiser = torch.optim.Adam(base.parameters(), 2e-3)
     for _ in range(steps):
         x = real.sample(COUNT, rng)
-        t, eps = real.path.sample_t(COUNT, rng=rng), torch.randn(x.shape, generator=rng)
+        t, eps = real.schedule.sample_t(COUNT, rng=rng), torch.randn(x.shape, generator=rng)
         updater(optimiser)(denoising_loss(base, x, t, eps))
     return base
 
@@ -114,7 +115,7 @@ def test_dmd_is_its_seeds():
     def run(seed):
         torch.manual_seed(5)
         real, rng = ring(MODES, std=STD), torch.Generator().manual_seed(seed)
-        return distil(EDMDenoiser(MLP(), real.path), real, rng, steps=5).state_dict()
+        return distil(EDMDenoiser(MLP(), real.schedule), real, rng, steps=5).state_dict()
 
     first, again, other = run(0), run(0), run(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -127,8 +128,8 @@ def trio():
 
     def build(**kwargs):
         torch.manual_seed(3)
-        path = EDM()
-        generator, real, fake = (EDMDenoiser(MLP(8, **kwargs), path) for _ in range(3))
+        schedule = EDM()
+        generator, real, fake = (EDMDenoiser(MLP(8, **kwargs), schedule) for _ in range(3))
         return Generator(generator), real, fake
 
     return build
@@ -164,13 +165,13 @@ def test_step_is_algorithm_1(trio, batch, rng):
     losses = DMD(generator, real, fake, rng=rng, lambda_reg=0.3).step(data, *map(updater, optimisers))
 
     rng.set_state(seed)
-    path, optimisers = real.path, [torch.optim.SGD(network.parameters(), 1.0) for network in (twin, twin_fake)]
+    schedule, optimisers = real.schedule, [torch.optim.SGD(network.parameters(), 1.0) for network in (twin, twin_fake)]
     x, x_ref = twin(torch.cat([data.z, data.z_ref])).split([6, 4])
-    t, eps = path.sample_t(6, 0.02, 0.98, rng=rng), torch.randn(6, 2, generator=rng)
+    t, eps = schedule.sample_t(6, 0.02, 0.98, rng=rng), torch.randn(6, 2, generator=rng)
     loss_kl = distribution_matching_loss(x, real, twin_fake, t, eps)
     loss_reg = regression_loss(x_ref, data.y_ref, pseudo_huber)
     updater(optimisers[0])(loss_kl + 0.3 * loss_reg)
-    t, eps = path.sample_t(6, rng=rng), torch.randn(6, 2, generator=rng)
+    t, eps = schedule.sample_t(6, rng=rng), torch.randn(6, 2, generator=rng)
     loss_fake = denoising_loss(twin_fake, x.detach(), t, eps)
     updater(optimisers[1])(loss_fake)
 
@@ -280,7 +281,7 @@ def test_the_fake_score_can_follow_before_anything_is_matched(trio, rng, labels)
     losses = DMD(generator, real, fake, rng=rng, match=False, follow=True).step(data, ignore, ignore)
     assert (asked(generator), asked(real), asked(fake)) == ([3], [], [3])
     rng.set_state(seed)
-    t, eps = real.path.sample_t(3, rng=rng), torch.randn(3, 2, generator=rng)
+    t, eps = real.schedule.sample_t(3, rng=rng), torch.randn(3, 2, generator=rng)
     assert losses["loss_fake"] == denoising_loss(fake, generator(z, cond).detach(), t, eps, cond)
 
 
@@ -296,15 +297,15 @@ def test_z_fake_gives_more_updates_of_the_fake_score(trio, batch, rng, more):
             for p in generator.parameters():
                 p.add_(0.1)
 
-    path = Recorder()
-    fake.path = path
+    schedule = Recorder()
+    fake.schedule = schedule
     DMD(generator, real, fake, rng=rng).step(data, move, seen.append)
     assert len(seen) == 1 + more
     assert asked(generator) == [10, 6 * more]
-    assert not any(x.requires_grad for x in path.images)
+    assert not any(x.requires_grad for x in schedule.images)
     with torch.no_grad():
         fresh = generator(data.z_fake)
-    assert torch.equal(torch.cat(path.images[1:]), fresh)
+    assert torch.equal(torch.cat(schedule.images[1:]), fresh)
 
 
 class Recorder(EDM):
@@ -327,7 +328,7 @@ def test_times_are_eq_7s_and_eq_6s(trio, rng):
         network.register_forward_pre_hook(lambda _, args: times.append(args[1]))
     DMD(generator, real, fake, rng=rng).step(Batch(torch.randn(4000, 2, generator=rng)), ignore, ignore)
     of_real, of_fake, of_training = times
-    grid = real.path.time(torch.tensor([0, 20, 980, 999]))
+    grid = real.schedule.time(torch.tensor([0, 20, 980, 999]))
     assert torch.equal(of_real, of_fake)
     assert (of_real.min() >= grid[1]) & (of_real.max() <= grid[2])
     assert (of_training.min() < grid[1]) & (of_training.max() > grid[2])
@@ -356,7 +357,7 @@ class Spoilt(Denoiser):
     """One sample of a network's answers is infinite, on one of the calls."""
 
     def __init__(self, denoiser, *, sample, call):
-        super().__init__(denoiser.net, denoiser.path)
+        super().__init__(denoiser.net, denoiser.schedule)
         self.denoiser, self.sample, self.call, self.calls, self.time = denoiser, sample, call, 0, None
 
     def forward(self, x_t, t, cond=None):
@@ -422,7 +423,7 @@ def test_a_condition_on_one_side_only_raises(trio, batch, rng, labels):
         DMD(*trio(classes=3), rng=rng).step(batch(6, 4, cond=labels([0] * 6, 3)), ignore, ignore)
 
 
-def test_generator_is_the_teacher_at_the_last_time(path, mixture):
+def test_generator_is_the_teacher_at_the_last_time(schedule, mixture):
     """G(z) = mu(prior_std z, last), section 3.1."""
-    exact, z = mixture(path), torch.randn(7, 2, 3, 5)
-    assert torch.equal(Generator(exact)(z), exact(path.prior_std * z, torch.full((7,), path.last)))
+    exact, z = mixture(schedule), torch.randn(7, 2, 3, 5)
+    assert torch.equal(Generator(exact)(z), exact(schedule.prior_std * z, torch.full((7,), schedule.t_max)))

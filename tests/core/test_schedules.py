@@ -18,8 +18,8 @@ def test_edm_bins_are_the_papers(index, sigma):
 
 
 def test_edm_bins_span_the_range():
-    first, last = EDM().time(torch.tensor([0, 999])).tolist()
-    assert (first, last) == (pytest.approx(0.002, rel=1e-6), pytest.approx(80, rel=1e-6))
+    first, t_max = EDM().time(torch.tensor([0, 999])).tolist()
+    assert (first, t_max) == (pytest.approx(0.002, rel=1e-6), pytest.approx(80, rel=1e-6))
 
 
 def test_edm_grid_is_karras():
@@ -29,77 +29,79 @@ def test_edm_grid_is_karras():
     assert EDM().times(18).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_vp_against_a_plain_product(paths):
+def test_vp_against_a_plain_product(schedules):
     abar, expected = 1.0, []
     for i in range(1000):
         abar *= 1 - (1e-4 + i / 999 * (0.02 - 1e-4))
         expected.append(abar)
     t = torch.arange(1000, dtype=torch.float64)
-    assert (paths["vp"].alpha(t) ** 2).tolist() == pytest.approx(expected, rel=1e-10)
-    assert (paths["vp"].alpha(t) ** 2 + paths["vp"].sigma(t) ** 2).tolist() == pytest.approx([1] * 1000, abs=1e-12)
+    assert (schedules["vp"].alpha(t) ** 2).tolist() == pytest.approx(expected, rel=1e-10)
+    assert (schedules["vp"].alpha(t) ** 2 + schedules["vp"].sigma(t) ** 2).tolist() == pytest.approx(
+        [1] * 1000, abs=1e-12
+    )
     assert math.sqrt(expected[-1]) == pytest.approx(0.00635, rel=0.01)  # what a teacher's error is divided by at T-1
 
 
-def test_vp_survives_copies_and_pickles(paths):
+def test_vp_survives_copies_and_pickles(schedules):
     t = torch.arange(1000.0)
-    for twin in (copy.deepcopy(paths["vp"]), pickle.loads(pickle.dumps(paths["vp"]))):
-        assert torch.equal(twin.alpha(t), paths["vp"].alpha(t))
+    for twin in (copy.deepcopy(schedules["vp"]), pickle.loads(pickle.dumps(schedules["vp"]))):
+        assert torch.equal(twin.alpha(t), schedules["vp"].alpha(t))
 
 
-def test_flow_is_a_straight_line(paths):
+def test_flow_is_a_straight_line(schedules):
     t = torch.tensor([0.25, 1.0])
-    assert paths["flow"].alpha(t).tolist() == [0.75, 0.0]
-    assert paths["flow"].sigma(t).tolist() == [0.25, 1.0]
+    assert schedules["flow"].alpha(t).tolist() == [0.75, 0.0]
+    assert schedules["flow"].sigma(t).tolist() == [0.25, 1.0]
 
 
 def test_flow_shift_moves_the_grid_towards_noise():
     assert Flow(shift=3.0).times(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
 
 
-def test_times_start_at_last_fall_and_end_clean(path):
+def test_times_start_at_last_fall_and_end_clean(schedule):
     for steps in (1, 2, 18, 50, 333, 999, 1000):
-        t = path.times(steps)
+        t = schedule.times(steps)
         assert len(t) == steps + 1
-        assert t[0].item() == pytest.approx(path.last, rel=1e-12)
-        assert path.sigma(t)[-1] == 0
-        assert path.alpha(t)[-1] == 1
+        assert t[0].item() == pytest.approx(schedule.t_max, rel=1e-12)
+        assert schedule.sigma(t)[-1] == 0
+        assert schedule.alpha(t)[-1] == 1
         assert (t.diff() < 0).all()
-        assert (path.sigma(t).diff() < 0).all()
+        assert (schedule.sigma(t).diff() < 0).all()
 
 
-def test_noise_to_signal_rises_with_the_bin(path):
-    t = path.time(torch.arange(path.bins)).double()
-    assert ((path.sigma(t) / path.alpha(t).clamp(min=1e-9)).diff() > 0).all()
+def test_noise_to_signal_rises_with_the_bin(schedule):
+    t = schedule.time(torch.arange(schedule.bins)).double()
+    assert ((schedule.sigma(t) / schedule.alpha(t).clamp(min=1e-9)).diff() > 0).all()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.02, 0.98), (0.5, 0.51), (0.9999, 1.0)])
-def test_sample_t_is_uniform_over_the_bins_and_inclusive(path, rng, low, high):
-    grid = path.time(torch.arange(path.bins))
-    first, last = min(round(low * 1000), 999), min(round(high * 1000), 999)
-    t = path.sample_t(100_000, low, high, rng=rng)
+def test_sample_t_is_uniform_over_the_bins_and_inclusive(schedule, rng, low, high):
+    grid = schedule.time(torch.arange(schedule.bins))
+    first, t_max = min(round(low * 1000), 999), min(round(high * 1000), 999)
+    t = schedule.sample_t(100_000, low, high, rng=rng)
     index = torch.searchsorted(grid, t)
     assert torch.equal(grid[index], t)
-    assert index.unique().tolist() == list(range(first, last + 1))
-    counts = index.bincount(minlength=1000)[first : last + 1].double()
+    assert index.unique().tolist() == list(range(first, t_max + 1))
+    counts = index.bincount(minlength=1000)[first : t_max + 1].double()
     expected, free = len(t) / len(counts), len(counts) - 1
     chi2 = ((counts - expected) ** 2 / expected).sum().item()
     assert abs(chi2 - free) <= 5 * math.sqrt(2 * free)
 
 
-def test_sample_t_is_the_rngs(path):
-    draws = [path.sample_t(9, rng=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+def test_sample_t_is_the_rngs(schedule):
+    draws = [schedule.sample_t(9, rng=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_diffuse_has_the_mean_and_variance_of_eq_3(path, rng):
-    t = path.sample_t(SHAPE[0], rng=rng).double()
+def test_diffuse_has_the_mean_and_variance_of_eq_3(schedule, rng):
+    t = schedule.sample_t(SHAPE[0], rng=rng).double()
     x = torch.randn(SHAPE, generator=rng, dtype=torch.float64)
     draws = torch.stack(
-        [path.diffuse(x, torch.randn(SHAPE, generator=rng, dtype=torch.float64), t) for _ in range(4000)]
+        [schedule.diffuse(x, torch.randn(SHAPE, generator=rng, dtype=torch.float64), t) for _ in range(4000)]
     )
     for i in range(SHAPE[0]):
-        alpha, sigma = path.alpha(t)[i], path.sigma(t)[i]
+        alpha, sigma = schedule.alpha(t)[i], schedule.sigma(t)[i]
         error = (draws[:, i].mean(0) - alpha * x[i]) / sigma
         assert error.abs().max() < 5 / math.sqrt(4000)
         spread = ((draws[:, i] - alpha * x[i]) / sigma).var()
@@ -119,9 +121,9 @@ def test_expand_refuses_other_shapes(shape):
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 1), (0, 1.1), (0.5, 0.5), (0.98, 0.02), (float("nan"), 1)])
-def test_bad_time_ranges_say_what_is_allowed(path, rng, low, high):
+def test_bad_time_ranges_say_what_is_allowed(schedule, rng, low, high):
     with pytest.raises(ValueError, match=r"expected 0 <= low < high <= 1"):
-        path.sample_t(3, low, high, rng=rng)
+        schedule.sample_t(3, low, high, rng=rng)
 
 
 @pytest.mark.parametrize(

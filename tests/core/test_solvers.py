@@ -38,7 +38,7 @@ def noise(*shape):
 @pytest.fixture(scope="module")
 def limit():
     """The image that solvers tend to on a path, of the noise they all start from."""
-    return cache(lambda exact, path: heun(exact(FINE[path]), noise(3, 2, 3, 5), steps=2048))
+    return cache(lambda exact, schedule: heun(exact(FINE[schedule]), noise(3, 2, 3, 5), steps=2048))
 
 
 def order(solver, exact, target):
@@ -52,7 +52,7 @@ def order(solver, exact, target):
 
 
 @pytest.mark.parametrize(
-    ("solver", "path", "low", "high"),
+    ("solver", "schedule", "low", "high"),
     [
         ("heun", "edm", 1.8, 2.3),
         ("heun", "flow", 1.8, 2.3),
@@ -66,31 +66,31 @@ def order(solver, exact, target):
         ("heun", "linear", 1.3, 1.7),  # sigma starts as sqrt(t) there, which costs every solver the second order
     ],
 )
-def test_order_of_convergence(mixture, limit, solver, path, low, high):
-    assert low < order(SOLVERS[solver], mixture(FINE[path]), limit(mixture, path)) < high
+def test_order_of_convergence(mixture, limit, solver, schedule, low, high):
+    assert low < order(SOLVERS[solver], mixture(FINE[schedule]), limit(mixture, schedule)) < high
 
 
-@pytest.mark.parametrize("path", FINE)
-def test_all_solvers_make_the_same_image_of_the_same_noise(mixture, limit, path):
-    exact, z, target = mixture(FINE[path]), noise(3, 2, 3, 5), limit(mixture, path)
+@pytest.mark.parametrize("schedule", FINE)
+def test_all_solvers_make_the_same_image_of_the_same_noise(mixture, limit, schedule):
+    exact, z, target = mixture(FINE[schedule]), noise(3, 2, 3, 5), limit(mixture, schedule)
     assert target.std() > 0.3  # images, not noise and not a mean
-    second = 2e-3 if path == "linear" else 1e-4
+    second = 2e-3 if schedule == "linear" else 1e-4
     for name, steps, bound in (("heun", 512, second), ("pndm", 512, second), ("ddim", 2048, 3e-3)):
-        if (name, path) != ("pndm", "flow"):
+        if (name, schedule) != ("pndm", "flow"):
             assert (SOLVERS[name](exact, z, steps=steps) - target).abs().max() < bound
 
 
-@pytest.mark.parametrize(("solver", "path"), [(s, p) for s in SOLVERS for p in FINE if (s, p) != ("pndm", "flow")])
-def test_one_gaussian_in_closed_form(solver, path):
+@pytest.mark.parametrize(("solver", "schedule"), [(s, p) for s in SOLVERS for p in FINE if (s, p) != ("pndm", "flow")])
+def test_one_gaussian_in_closed_form(solver, schedule):
     """(x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2) is constant along the flow, so the image is m + s scaled noise."""
-    line, (m, s), z = FINE[path], (0.3, 0.4), noise(7, 2, 3, 5)
+    line, (m, s), z = FINE[schedule], (0.3, 0.4), noise(7, 2, 3, 5)
     exact = GaussianMixture(torch.full((1, 2, 3, 5), m), line, stds=s)
     m = exact.means[0]
-    t = torch.tensor([line.last], dtype=torch.float64)
+    t = torch.tensor([line.t_max], dtype=torch.float64)
     alpha, sigma = line.alpha(t), line.sigma(t)
     target = m + s * (line.prior_std * z - alpha * m) / ((alpha * s) ** 2 + sigma**2).sqrt()
     image = SOLVERS[solver](exact, z, steps=1024)
-    bound = 1e-2 if solver == "ddim" else 1e-3 if path == "linear" else 2e-5
+    bound = 1e-2 if solver == "ddim" else 1e-3 if schedule == "linear" else 2e-5
     assert (image - target).abs().max() < bound
 
 
@@ -111,10 +111,10 @@ def test_heun_is_algorithm_1_of_edm(mixture):
     torch.testing.assert_close(heun(exact, z, steps=18), x, rtol=0, atol=1e-10)
 
 
-def test_ddim_is_eq_12_of_ddim(paths, mixture):
+def test_ddim_is_eq_12_of_ddim(schedules, mixture):
     """Song et al. (2021), sigma_t = 0, from the noise prediction."""
-    path, z = paths["vp"], noise(3, 2, 3, 5)
-    exact, abar = mixture(path), [1.0, *(paths["vp"].alpha(torch.arange(1000).double()) ** 2).tolist()]
+    schedule, z = schedules["vp"], noise(3, 2, 3, 5)
+    exact, abar = mixture(schedule), [1.0, *(schedules["vp"].alpha(torch.arange(1000).double()) ** 2).tolist()]
     x, times = z, list(range(999, -2, -100))
     for now, after in pairwise(times):
         a, b = abar[now + 1], abar[after + 1]
@@ -123,10 +123,10 @@ def test_ddim_is_eq_12_of_ddim(paths, mixture):
     torch.testing.assert_close(ddim(exact, z, steps=10), x, rtol=0, atol=1e-10)
 
 
-def test_pndm_is_its_paper(paths, mixture):
+def test_pndm_is_its_paper(schedules, mixture):
     """Liu et al. (2022): the transfer of Eq. 11, the linear multi-step of Eq. 12, and a trapezium first."""
-    path, z = paths["vp"], noise(3, 2, 3, 5)
-    exact, abar = mixture(path), [1.0, *(paths["vp"].alpha(torch.arange(1000).double()) ** 2).tolist()]
+    schedule, z = schedules["vp"], noise(3, 2, 3, 5)
+    exact, abar = mixture(schedule), [1.0, *(schedules["vp"].alpha(torch.arange(1000).double()) ** 2).tolist()]
 
     def noise_of(x, now):
         a = abar[now + 1]
@@ -156,7 +156,7 @@ class Counted(Denoiser):
     """Counts the calls and keeps the times and the condition it was given."""
 
     def __init__(self, exact):
-        super().__init__(nn.Identity(), exact.path)
+        super().__init__(nn.Identity(), exact.schedule)
         self.exact, self.times, self.conds = exact, [], set()
 
     def forward(self, x_t, t, cond=None):
@@ -168,36 +168,36 @@ class Counted(Denoiser):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 18])
-def test_evaluations_are_the_calls(paths, mixture, labels, solver, steps):
-    counted, cond = Counted(mixture(paths["vp"])), labels([0, 1, 2], 3)
+def test_evaluations_are_the_calls(schedules, mixture, labels, solver, steps):
+    counted, cond = Counted(mixture(schedules["vp"])), labels([0, 1, 2], 3)
     SOLVERS[solver](counted, noise(3, 2, 3, 5), cond, steps=steps)
     assert len(counted.times) == evaluations(solver, steps)
-    assert counted.times[0] == paths["vp"].last
+    assert counted.times[0] == schedules["vp"].t_max
     assert min(counted.times) >= 0  # never asked at the clean image
     assert {id(c) for c in counted.conds} == {id(cond)}
 
 
-def test_one_step_is_the_generator_at_its_start(path, mixture):
+def test_one_step_is_the_generator_at_its_start(schedule, mixture):
     """With one step every solver answers mu(prior_std z, last), which is what G is before training."""
-    exact, z = mixture(path), noise(3, 2, 3, 5)
+    exact, z = mixture(schedule), noise(3, 2, 3, 5)
     for name, solver in SOLVERS.items():
-        if not (name == "pndm" and isinstance(path, Flow)):
+        if not (name == "pndm" and isinstance(schedule, Flow)):
             torch.testing.assert_close(solver(exact, z, steps=1), Generator(exact)(z), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_solvers_follow_the_condition_and_build_no_graph(paths, solver, labels):
-    path = paths["edm"]
-    exact = GaussianMixture(torch.tensor([[-0.5, 0.0], [0.5, 0.0]]), path, stds=0.1, classes=torch.tensor([0, 1]))
+def test_solvers_follow_the_condition_and_build_no_graph(schedules, solver, labels):
+    schedule = schedules["edm"]
+    exact = GaussianMixture(torch.tensor([[-0.5, 0.0], [0.5, 0.0]]), schedule, stds=0.1, classes=torch.tensor([0, 1]))
     images = SOLVERS[solver](exact, noise(64, 2).requires_grad_(), labels([1] * 64, 2), steps=18)
     assert not images.requires_grad
     assert images.mean(0).tolist() == pytest.approx([0.5, 0.0], abs=0.05)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_fp32_images_are_the_fp64_ones(paths, mixture, solver):
+def test_fp32_images_are_the_fp64_ones(schedules, mixture, solver):
     for name in ("edm", "vp"):
-        exact, z = mixture(paths[name]), noise(3, 2, 3, 5).float()
+        exact, z = mixture(schedules[name]), noise(3, 2, 3, 5).float()
         single = SOLVERS[solver](exact, z, steps=18)
         double = SOLVERS[solver](exact, z.double(), steps=18)
         assert single.dtype == torch.float32
@@ -205,11 +205,11 @@ def test_fp32_images_are_the_fp64_ones(paths, mixture, solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_no_steps_raise(paths, mixture, solver):
+def test_no_steps_raise(schedules, mixture, solver):
     with pytest.raises(ValueError, match="expected at least 1"):
-        SOLVERS[solver](mixture(paths["edm"]), noise(3, 2, 3, 5), steps=0)
+        SOLVERS[solver](mixture(schedules["edm"]), noise(3, 2, 3, 5), steps=0)
 
 
-def test_pndm_refuses_a_path_without_a_signal(paths, mixture):
+def test_pndm_refuses_a_path_without_a_signal(schedules, mixture):
     with pytest.raises(ValueError, match="use heun"):
-        pndm(mixture(paths["flow"]), noise(3, 2, 3, 5), steps=10)
+        pndm(mixture(schedules["flow"]), noise(3, 2, 3, 5), steps=10)

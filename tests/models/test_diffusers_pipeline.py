@@ -70,7 +70,7 @@ def test_zero_terminal_snr_is_kept(folder):
         clip_sample=False,
     )
     teacher = load_diffusers(str(folder(network, scheduler)))
-    assert teacher.denoiser.path.alpha(torch.tensor([999.0])) < 1e-3
+    assert teacher.denoiser.schedule.alpha(torch.tensor([999.0])) < 1e-3
     z = torch.randn(3, 2, 8, 12)
     with torch.no_grad():
         one = Generator(teacher.denoiser)(z)
@@ -83,7 +83,7 @@ def test_a_flow_is_that_of_diffusers(folder):
     teacher = load_diffusers(str(folder(network, scheduler)))
     assert isinstance(teacher.denoiser, FlowDenoiser)
     z = torch.randn(3, 2, 8, 12)
-    times = teacher.denoiser.path.times(10)
+    times = teacher.denoiser.schedule.times(10)
     scheduler.set_timesteps(sigmas=(torch.linspace(1, 0, 11)[:-1]).tolist())
     torch.testing.assert_close(scheduler.sigmas.double(), times, rtol=0, atol=1e-6)
     x = z
@@ -110,7 +110,7 @@ def test_a_dynamic_shift_is_that_of_flux():
 
     config = dict(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=1.1).config)
     config["_class_name"] = "FlowMatchEulerDiscreteScheduler"
-    path = read_schedule(config, tokens=1000).path
+    path = read_schedule(config, tokens=1000).schedule
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 6)[:-1].tolist(), mu=calculate_shift(1000, max_shift=1.1))
     torch.testing.assert_close(scheduler.sigmas.double(), path.times(5), rtol=0, atol=1e-6)

@@ -69,7 +69,7 @@ def test_a_checkpoint_is_the_teacher_of_its_weights(checkpoint, rng):
         "unknown",
         None,
     )
-    assert (teacher.evaluations, teacher.denoiser.path.last) == (35, 80.0)
+    assert (teacher.evaluations, teacher.denoiser.schedule.t_max) == (35, 80.0)
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     assert teacher.config["network"]["dropout"] == 0
 

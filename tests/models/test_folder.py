@@ -189,7 +189,7 @@ def test_a_description_that_is_not_ours_is_named(text, model):
     refused(model, r"config\.json")
 
 
-@pytest.mark.parametrize("key", ["name", "network", "path", "denoiser", "shape", "solver", "steps", "guidance"])
+@pytest.mark.parametrize("key", ["name", "network", "schedule", "denoiser", "shape", "solver", "steps", "guidance"])
 def test_a_description_that_lacks_something_says_what(key, model):
     file = model / "config.json"
     config = json.loads(file.read_text())
@@ -207,8 +207,8 @@ def test_a_description_that_lacks_something_says_what(key, model):
         {"network": {"class": "SongUNet", "img_resolution": 8, "in_channels": -1, "out_channels": 1}},
         {"network": {"class": "SongUNet", "img_resolution": 8, "in_channels": 1, "out_channels": 1, "patch_size": 0}},
         {"network": {"class": ["SongUNet"]}},
-        {"path": {"class": "EDM", "sigma_min": -1}},
-        {"path": {"class": "EDM", "odd": 1}},
+        {"schedule": {"class": "EDM", "sigma_min": -1}},
+        {"schedule": {"class": "EDM", "odd": 1}},
         {"shape": 8},
         {"shape": [1, 8]},
         {"shape": [1, 8, 0]},

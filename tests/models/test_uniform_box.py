@@ -26,15 +26,15 @@ def test_the_mean_is_that_of_many_digits(sigma):
             assert abs(log_prob[i].item() - mpmath.log(mass / (high - low))) < 1e-11
 
 
-@pytest.mark.parametrize("path", [EDM(), VP.linear_betas(), Flow()], ids=lambda path: type(path).__name__)
-def test_the_mean_is_tweedies(path):
+@pytest.mark.parametrize("schedule", [EDM(), VP.linear_betas(), Flow()], ids=lambda schedule: type(schedule).__name__)
+def test_the_mean_is_tweedies(schedule):
     """alpha mu = x_t + sigma^2 s with the score from autograd, on every path (Eq. 4)."""
-    box, rng = UniformBox(-0.2, 0.6, path), torch.Generator().manual_seed(0)
+    box, rng = UniformBox(-0.2, 0.6, schedule), torch.Generator().manual_seed(0)
     x = box.sample((7, 2, 3, 5), rng)
-    t = path.time(torch.tensor([20, 100, 300, 500, 700, 900, 980])).double()
-    x_t = path.diffuse(x, torch.randn(x.shape, generator=rng, dtype=x.dtype), t).requires_grad_()
+    t = schedule.time(torch.tensor([20, 100, 300, 500, 700, 900, 980])).double()
+    x_t = schedule.diffuse(x, torch.randn(x.shape, generator=rng, dtype=x.dtype), t).requires_grad_()
     (score,) = torch.autograd.grad(box.log_prob(x_t, t).sum(), x_t)
-    alpha, sigma = (c[:, None, None, None] for c in (path.alpha(t), path.sigma(t)))
+    alpha, sigma = (c[:, None, None, None] for c in (schedule.alpha(t), schedule.sigma(t)))
     torch.testing.assert_close(alpha * box(x_t, t), x_t + sigma**2 * score, atol=1e-9, rtol=0)
 
 

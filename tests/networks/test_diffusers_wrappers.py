@@ -55,8 +55,8 @@ def asked(kind, folder, tmp_path):
     ours = Call(teacher.network.model)
     z = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        path = teacher.denoiser.path
-        teacher.denoiser(z, torch.full((2,), float(path.last)), teacher.condition(torch.tensor([0, 1])))
+        path = teacher.denoiser.schedule
+        teacher.denoiser(z, torch.full((2,), float(path.t_max)), teacher.condition(torch.tensor([0, 1])))
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     student = student_of(str(folder), tmp_path / "student")
     pipeline.scheduler = one_step_scheduler(student)

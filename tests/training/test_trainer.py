@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.core.objective import NonFiniteError
+from dmdistill.core.dmd import NonFiniteError
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer, read_metrics
 

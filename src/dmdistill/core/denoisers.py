@@ -57,14 +57,14 @@ class Denoiser(nn.Module):
 
     precision: torch.dtype | None = None
 
-    def __init__(self, net: nn.Module, path: NoiseSchedule) -> None:
+    def __init__(self, net: nn.Module, schedule: NoiseSchedule) -> None:
         super().__init__()
         self.net = net
-        self.path = path
+        self.schedule = schedule
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """mu of x_t (B ...) at times t (B): same shape, fp32 (fp64 where x_t is), whatever precision F runs in."""
-        alpha, sigma = expand(self.path.alpha(t), x_t), expand(self.path.sigma(t), x_t)
+        alpha, sigma = expand(self.schedule.alpha(t), x_t), expand(self.schedule.sigma(t), x_t)
         return self.mean(self.ask(x_t, t, cond), x_t, alpha, sigma)
 
     def ask(self, x: Tensor, noise: Tensor, cond: Condition | None) -> Tensor:
@@ -99,16 +99,16 @@ class EpsDenoiser(Denoiser):
     ValueError on a path with alpha = 0 at its last time, where the noise says nothing of the image.
     """
 
-    def __init__(self, net: nn.Module, path: NoiseSchedule) -> None:
-        super().__init__(net, path)
-        if not path.alpha(torch.tensor([path.last], dtype=torch.float64)) > 0:
+    def __init__(self, net: nn.Module, schedule: NoiseSchedule) -> None:
+        super().__init__(net, schedule)
+        if not schedule.alpha(torch.tensor([schedule.t_max], dtype=torch.float64)) > 0:
             raise ValueError("a noise prediction on a path with alpha = 0 at its last time: mu is undefined there")
 
     def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (x_t - sigma * f) / alpha
 
     def weight(self, t: Tensor) -> Tensor:
-        return (self.path.alpha(t) / self.path.sigma(t)) ** 2
+        return (self.schedule.alpha(t) / self.schedule.sigma(t)) ** 2
 
 
 class VDenoiser(Denoiser):
@@ -118,7 +118,7 @@ class VDenoiser(Denoiser):
         return alpha * x_t - sigma * f
 
     def weight(self, t: Tensor) -> Tensor:
-        return self.path.sigma(t) ** -2
+        return self.schedule.sigma(t) ** -2
 
 
 class FlowDenoiser(Denoiser):
@@ -128,24 +128,24 @@ class FlowDenoiser(Denoiser):
         return x_t - sigma * f
 
     def weight(self, t: Tensor) -> Tensor:
-        return self.path.sigma(t) ** -2
+        return self.schedule.sigma(t) ** -2
 
 
 class EDMDenoiser(Denoiser):
     """EDM's preconditioning: mu = c_skip x_t + c_out F(c_in x_t, ln(sigma)/4) (Karras et al. 2022, table 1)."""
 
-    def __init__(self, net: nn.Module, path: NoiseSchedule, *, sigma_data: float = 0.5) -> None:
-        super().__init__(net, path)
+    def __init__(self, net: nn.Module, schedule: NoiseSchedule, *, sigma_data: float = 0.5) -> None:
+        super().__init__(net, schedule)
         self.sigma_data = sigma_data
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        sigma = expand(self.path.sigma(t), x_t)
+        sigma = expand(self.schedule.sigma(t), x_t)
         total = sigma**2 + self.sigma_data**2
         c_skip, c_out, c_in = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), total.rsqrt()
-        return c_skip * x_t + c_out * self.ask(c_in * x_t, self.path.sigma(t).log() / 4, cond)
+        return c_skip * x_t + c_out * self.ask(c_in * x_t, self.schedule.sigma(t).log() / 4, cond)
 
     def weight(self, t: Tensor) -> Tensor:
-        return self.path.sigma(t) ** -2 + self.sigma_data**-2
+        return self.schedule.sigma(t) ** -2 + self.sigma_data**-2
 
 
 class GuidedDenoiser(Denoiser):
@@ -153,7 +153,7 @@ class GuidedDenoiser(Denoiser):
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
         nn.Module.__init__(self)  # the network is the inner denoiser's: registered once
-        self.path = denoiser.path
+        self.schedule = denoiser.schedule
         self.denoiser = denoiser
         self.scale = scale
 

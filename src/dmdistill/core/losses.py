@@ -71,9 +71,9 @@ def distribution_matching_loss(
         t, eps: times (B) and noise (shape of x) that diffuse x.
     """
     with torch.no_grad():
-        x_t = real.path.diffuse(x, eps, t)
+        x_t = real.schedule.diffuse(x, eps, t)
         mu_real, mu_fake = real(x_t, t, cond), fake(x_t, t, cond)
-        alpha, sigma = expand(real.path.alpha(t), x), expand(real.path.sigma(t), x)
+        alpha, sigma = expand(real.schedule.alpha(t), x), expand(real.schedule.sigma(t), x)
         grad = weight(x, mu_real, alpha, sigma) * (mu_fake - mu_real)
     return 0.5 * F.mse_loss(x, x.detach() - grad)
 
@@ -85,7 +85,7 @@ def denoising_loss(fake: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Cond
         x: images, B ..., detached from their generator.
         t, eps: times (B) and noise (shape of x).
     """
-    error = (fake(fake.path.diffuse(x, eps, t), t, cond) - x) ** 2
+    error = (fake(fake.schedule.diffuse(x, eps, t), t, cond) - x) ** 2
     return (expand(fake.weight(t), x) * error).mean()
 
 

@@ -28,7 +28,7 @@ class NoiseSchedule:
         bins: how many discrete times `sample_t` draws from.
     """
 
-    last: float
+    t_max: float
     prior_std: float = 1.0
     bins: int = 1000
 
@@ -74,7 +74,7 @@ class EDM(NoiseSchedule):
         if bins < 2 or rho <= 0:
             raise ValueError(f"bins = {bins}, rho = {rho}, expected bins >= 2 and rho > 0")
         self.sigma_min, self.sigma_max, self.rho, self.bins = sigma_min, sigma_max, rho, bins
-        self.last = self.prior_std = sigma_max
+        self.t_max = self.prior_std = sigma_max
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -109,7 +109,7 @@ class VP(NoiseSchedule):
             )
         self.alphas_cumprod = torch.cat([torch.ones(1).double(), abar])
         self.bins = len(alphas_cumprod)
-        self.last = self.bins - 1
+        self.t_max = self.bins - 1
 
     @classmethod
     def linear_betas(cls, steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> VP:
@@ -132,7 +132,7 @@ class VP(NoiseSchedule):
     def times(self, steps: int) -> Tensor:
         if not 1 <= steps <= self.bins:
             raise ValueError(f"{steps} solver steps, expected 1 ... {self.bins}: the path has that many times")
-        return torch.linspace(self.last, -1, steps + 1, dtype=torch.float64).round()
+        return torch.linspace(self.t_max, -1, steps + 1, dtype=torch.float64).round()
 
 
 class Flow(NoiseSchedule):
@@ -142,7 +142,7 @@ class Flow(NoiseSchedule):
         shift: of the solver's grid towards noise, t -> shift t / (1 + (shift - 1) t) (Esser et al. 2024, Eq. 23).
     """
 
-    last = 1.0
+    t_max = 1.0
 
     def __init__(self, *, shift: float = 1.0, bins: int = 1000) -> None:
         if shift <= 0 or bins < 1:

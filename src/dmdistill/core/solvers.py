@@ -25,11 +25,11 @@ class Trajectory:
         if steps < 1:
             raise ValueError(f"{steps} solver steps, expected at least 1")
         self.denoiser, self.cond = denoiser, cond
-        times = denoiser.path.times(steps).to(z.device)
+        times = denoiser.schedule.times(steps).to(z.device)
         self.t = times.to(z.dtype)
-        self.alpha = denoiser.path.alpha(times).to(z.dtype)
-        self.sigma = denoiser.path.sigma(times).to(z.dtype)
-        self.x = denoiser.path.prior_std * z
+        self.alpha = denoiser.schedule.alpha(times).to(z.dtype)
+        self.sigma = denoiser.schedule.sigma(times).to(z.dtype)
+        self.x = denoiser.schedule.prior_std * z
 
     def ask(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """(mu, eps) of x at the i-th time."""

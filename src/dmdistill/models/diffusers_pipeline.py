@@ -68,7 +68,7 @@ def load_diffusers(source: str) -> Teacher:
     source = str(folder.resolve()) if Path(source).exists() else source
     return Teacher(
         name=name,
-        denoiser=schedule.denoiser(network, schedule.path).eval(),
+        denoiser=schedule.denoiser(network, schedule.schedule).eval(),
         shape=shape,
         conditions=classes_of(network, folder, about.get("classes")),
         autoencoder=autoencoder,

@@ -23,7 +23,7 @@ SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5} 
 class Schedule:
     """What a scheduler tells: the path, the denoiser to build on a network, and how the model is usually sampled."""
 
-    path: NoiseSchedule
+    schedule: NoiseSchedule
     denoiser: Callable[[nn.Module, NoiseSchedule], Denoiser]
     solver: str
     steps: int
@@ -42,8 +42,8 @@ def read_schedule(config: dict[str, Any], *, tokens: int = 0) -> Schedule:
         if prediction != "epsilon":
             raise ValueError(f"{name} with prediction_type {prediction!r}, expected 'epsilon'")
         sigma_min, sigma_max, rho, sigma_data = (float(config.get(key, usual)) for key, usual in SIGMAS.items())
-        path = EDM(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-        return Schedule(path, lambda net, path: EDMDenoiser(net, path, sigma_data=sigma_data), "heun", 18)
+        schedule = EDM(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        return Schedule(schedule, lambda net, schedule: EDMDenoiser(net, schedule, sigma_data=sigma_data), "heun", 18)
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction_type {prediction!r} of {name}, expected {', '.join(PREDICTIONS)}")
     return Schedule(VP(alphas_cumprod(name, config)), PREDICTIONS[prediction], solver_of(name), 50)
@@ -75,5 +75,5 @@ def flow_shift(config: dict[str, Any], tokens: int) -> float:
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", 1.0))
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return math.exp(first + (last - first) * (tokens - low) / (high - low))
+    first, t_max = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return math.exp(first + (t_max - first) * (tokens - low) / (high - low))

@@ -71,7 +71,7 @@ def description(file: Path, data: dict[str, Any], precond: dict[str, Any], netwo
         "kind": "teacher",
         "name": file.stem,
         "network": network,
-        "path": {"class": "EDM", "sigma_min": 0.002, "sigma_max": 80.0},
+        "schedule": {"class": "EDM", "sigma_min": 0.002, "sigma_max": 80.0},
         "denoiser": {"class": "EDMDenoiser", "sigma_data": float(precond["sigma_data"])},
         "shape": [channels, resolution, resolution],
         "classes": list(CIFAR10) if cifar10 else [f"class {index}" for index in range(classes)],

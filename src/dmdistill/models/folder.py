@@ -39,7 +39,7 @@ def build_model(config: Any, file: Path) -> Model:
         raise ValueError(f"{file} describes no teacher or student of dmdistill")
     try:
         check_values(config)
-        denoiser = build(config["denoiser"], net=build(config["network"]), path=build(config["path"]))
+        denoiser = build(config["denoiser"], net=build(config["network"]), schedule=build(config["schedule"]))
         classes = config.get("classes")
         fields = {
             "name": config["name"],

@@ -36,13 +36,13 @@ class GaussianMixture(Denoiser):
     def __init__(
         self,
         means: Tensor,
-        path: NoiseSchedule,
+        schedule: NoiseSchedule,
         *,
         stds: Tensor | float = 0.1,
         weights: Tensor | None = None,
         classes: Tensor | None = None,
     ) -> None:
-        super().__init__(nn.Identity(), path)
+        super().__init__(nn.Identity(), schedule)
         count = len(means)
         stds = torch.as_tensor(stds, dtype=torch.float64).expand(count)
         weights = torch.ones(count, dtype=torch.float64) if weights is None else weights.double()
@@ -84,7 +84,7 @@ class GaussianMixture(Denoiser):
         In fp64: at sigma 80 the distances to all means agree in all digits that fp32 has.
         """
         x, means = x_t.double().flatten(1), self.means.flatten(1)
-        alpha, sigma = (expand(c, x) for c in (self.path.alpha(t.double()), self.path.sigma(t.double())))
+        alpha, sigma = (expand(c, x) for c in (self.schedule.alpha(t.double()), self.schedule.sigma(t.double())))
         variance = (alpha * self.stds) ** 2 + sigma**2
         distance = (x**2).sum(1, True) - 2 * alpha * x @ means.T + alpha**2 * (means**2).sum(1)
         logs = -0.5 * distance / variance - 0.5 * means.shape[1] * (2 * math.pi * variance).log()
@@ -116,18 +116,18 @@ class GaussianMixture(Denoiser):
 
 
 def ring(
-    modes: int = 8, *, path: NoiseSchedule | None = None, radius: float = 0.8, std: float = 0.05
+    modes: int = 8, *, schedule: NoiseSchedule | None = None, radius: float = 0.8, std: float = 0.05
 ) -> GaussianMixture:
     """Equal modes on a circle in the plane, each a class of its own, on EDM's path by default."""
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
-    return GaussianMixture(means, path or EDM(), stds=std, classes=torch.arange(modes))
+    return GaussianMixture(means, schedule or EDM(), stds=std, classes=torch.arange(modes))
 
 
-def two_modes(*, path: NoiseSchedule | None = None, apart: float = 1.2, std: float = 0.1) -> GaussianMixture:
+def two_modes(*, schedule: NoiseSchedule | None = None, apart: float = 1.2, std: float = 0.1) -> GaussianMixture:
     """Two equal modes in the plane, each a class of its own: the setting of Fig. 3.
 
     Matching alone drops one of them, unless it is done at noise that makes them one.
     """
     means = torch.tensor([[-apart / 2, 0.0], [apart / 2, 0.0]])
-    return GaussianMixture(means, path or EDM(), stds=std, classes=torch.arange(2))
+    return GaussianMixture(means, schedule or EDM(), stds=std, classes=torch.arange(2))

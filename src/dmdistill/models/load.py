@@ -22,7 +22,7 @@ from dmdistill.networks.lora import add_lora, require_peft
 
 __all__ = ["absolute_name", "display_name", "load_model", "load_teacher"]
 
-BASE = ("network", "path", "denoiser", "shape")  # of config.json: what adapters must find in their teacher
+BASE = ("network", "schedule", "denoiser", "shape")  # of config.json: what adapters must find in their teacher
 
 
 def load_model(name: str, *, teacher: Teacher | None = None) -> Model:

@@ -28,8 +28,8 @@ class UniformBox(Denoiser):
         path: of the teacher; times with sigma = 0 or alpha = 0 have no answer here.
     """
 
-    def __init__(self, low: float, high: float, path: NoiseSchedule) -> None:
-        super().__init__(nn.Identity(), path)
+    def __init__(self, low: float, high: float, schedule: NoiseSchedule) -> None:
+        super().__init__(nn.Identity(), schedule)
         if not low < high:
             raise ValueError(f"a box from {low} to {high}, expected low < high")
         self.low, self.high = low, high
@@ -53,7 +53,7 @@ class UniformBox(Denoiser):
         Far out Phi of either edge is 1 to all digits that fp64 has; in the mirror it is a small number and exact.
         """
         x = x_t.double()
-        alpha, sigma = (expand(c, x) for c in (self.path.alpha(t.double()), self.path.sigma(t.double())))
+        alpha, sigma = (expand(c, x) for c in (self.schedule.alpha(t.double()), self.schedule.sigma(t.double())))
         a, b = (alpha * self.low - x) / sigma, (alpha * self.high - x) / sigma
         mirrored = a + b > 0
         return torch.where(mirrored, -a, b), torch.where(mirrored, -b, a), 1.0 - 2.0 * mirrored, alpha, sigma

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
-from dmdistill.core.objective import DMD, Batch, NonFiniteError, Update
+from dmdistill.core.dmd import DMD, NonFiniteError
+from dmdistill.core.objective import Update
+from dmdistill.core.samples import Batch
 from dmdistill.distributed.data_parallel import Parallelism, accumulating
 
 __all__ = ["InParts", "portion", "split"]

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.core.objective import NonFiniteError
+from dmdistill.core.dmd import NonFiniteError
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.atomic import atomic_write, first_line, flush_to_disk, named_write_errors

@@ -28,16 +28,16 @@ def rng():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("path", [EDM(), VP.linear_betas()], ids=lambda path: type(path).__name__)
-def test_a_flat_fake_leaves_the_real_score_alone(path, rng):
+@pytest.mark.parametrize("schedule", [EDM(), VP.linear_betas()], ids=lambda schedule: type(schedule).__name__)
+def test_a_flat_fake_leaves_the_real_score_alone(schedule, rng):
     """Eq. 7's gradient is then -sigma^2/alpha times s_real, here from autograd, under the weight of Eq. 8."""
-    real = two_modes(path=path)
+    real = two_modes(schedule=schedule)
     x = real.sample(9, rng).double().requires_grad_()
-    t, eps = path.sample_t(9, 0.1, 0.9, rng=rng).double(), torch.randn(9, 2, generator=rng, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(distribution_matching_loss(x, real, Flat(path), t, eps) * x.numel(), x)
-    x_t = path.diffuse(x.detach(), eps, t).requires_grad_()
+    t, eps = schedule.sample_t(9, 0.1, 0.9, rng=rng).double(), torch.randn(9, 2, generator=rng, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(distribution_matching_loss(x, real, Flat(schedule), t, eps) * x.numel(), x)
+    x_t = schedule.diffuse(x.detach(), eps, t).requires_grad_()
     (score,) = torch.autograd.grad(real.log_prob(x_t, t).sum(), x_t)
-    alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
     weight = WEIGHTS["eq8"](x.detach(), real(x_t, t).detach(), alpha, sigma)
     torch.testing.assert_close(gradient, -weight * sigma**2 / alpha * score, atol=1e-9, rtol=1e-9)
 

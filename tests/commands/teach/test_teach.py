@@ -113,7 +113,7 @@ def test_diffusers_loads_the_teacher_and_samples_it_alike(prediction, lesson, rn
         "fashion-classifier",
         FASHION_CLASSES,
     )
-    assert torch.equal(loaded.denoiser.path.alphas_cumprod, taught.denoiser.path.alphas_cumprod)
+    assert torch.equal(loaded.denoiser.schedule.alphas_cumprod, taught.denoiser.schedule.alphas_cumprod)
 
     network = diffusers.UNet2DModel.from_pretrained(config.out / "teacher")
     scheduler = diffusers.DDIMScheduler.from_pretrained(config.out / "teacher" / "scheduler")
@@ -238,7 +238,7 @@ def test_guidance_leads_away_from_the_last_class(images, lesson):
     teacher = DDPMRecipe(lesson()).new_teacher(images)
     x, t = torch.randn(4, 2, 8, 12), torch.tensor([0.0, 10.0, 500.0, 999.0])
     cond = teacher.conditions.select(torch.tensor([2, 0, 1, 1]))
-    path, eps = teacher.denoiser.path, teacher.network.model(x, t, class_labels=torch.full((4,), 3)).sample
+    path, eps = teacher.denoiser.schedule, teacher.network.model(x, t, class_labels=torch.full((4,), 3)).sample
     mu_null = (x - expand(path.sigma(t), x) * eps) / expand(path.alpha(t), x)
     expected = mu_null + 3 * (teacher.denoiser(x, t, cond) - mu_null)
     torch.testing.assert_close(GuidedDenoiser(teacher.denoiser, 3.0)(x, t, cond), expected, rtol=1e-4, atol=1e-3)
@@ -250,7 +250,7 @@ def test_the_loss_is_the_error_of_what_is_predicted(prediction, images, lesson, 
     """Of eps, or of v = alpha eps - sigma x."""
     taught = DDPMRecipe(lesson(prediction=prediction))
     teacher = taught.new_teacher(images)
-    path, cond = teacher.denoiser.path, teacher.conditions.select(torch.arange(64) % 3)
+    path, cond = teacher.denoiser.schedule, teacher.conditions.select(torch.arange(64) % 3)
     x, eps = torch.randn(2, 64, 2, 8, 12, generator=rng)
     t = taught.sample_t(64, rng=rng)
     answer = teacher.network(path.diffuse(x, eps, t), t, cond)

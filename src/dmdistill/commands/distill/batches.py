@@ -7,7 +7,7 @@ from torch import Tensor
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import Condition
-from dmdistill.core.objective import Batch
+from dmdistill.core.samples import Batch
 from dmdistill.data.pairs import PairDataset
 from dmdistill.models.model import Teacher
 from dmdistill.training.microbatches import portion

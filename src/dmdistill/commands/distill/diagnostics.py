@@ -33,11 +33,11 @@ class Probe:
         """
         x = generator(self.z, self.cond)
         figures = {"sample_mean": x.mean(), "sample_std": x.std()}
-        path = real.path
+        schedule = real.schedule
         for i in range(BINS):
-            index = torch.full((len(x),), int((i + 0.5) * path.bins / BINS), device=x.device)
-            t = path.time(index)
-            x_t = path.diffuse(x, self.eps, t)
+            index = torch.full((len(x),), int((i + 0.5) * schedule.bins / BINS), device=x.device)
+            t = schedule.time(index)
+            x_t = schedule.diffuse(x, self.eps, t)
             mu_real, mu_fake = real(x_t, t, self.cond), fake(x_t, t, self.cond)
             figures[f"gap_{i}"] = (mu_fake - mu_real).abs().mean()
             figures[f"fake_loss_{i}"] = (expand(fake.weight(t), x) * (mu_fake - x) ** 2).mean()

@@ -10,7 +10,7 @@ from dmdistill.models.model import Model, Teacher
 
 __all__ = ["ALIKE", "built_on", "start_of", "teacher_name"]
 
-ALIKE = ("network", "path", "denoiser", "shape", "classes")  # in the config.json of a teacher and its student
+ALIKE = ("network", "schedule", "denoiser", "shape", "classes")  # in the config.json of a teacher and its student
 
 
 def teacher_name(config: DistillConfig, teacher: Teacher) -> str:

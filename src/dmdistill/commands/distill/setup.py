@@ -19,9 +19,10 @@ from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.dmd import DMD
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
-from dmdistill.core.objective import DMD, Batch
+from dmdistill.core.samples import Batch
 from dmdistill.data.pairs import PairDataset
 from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism
 from dmdistill.metrics.lpips import load_lpips

@@ -62,7 +62,7 @@ def write_pipeline(student: Student, folder: Path) -> str:
     assert isinstance(network, DiffusersWrapper)
     teacher = str(student.config.get("teacher"))
     source = source_folder(teacher) if not is_python_function(teacher) else Path(teacher)
-    name, path = str(index_of(source).get("_class_name", "of no known kind")), student.denoiser.path
+    name, path = str(index_of(source).get("_class_name", "of no known kind")), student.denoiser.schedule
     if name not in KINDS or not isinstance(path, Flow if KINDS[name].flow else VP):
         known = ", ".join(f"{kind} ({'Flow' if KINDS[kind].flow else 'VP'})" for kind in KINDS)
         raise ValueError(

@@ -30,7 +30,7 @@ def write_custom(student: Student, folder: Path) -> str:
     network = merge_lora(student.network)
     if isinstance(network, DiffusersWrapper):
         taken = is_python_function(str(student.config.get("teacher")))  # then there is no scheduler's configuration
-        if student.conditions is None and isinstance(student.denoiser.path, VP) and not taken:
+        if student.conditions is None and isinstance(student.denoiser.schedule, VP) and not taken:
             scheduler = one_step_scheduler(student)
             if is_exact(scheduler, student.denoiser):
                 return write_ddim(scheduler, network, folder)
@@ -50,8 +50,8 @@ def is_exact(scheduler: Any, denoiser: Denoiser) -> bool:
 
     On any machine: the roots of its abar may be rounded otherwise there, by a unit in the last place.
     """
-    path = denoiser.path
-    last = torch.tensor([path.last], dtype=torch.float64)
+    path = denoiser.schedule
+    last = torch.tensor([path.t_max], dtype=torch.float64)
     alpha, sigma = path.alpha(last), path.sigma(last)
     z = torch.linspace(-4, 4, 1001)
     x = 0.5 * torch.sin(9 * z)  # of about an image's spread

@@ -24,7 +24,7 @@ from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData, tensors_o
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import Distance
-from dmdistill.core.objective import Batch
+from dmdistill.core.samples import Batch
 from dmdistill.data.pairs import PairDataset
 from dmdistill.data.prompt_embeddings import PromptSet
 from dmdistill.models.model import Teacher
@@ -154,8 +154,8 @@ class Rehearsal(Job):
     @torch.no_grad()
     def ask_teacher(self, images: int) -> None:
         z, cond = self.teacher.here(*self.teacher.noise(images, rng=self.run.rng))
-        path = self.teacher.denoiser.path
-        self.teacher.guided(path.prior_std * z, z.new_full((images,), path.last), cond)
+        schedule = self.teacher.denoiser.schedule
+        self.teacher.guided(schedule.prior_std * z, z.new_full((images,), schedule.t_max), cond)
 
     @contextmanager
     def counting(self) -> Iterator[list[Counted]]:

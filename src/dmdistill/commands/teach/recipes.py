@@ -79,7 +79,7 @@ class EDMRecipe(Recipe):
                 "kind": "teacher",
                 "name": data.name,
                 "network": {"class": "SongUNet", **network},
-                "path": {"class": "EDM"},
+                "schedule": {"class": "EDM"},
                 "denoiser": {"class": "EDMDenoiser"},
                 "shape": [channels, size, size],
                 "classes": list(data.names),
@@ -112,7 +112,7 @@ class DDPMRecipe(Recipe):
         _, channels, height, width = data.images.shape
         return Teacher(
             name=about["name"],
-            denoiser=PREDICTIONS[self.config.prediction](UNet2D(self.unet(data)), self.path),
+            denoiser=PREDICTIONS[self.config.prediction](UNet2D(self.unet(data)), self.schedule),
             shape=(channels, height, width),
             conditions=LabelSpace(data.names),
             licence=data.licence,
@@ -123,7 +123,7 @@ class DDPMRecipe(Recipe):
         )
 
     @cached_property
-    def path(self) -> VP:
+    def schedule(self) -> VP:
         return VP(diffusers().DDPMScheduler().alphas_cumprod)
 
     def unet(self, data: LabelledImages) -> Any:
@@ -162,7 +162,7 @@ class DDPMRecipe(Recipe):
 
     def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
         """All steps of the schedule alike."""
-        return self.path.sample_t(n, rng=rng)
+        return self.schedule.sample_t(n, rng=rng)
 
     def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
         """A network's folder of diffusers, with its scheduler, and beside them what diffusers has no place for."""

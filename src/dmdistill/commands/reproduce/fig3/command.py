@@ -58,7 +58,7 @@ def tabulate(courses: list[Course], real: GaussianMixture) -> list[dict[str, Any
     itself = coverage(real.sample(MEASURED, torch.Generator().manual_seed(0)), real)
     rows: list[dict[str, Any]] = [{"loss": "the density itself", "largest sigma": "", **over_seeds([itself])}]
     for (loss, high), course in zip(TRIALS, courses, strict=True):
-        sigma = real.path.time(torch.tensor(round(high * real.path.bins))).item()
+        sigma = real.schedule.time(torch.tensor(round(high * real.schedule.bins))).item()
         measured = over_seeds([coverage(samples, real) for samples in course.samples.unbind(1)])
         rows.append({"loss": f"({loss}) {LOSSES[loss]}", "largest sigma": sigma, **measured})
     return rows

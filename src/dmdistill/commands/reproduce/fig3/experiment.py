@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dmdistill.commands.reproduce.mlp_ensemble import MLPEnsemble
 from dmdistill.core.denoisers import Condition, Denoiser, EDMDenoiser
+from dmdistill.core.dmd import DMD
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
-from dmdistill.core.objective import DMD, Batch
+from dmdistill.core.samples import Batch
 from dmdistill.core.schedules import NoiseSchedule, expand
 from dmdistill.core.solvers import heun
 from dmdistill.models.gaussian_mixture import GaussianMixture, two_modes
@@ -44,11 +45,11 @@ class Flat(Denoiser):
     As mu_fake it leaves the real score alone in Eq. 7: mu_fake - mu_real = -sigma^2/alpha s_real.
     """
 
-    def __init__(self, path: NoiseSchedule) -> None:
-        super().__init__(nn.Identity(), path)
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        super().__init__(nn.Identity(), schedule)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        return x_t / expand(self.path.alpha(t), x_t)
+        return x_t / expand(self.schedule.alpha(t), x_t)
 
     def weight(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -72,7 +73,7 @@ class Course:
     paths: where some samples were, (moments, n, seeds, 2). samples: at the end, (n, seeds, 2).
     """
 
-    paths: Tensor
+    schedules: Tensor
     samples: Tensor
 
 
@@ -85,7 +86,7 @@ def merging(real: GaussianMixture) -> float:
 def begin(seeds: int, rng: torch.Generator) -> Start:
     """Generators that make the cloud, fake scores that know it, and the teacher's pairs."""
     real = two_modes().to(rng.device)
-    generator, fake = Generator(student(seeds, rng, real.path)), student(seeds, rng, real.path)
+    generator, fake = Generator(student(seeds, rng, real.schedule)), student(seeds, rng, real.schedule)
     place, learn = (
         NetworkOptimizer(net, lr=3e-3, steps=WARM, warmup=0, decay=True, clip=math.inf) for net in (generator, fake)
     )
@@ -93,14 +94,14 @@ def begin(seeds: int, rng: torch.Generator) -> Start:
     for _ in range(WARM):
         z, x = points(COUNT, seeds, rng), middle + SPREAD * points(COUNT, seeds, rng)
         place((generator(z) - middle - SPREAD * z).square().mean())
-        learn(denoising_loss(fake, x, real.path.sample_t(len(x), rng=rng), points(COUNT, seeds, rng)))
+        learn(denoising_loss(fake, x, real.schedule.sample_t(len(x), rng=rng), points(COUNT, seeds, rng)))
     z_ref = points(PAIRS, seeds, rng)
     y_ref = heun(real, z_ref, steps=18)
     return Start(real, generator, fake, *(each.unflatten(0, (PAIRS, seeds)) for each in (z_ref, y_ref)))
 
 
-def student(seeds: int, rng: torch.Generator, path: NoiseSchedule) -> Denoiser:
-    return EDMDenoiser(MLPEnsemble(seeds, rng), path)
+def student(seeds: int, rng: torch.Generator, schedule: NoiseSchedule) -> Denoiser:
+    return EDMDenoiser(MLPEnsemble(seeds, rng), schedule)
 
 
 def train(start: Start, loss: str, high: float, *, steps: int) -> Course:
@@ -112,16 +113,16 @@ def train(start: Start, loss: str, high: float, *, steps: int) -> Course:
     )  # a clip would join the seeds
     learn = NetworkOptimizer(fake, lr=2e-3, steps=steps, warmup=0, clip=math.inf)
     if loss == "a":
-        fake, learn = Flat(start.real.path), lambda _: None
+        fake, learn = Flat(start.real.schedule), lambda _: None
     dmd = DMD(generator, start.real, fake, rng=rng, lambda_reg=LAMBDA_REG, high=high)
     followed, moments = points(COUNT, seeds, rng), set(torch.linspace(0, steps, MOMENTS).round().int().tolist())
-    paths = []
+    schedules = []
     for step in range(steps + 1):
         if step in moments:
-            paths.append(look(generator, followed, seeds))
+            schedules.append(look(generator, followed, seeds))
         if step < steps:
             dmd.step(batch(start, rng, pairs=loss == "c"), move, learn)
-    return Course(torch.stack(paths), look(generator, points(MEASURED, seeds, rng), seeds))
+    return Course(torch.stack(schedules), look(generator, points(MEASURED, seeds, rng), seeds))
 
 
 def batch(start: Start, rng: torch.Generator, *, pairs: bool) -> Batch:

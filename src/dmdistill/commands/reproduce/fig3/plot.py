@@ -84,7 +84,7 @@ def finish(axes: Any) -> None:
 
 def draw_course(axes: Any, course: Course) -> None:
     """Ways in grey from white to red; where all samples end, in red."""
-    ways = course.paths[:, :FOLLOWED, 0]
+    ways = course.schedules[:, :FOLLOWED, 0]
     axes.plot(*ways.unbind(-1), color=INK, linewidth=0.6, alpha=0.4)
     style = {"linewidths": 0.7, "zorder": 4}
     axes.scatter(*ways[0].T, s=16, facecolors="white", edgecolors=INK, label="start", **style)

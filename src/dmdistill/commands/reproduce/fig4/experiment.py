@@ -57,7 +57,7 @@ def sampled(sigma: float, rng: torch.Generator) -> dict[str, float]:
     x = FAKE.sample((SAMPLES, 1), rng).requires_grad_()
     eps, t = torch.randn(x.shape, generator=rng, dtype=x.dtype), times(sigma, len(x))
     (weighted,) = torch.autograd.grad(distribution_matching_loss(x, REAL, FAKE, t, eps) * x.numel(), x)
-    plain = score_difference(REAL.path.diffuse(x.detach(), eps, t), sigma)
+    plain = score_difference(REAL.schedule.diffuse(x.detach(), eps, t), sigma)
     return {"sampled": plain.abs().mean().item(), "with Eq. 8": weighted.abs().mean().item()}
 
 
