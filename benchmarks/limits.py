@@ -47,7 +47,7 @@ def no_grad_pass(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def training_pass(denoiser: Denoiser, batch: int) -> Callable[[], object]:
     """Forward and backward."""
     teacher = load_teacher("fashion")
-    z, cond = teacher.noise(batch, rng=torch.Generator().manual_seed(0))
+    z, cond = teacher.sample_inputs(batch, rng=torch.Generator().manual_seed(0))
     generator = Generator(denoiser)
     return lambda: generator(z, cond).square().mean().backward()
 

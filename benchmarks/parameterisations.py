@@ -25,7 +25,7 @@ from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.metrics.classifier_features import load_classifier_features
-from dmdistill.models.model import teacher_id
+from dmdistill.models.model import fingerprint
 
 PAIRS = 1000
 SETTINGS = {
@@ -59,7 +59,7 @@ def shared_pairs(teacher: str, out: Path) -> Path:
     maker.to(*setup_compute(ComputeOptions(threads=1)))
     make_teacher_pairs(maker, made, count=PAIRS, seed=0, batch=100)
     named = shutil.copytree(made, out / f"pairs-{teacher.rpartition(':')[2]}", dirs_exist_ok=True)
-    write_json(named / "pairs.json", read_json(made / "pairs.json") | {"teacher": teacher_id(load_teacher(teacher))})
+    write_json(named / "pairs.json", read_json(made / "pairs.json") | {"teacher": fingerprint(load_teacher(teacher))})
     return named
 
 

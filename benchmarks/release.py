@@ -59,7 +59,7 @@ def release(
 
 
 def change(model: Model, stored: Model) -> float:
-    z, cond = model.noise(8, rng=torch.Generator().manual_seed(0))
+    z, cond = model.sample_inputs(8, rng=torch.Generator().manual_seed(0))
     return (model.images(z, cond) - stored.images(z, cond)).abs().max().item()
 
 

@@ -81,8 +81,8 @@ CASES = {
 def batch_of(teacher: Teacher, size: int, *, fake_steps: int) -> Batch:
     """What a step consumes: the same for both."""
     rng = torch.Generator(teacher.device).manual_seed(1)
-    z, cond = teacher.noise(size, rng=rng)
-    z_ref, cond_ref = teacher.noise(size, rng=rng)
+    z, cond = teacher.sample_inputs(size, rng=rng)
+    z_ref, cond_ref = teacher.sample_inputs(size, rng=rng)
     y_ref = torch.randn(z.shape, generator=rng, device=z.device).tanh()
-    fresh = teacher.noise((fake_steps - 1) * size, rng=rng) if fake_steps > 1 else (None, None)
+    fresh = teacher.sample_inputs((fake_steps - 1) * size, rng=rng) if fake_steps > 1 else (None, None)
     return Batch(z, cond, z_ref, y_ref, cond_ref, *fresh)

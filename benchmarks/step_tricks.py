@@ -55,14 +55,14 @@ def in_fp32(ours: Ours) -> Iterator[None]:
     yield
     for network in ours.networks:
         network.precision = precision
-    ours.job.teacher.ready()
+    ours.job.teacher.cast_weights()
 
 
 @contextmanager
 def cast_each_time(ours: Ours) -> Iterator[None]:
     ours.job.teacher.network.float()
     yield
-    ours.job.teacher.ready()
+    ours.job.teacher.cast_weights()
 
 
 @contextmanager

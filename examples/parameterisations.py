@@ -69,7 +69,7 @@ def reexpressed(kind: type[Denoiser], schedule: NoiseSchedule, predicts: str) ->
 
 if __name__ == "__main__":
     teachers = [edm(), eps(), v(), velocity()]
-    z, index = teachers[0].draw(8, rng=torch.Generator().manual_seed(0))
+    z, index = teachers[0].sample_noise(8, rng=torch.Generator().manual_seed(0))
     images = [teacher.images(z, teacher.condition(index)) for teacher in teachers]
     for teacher, own in zip(teachers, images, strict=True):
         print(f"{teacher.name}: {(own - images[0]).abs().mean():.4f} from the bundled teacher's images, on average")

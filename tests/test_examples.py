@@ -30,7 +30,7 @@ def teachers():
 def test_mu_is_the_same_at_the_same_noise(name, teachers, rng):
     """x_t/alpha of one path is x_t of the other at sigma/alpha."""
     teacher, edm = teachers[name], teachers["edm"]
-    x, index = edm.draw(3, rng=rng)
+    x, index = edm.sample_noise(3, rng=rng)
     t = torch.tensor([0.1, 0.5, 0.9]) if name == "velocity" else torch.tensor([60.0, 500.0, 900.0])
     alpha, sigma = teacher.denoiser.schedule.alpha(t), teacher.denoiser.schedule.sigma(t)
     expected = edm.denoiser(x / alpha[:, None, None, None], sigma / alpha, edm.condition(index))
@@ -39,7 +39,7 @@ def test_mu_is_the_same_at_the_same_noise(name, teachers, rng):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_generators_start_alike(name, teachers, rng):
-    z, index = teachers["edm"].draw(4, rng=rng)
+    z, index = teachers["edm"].sample_noise(4, rng=rng)
     cond = teachers["edm"].condition(index)
     expected = Generator(teachers["edm"].denoiser)(z, cond)
     torch.testing.assert_close(Generator(teachers[name].denoiser)(z, cond), expected, rtol=1e-2, atol=2e-2)
@@ -74,7 +74,7 @@ def test_a_student_belongs_to_its_teacher(tmp_path):
     base = dataclasses.replace(base, ode=SolverOptions(solver_steps=1))
     first = distill(base)
     again = load_model(str(tmp_path / "a"))
-    z, index = first.draw(2, rng=torch.Generator().manual_seed(0))
+    z, index = first.sample_noise(2, rng=torch.Generator().manual_seed(0))
     expected = first.images(z, first.condition(index))
     torch.testing.assert_close(again.images(z, again.condition(index)), expected, rtol=1e-3, atol=1e-3)
     other = {"teacher": "examples.parameterisations:velocity", "out": tmp_path / "b", "start": str(tmp_path / "a")}

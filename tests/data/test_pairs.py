@@ -51,7 +51,7 @@ def tiny(tiny_teacher):
 def of(teacher):
     """What a real teacher hands to make_pairs."""
     return {
-        "draw": lambda n, rng: teacher.draw(n, rng=rng),
+        "draw": lambda n, rng: teacher.sample_noise(n, rng=rng),
         "generate": lambda z, index: teacher.generate(z, teacher.condition(index)),
     }
 

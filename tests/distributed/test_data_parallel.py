@@ -10,7 +10,7 @@ from torch.distributed import device_mesh, fsdp
 from dmdistill.distributed import data_parallel as parallel
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import ProcessGroup
-from dmdistill.networks.lora import copy_sharing_frozen
+from dmdistill.networks.copying import copy_sharing_frozen
 
 
 class LayerBlock(nn.Module):

@@ -60,7 +60,7 @@ def refused(file, match):
 def test_a_checkpoint_is_the_teacher_of_its_weights(checkpoint, rng):
     teacher = load_teacher(str(checkpoint))
     expected = EDMDenoiser(network(), EDM(sigma_min=0.002, sigma_max=80.0), sigma_data=0.4)
-    x, cond = teacher.noise(2, rng=rng)
+    x, cond = teacher.sample_inputs(2, rng=rng)
     t = torch.tensor([0.3, 20.0])
     assert torch.equal(teacher.denoiser(x, t, cond), expected(x, t, cond))
     assert (teacher.name, teacher.shape, teacher.licence, teacher.feature_extractor) == (
@@ -78,7 +78,7 @@ def test_saved_as_a_folder_it_answers_the_same(checkpoint, tmp_path, rng):
     teacher = load_teacher(str(checkpoint))
     save_model(tmp_path / "folder", teacher, card="")
     again = load_teacher(str(tmp_path / "folder"))
-    z, cond = teacher.noise(2, rng=rng)
+    z, cond = teacher.sample_inputs(2, rng=rng)
     teacher, again = (dataclasses.replace(model, steps=2) for model in (teacher, again))
     assert torch.equal(teacher.images(z, cond), again.images(z, cond))
     assert (teacher.config, teacher.conditions) == (again.config, again.conditions)

@@ -40,7 +40,7 @@ def test_a_model_saved_and_loaded_is_the_same(tiny_teacher, tmp_path, rng):
     again = load_teacher(str(tmp_path / "again"))
     for name, tensor in teacher.network.state_dict().items():
         assert torch.equal(tensor, again.network.state_dict()[name])
-    z, cond = teacher.noise(3, rng=rng)
+    z, cond = teacher.sample_inputs(3, rng=rng)
     assert torch.equal(teacher.images(z, cond), again.images(z, cond))
     kept = (
         "name",
@@ -120,7 +120,7 @@ def test_a_student_is_its_generator_and_no_teacher(model, rng):
     student = load_model(str(model))
     assert isinstance(student, Student)
     assert (student.evaluations, teacher.evaluations) == (1, 35)
-    z, cond = student.noise(3, rng=rng)
+    z, cond = student.sample_inputs(3, rng=rng)
     assert torch.equal(student.images(z, cond), Generator(teacher.denoiser)(z, cond))
     with pytest.raises(ValueError, match="is a student; a teacher is wanted"):
         load_teacher(str(model))
@@ -243,4 +243,4 @@ def test_nan_in_weights_reaches_the_images(model, rng):
     save_file(tensors, file)
     teacher = load_teacher(str(model))
     assert isinstance(teacher, Teacher)
-    assert not torch.isfinite(teacher.images(*teacher.noise(2, rng=rng))).any()
+    assert not torch.isfinite(teacher.images(*teacher.sample_inputs(2, rng=rng))).any()

@@ -22,11 +22,11 @@ SIZES = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "channel_mult
 
 
 def pairs_of_images(model, precision):
-    """What a model draws before and after `ready`."""
+    """What a model draws before and after `cast_weights`."""
     model.to(CPU, precision)
-    noise = model.noise(3, rng=torch.Generator().manual_seed(0))
+    noise = model.sample_inputs(3, rng=torch.Generator().manual_seed(0))
     before = model.images(*noise)
-    assert model.ready() is model
+    assert model.cast_weights() is model
     return before, model.images(*noise)
 
 
@@ -82,12 +82,12 @@ def test_networks_of_diffusers_and_adapters_draw_the_same_bit_for_bit(tmp_path, 
 def test_a_network_can_stay_at_home_while_the_rest_goes_to_the_device():
     model = own(SongUNet(**SIZES, model_channels=32))
     model = replace(model, autoencoder=nn.Linear(2, 2))
-    assert model.to(torch.device("meta"), home=CPU).device == CPU
+    assert model.to(torch.device("meta"), network_device=CPU).device == CPU
     assert model.autoencoder.weight.is_meta
     assert model.to(torch.device("meta")).device.type == "meta"
 
 
 def test_networks_are_built_on_the_device_unless_they_go_there_in_shares():
     device, two = torch.device("meta"), ProcessGroup(world_size=2)
-    assert {Parallelism(strategy="fsdp").home(device), Parallelism(two).build_device(device)} == {device}
-    assert Parallelism(two, strategy="fsdp").home(device) == CPU
+    assert {Parallelism(strategy="fsdp").build_device(device), Parallelism(two).build_device(device)} == {device}
+    assert Parallelism(two, strategy="fsdp").build_device(device) == CPU

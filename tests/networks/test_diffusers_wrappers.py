@@ -63,7 +63,7 @@ def asked(kind, folder, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     theirs = Call(getattr(pipeline, "unet", None) or pipeline.transformer)
     latents = pipeline._pack_latents(z, *z.shape) if kind.startswith("flux") else z
-    guidance = getattr(teacher.network, "told_guidance", 0)
+    guidance = getattr(teacher.network, "embedded_guidance", 0)
     options = {"guidance_scale": guidance, "num_inference_steps": 1, "output_type": "latent"}
     pipeline(PROMPTS, latents=latents, height=16, width=16, **options)
     return ours, theirs

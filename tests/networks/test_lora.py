@@ -13,7 +13,8 @@ from torch import nn
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
-from dmdistill.networks.lora import adapters, add_lora, copy_sharing_frozen, merge_lora
+from dmdistill.networks.copying import copy_sharing_frozen
+from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
 from helpers.tiny_models import unet2d_network
 
 pytest.importorskip("peft")
@@ -68,7 +69,7 @@ def test_only_the_adapters_are_trained_and_the_rest_is_shared(case):
     net, _ = case
     adapted = add_lora(net, rank=2)
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert trained == adapters(adapted).keys() != set()
+    assert trained == adapter_weights(adapted).keys() != set()
     shared = [parameter for parameter in adapted.parameters() if not parameter.requires_grad]
     assert {id(p) for p in shared} == {id(p) for p in net.parameters()}
     assert {id(b) for b in adapted.buffers()} == {id(b) for b in net.buffers()}
@@ -80,7 +81,7 @@ def test_a_copy_of_adapters_holds_nothing_else(case):
     copied = copy_sharing_frozen(adapted)
     theirs = {p.data_ptr() for p in adapted.parameters()}
     own = sum(p.nbytes for p in copied.parameters() if p.data_ptr() not in theirs)
-    assert own == sum(tensor.nbytes for tensor in adapters(adapted).values())
+    assert own == sum(tensor.nbytes for tensor in adapter_weights(adapted).values())
     before = ask(adapted)
     with torch.no_grad():
         for parameter in adapted.parameters():
@@ -94,7 +95,7 @@ def test_an_adapter_is_the_formula(rank, alpha, scale):
     """W x + b + alpha/rank B A x."""
     net = nn.ModuleDict({"to_q": nn.Linear(5, 3)})
     adapted = moved(add_lora(net, rank=rank, alpha=alpha))
-    a, b = adapters(adapted).values()
+    a, b = adapter_weights(adapted).values()
     assert (a.shape, b.shape) == ((rank, 5), (3, rank))
     x = torch.randn(4, 5)
     torch.testing.assert_close(adapted["to_q"](x), net["to_q"](x) + scale * x @ a.T @ b.T)
@@ -102,7 +103,7 @@ def test_an_adapter_is_the_formula(rank, alpha, scale):
 
 def test_attention_and_feed_forward_are_adapted(unet, song):
     def adapted(net):
-        return {name.split(".lora_")[0] for name in adapters(add_lora(net, rank=1))}
+        return {name.split(".lora_")[0] for name in adapter_weights(add_lora(net, rank=1))}
 
     attention = [name for name, module in unet[0].named_modules() if type(module).__name__ == "Attention"]
     assert len(attention) == 4  # one way down, one in the middle, two up
@@ -120,7 +121,7 @@ def test_the_transformers_layers_of_diffusers_are_found():
     net = diffusers.Transformer2DModel(
         num_attention_heads=2, attention_head_dim=4, in_channels=8, norm_num_groups=4, num_layers=1, attention_bias=True
     )
-    adapted = {name.split(".lora_")[0] for name in adapters(add_lora(net, rank=1))}
+    adapted = {name.split(".lora_")[0] for name in adapter_weights(add_lora(net, rank=1))}
     block = "transformer_blocks.0"
     assert adapted >= {"proj_in", "proj_out", f"{block}.ff.net.0.proj", f"{block}.ff.net.2", f"{block}.attn1.to_out.0"}
 
@@ -128,7 +129,7 @@ def test_the_transformers_layers_of_diffusers_are_found():
 def test_the_seed_decides(case):
     def start(seed):
         torch.manual_seed(seed)
-        return adapters(add_lora(case[0], rank=2))
+        return adapter_weights(add_lora(case[0], rank=2))
 
     first, again, other = start(0), start(0), start(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -138,7 +139,7 @@ def test_the_seed_decides(case):
 def test_adapters_of_half_precision_weights_are_fp32(case):
     half = copy.deepcopy(case[0]).to(torch.bfloat16)
     adapted = add_lora(half, rank=2)
-    assert {tensor.dtype for tensor in adapters(adapted).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in adapter_weights(adapted).values()} == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(case[1](adapted), case[1](half))
@@ -200,8 +201,8 @@ def change(folder, **changes):
 def test_saved_and_loaded_a_student_is_the_same(student, rng):
     folder, made = student
     loaded = load_model(str(folder))
-    assert load_file(folder / "model.safetensors").keys() == adapters(made.network).keys()
-    z, cond = made.noise(3, rng=rng)
+    assert load_file(folder / "model.safetensors").keys() == adapter_weights(made.network).keys()
+    z, cond = made.sample_inputs(3, rng=rng)
     assert torch.equal(loaded.images(z, cond), made.images(z, cond))
     assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
 

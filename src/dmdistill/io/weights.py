@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.io.atomic import read_safetensors, write_safetensors
-from dmdistill.networks.lora import adapters
+from dmdistill.networks.lora import adapter_weights
 
 __all__ = ["bundled", "check_weights", "fill", "load_weights", "save_weights", "stored"]
 
@@ -33,7 +33,7 @@ def save_weights(file: Path, network: nn.Module, *, dtype: torch.dtype = torch.f
 
 def stored(network: nn.Module) -> dict[str, Tensor]:
     """What a file holds of a network: its adapters where it has any, else all its weights."""
-    return adapters(network) or network.state_dict()
+    return adapter_weights(network) or network.state_dict()
 
 
 def load_weights(file: Path, network: nn.Module) -> None:

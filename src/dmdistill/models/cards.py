@@ -27,7 +27,7 @@ import torch
 from dmdistill import load_model, save_grid
 
 model = load_model("{folder}")
-images = model.images(*model.noise(64, rng=torch.Generator().manual_seed(0)))
+images = model.images(*model.sample_inputs(64, rng=torch.Generator().manual_seed(0)))
 save_grid("images.png", images, columns=8)
 ```"""
 

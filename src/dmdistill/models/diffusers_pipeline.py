@@ -20,16 +20,16 @@ from dmdistill.models.model import Teacher
 from dmdistill.networks.diffusers_wrappers import ADAPTERS, DiffusersWrapper, Flux, UNet2DCondition
 
 __all__ = [
-    "ABOUT",
-    "index_of",
+    "METADATA_FILE",
     "is_diffusers",
     "load_autoencoder",
     "load_diffusers",
-    "scheduler_config",
-    "source_folder",
+    "read_index",
+    "read_scheduler_config",
+    "resolve_folder",
 ]
 
-ABOUT = "dmdistill.json"  # name, classes, licence and judge, for which diffusers has no place
+METADATA_FILE = "dmdistill.json"  # name, classes, licence and judge, for which diffusers has no place
 NETWORKS = ("unet", "transformer")  # where a pipeline keeps what we distill
 FLUX_SIZE = 128  # latents on a side of the image that Flux's pipeline makes; its configuration names none
 FILES = [
@@ -53,7 +53,7 @@ def load_diffusers(source: str) -> Teacher:
 
     ValueError, naming the component, where one is missing, unknown or of a kind that cannot be distilled.
     """
-    folder = source_folder(source)
+    folder = resolve_folder(source)
     where, network_class = find_network(folder)
     if network_class not in ADAPTERS:
         raise ValueError(f"{where} is a {network_class}, expected one of {', '.join(ADAPTERS)}")
@@ -62,7 +62,7 @@ def load_diffusers(source: str) -> Teacher:
     if isinstance(network, UNet2DCondition) and autoencoder is not None:
         network.pixels = 2 ** (len(autoencoder.model.config["block_out_channels"]) - 1)  # type: ignore[index, arg-type]
     shape = shape_of(network, autoencoder)
-    schedule = read_schedule(scheduler_config(folder), tokens=shape[1] * shape[2] // 4)
+    schedule = read_schedule(read_scheduler_config(folder), tokens=shape[1] * shape[2] // 4)
     about = about_of(folder)
     name = about.get("name") or (folder.name if Path(source).exists() else source)
     source = str(folder.resolve()) if Path(source).exists() else source
@@ -112,7 +112,7 @@ def load_part(folder: Path, name: str) -> Any:
 
 def load_autoencoder(source: str) -> VAE:
     """An autoencoder alone, AutoencoderTiny or AutoencoderKL: its folder or hub id."""
-    folder = source_folder(source)
+    folder = resolve_folder(source)
     name = config_of(folder).get("_class_name", "of no known kind")
     if name not in ("AutoencoderTiny", "AutoencoderKL"):
         raise ValueError(f"{source} is {name}, expected an AutoencoderTiny or an AutoencoderKL")
@@ -129,13 +129,13 @@ def load_pipeline_autoencoder(folder: Path) -> VAE | None:
     """The autoencoder of a latent model; None in pixel space."""
     config = config_of(folder / "vae")
     if not config:
-        if "vae" in index_of(folder):
+        if "vae" in read_index(folder):
             raise ValueError(f"{folder} holds no vae/config.json, which its model_index.json names")
         return None
     return vae_of(load_part(folder / "vae", config["_class_name"]))
 
 
-def scheduler_config(folder: Path) -> dict[str, Any]:
+def read_scheduler_config(folder: Path) -> dict[str, Any]:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise ValueError(
@@ -159,7 +159,7 @@ def shape_of(network: DiffusersWrapper, autoencoder: VAE | None) -> tuple[int, i
 
 def about_of(folder: Path) -> dict[str, Any]:
     """What the folder's dmdistill.json says; nothing where there is none. ValueError where it is of another form."""
-    file = folder / ABOUT
+    file = folder / METADATA_FILE
     about = read_json(file) if file.is_file() else {}
     if not isinstance(about, dict) or not all(isinstance(name, str) for name in about.get("classes") or []):
         raise ValueError(
@@ -175,16 +175,17 @@ def classes_of(network: DiffusersWrapper, folder: Path, given: list[str] | None)
     if given:
         if len(given) not in (network.classes, network.classes - 1):
             raise ValueError(
-                f"{folder / ABOUT} names {len(given)} classes, the network knows {network.classes}: expected as many, "
+                f"{folder / METADATA_FILE} names {len(given)} classes, the network knows {network.classes}: expected "
+                "as many, "
                 "or one less where its last class means none"
             )
         return LabelSpace(tuple(given))
-    names = index_of(folder).get("id2label") or {}
+    names = read_index(folder).get("id2label") or {}
     return LabelSpace(tuple(names.get(str(i), f"class {i}") for i in range(network.classes)))
 
 
 def text_of(folder: Path) -> PipelineText | None:
-    parts = [part for part in index_of(folder) if part.startswith(("tokenizer", "text_encoder"))]
+    parts = [part for part in read_index(folder) if part.startswith(("tokenizer", "text_encoder"))]
     if "tokenizer" not in parts:
         return None
     if missing := [part for part in parts if not (folder / part).is_dir()]:
@@ -207,13 +208,13 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def index_of(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
     file = folder / "model_index.json"
     index = read_json(file) if file.is_file() else {}
     return {part: value for part, value in index.items() if value != [None, None]}
 
 
-def source_folder(source: str) -> Path:
+def resolve_folder(source: str) -> Path:
     """The folder of a folder or of a hub id."""
     return Path(source) if Path(source).exists() else download(source)
 

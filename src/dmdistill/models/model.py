@@ -16,7 +16,7 @@ from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
 from dmdistill.models.autoencoder import Autoencoder
 
-__all__ = ["Model", "Student", "Teacher", "teacher_id"]
+__all__ = ["Model", "Student", "Teacher", "fingerprint"]
 
 MULTIPLYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and no subclass, which may have other uses for a weight
 
@@ -74,19 +74,19 @@ class Model(ABC):
         return next(self.network.parameters(), torch.zeros(())).device
 
     def to(
-        self, device: torch.device, precision: torch.dtype | None = None, *, home: torch.device | None = None
+        self, device: torch.device, precision: torch.dtype | None = None, *, network_device: torch.device | None = None
     ) -> Self:
         """Move to a device, where the network will compute in `precision`; channels_last, which is faster in bf16.
 
-        home: where the network goes for now, if not to the device, as before it is sharded.
+        network_device: where the network goes for now, if not to the device, as before it is sharded.
         """
-        self.denoiser.to(home or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.denoiser.to(network_device or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
         if self.autoencoder is not None:
             self.autoencoder.to(device)
         return self
 
-    def ready(self) -> Self:
+    def cast_weights(self) -> Self:
         """Keep the weights that are multiplied as they are multiplied, in `precision`, and not cast them in each pass.
 
         The images stay the same, bit for bit. For a model that will draw and no more: it can no longer be trained, and
@@ -99,17 +99,17 @@ class Model(ABC):
                     setattr(module, name, nn.Parameter(parameter.detach().to(precision), parameter.requires_grad))
         return self
 
-    def here(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
+    def move_inputs(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
         """Noise and conditions on the model's device."""
         device = self.device
         return z.to(device), cond.to(device) if cond is not None else None
 
-    def noise(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Condition | None]:
+    def sample_inputs(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Condition | None]:
         """n draws of z and of conditions, each as likely as any other, on rng's device."""
-        z, index = self.draw(n, rng=rng)
+        z, index = self.sample_noise(n, rng=rng)
         return z, self.condition(index)
 
-    def draw(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def sample_noise(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """The same, with the conditions by their numbers."""
         z = torch.randn(n, *self.shape, generator=rng, device=rng.device)
         if self.conditions is None:
@@ -141,12 +141,12 @@ class Teacher(Model):
         return evaluations(self.solver, self.steps) * (1 if self.guidance == 1 else 2)
 
     @property
-    def guided(self) -> Denoiser:
+    def guided_denoiser(self) -> Denoiser:
         """The denoiser with guidance: mu_real."""
         return GuidedDenoiser(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
 
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        return SOLVERS[self.solver](self.guided, *self.here(z, cond), steps=self.steps)
+        return SOLVERS[self.solver](self.guided_denoiser, *self.move_inputs(z, cond), steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +159,10 @@ class Student(Model):
 
     @torch.no_grad()
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        return Generator(self.denoiser)(*self.here(z, cond))
+        return Generator(self.denoiser)(*self.move_inputs(z, cond))
 
 
-def teacher_id(teacher: Model) -> str:
+def fingerprint(teacher: Model) -> str:
     """Its name and eight hexadecimal digits of its weights' hash."""
     sha = hashlib.sha256()
     for _, tensor in sorted(teacher.network.state_dict().items()):

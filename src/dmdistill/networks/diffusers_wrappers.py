@@ -105,7 +105,7 @@ class Flux(DiffusersWrapper):
     guidance = 3.5
 
     @property
-    def told_guidance(self) -> float:
+    def embedded_guidance(self) -> float:
         """The guidance it is told; 0 for a Flux that is told none."""
         return self.guidance if self.model.config.guidance_embeds else 0.0
 
@@ -119,7 +119,7 @@ class Flux(DiffusersWrapper):
         f = self.model(
             patches,
             timestep=t,
-            guidance=torch.full_like(t, self.told_guidance) if self.told_guidance else None,
+            guidance=torch.full_like(t, self.embedded_guidance) if self.embedded_guidance else None,
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
             img_ids=places.to(x),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["adapters", "add_lora", "copy_sharing_frozen", "merge_lora", "require_peft"]
+from dmdistill.networks.copying import copy_sharing_frozen
+
+__all__ = ["adapter_weights", "add_lora", "merge_lora", "require_peft"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -71,7 +72,7 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def adapters(network: nn.Module) -> dict[str, Tensor]:
+def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
     """The A and B of a network, by name; none where it has no adapters."""
     return {name: tensor for name, tensor in network.state_dict().items() if is_adapter(name)}
 
@@ -84,22 +85,3 @@ def merge_lora(network: Network) -> Network:
             layer.merge()  # pyright: ignore[reportCallIssue]
             merged.set_submodule(name, layer.base_layer)  # pyright: ignore[reportArgumentType]
     return merged
-
-
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def copy_sharing_frozen(module: Module) -> Module:
-    """A deep copy whose frozen parameters are the very tensors of `module`, and whose trainable ones are its own.
-
-    Buffers are shared where their module is in evaluation mode, in which nothing changes them.
-    """
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in constants(module)})
-
-
-def constants(module: nn.Module) -> Iterator[Tensor]:
-    """The tensors that training leaves alone."""
-    yield from (parameter for parameter in module.parameters() if not parameter.requires_grad)
-    for part in module.modules():
-        if not part.training:
-            yield from part.buffers(recurse=False)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.distributed.data_parallel import local_tensor
-from dmdistill.networks.lora import copy_sharing_frozen
+from dmdistill.networks.copying import copy_sharing_frozen
 
 __all__ = ["EMA"]
 

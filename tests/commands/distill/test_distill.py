@@ -174,7 +174,7 @@ def test_every_variant_runs(changes, settings):
     assert ("loss_reg" in losses) == regressed
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert [row["step"] for row in rows] == ([2, 3, 4, 6] if config.match else [2, 4, 6])
-    z, cond = student.noise(3, rng=torch.Generator().manual_seed(0))
+    z, cond = student.sample_inputs(3, rng=torch.Generator().manual_seed(0))
     assert torch.isfinite(student.images(z, cond)).all()
 
 
@@ -266,7 +266,7 @@ def test_a_student_of_adapters_is_stored_as_these_and_loads_with_its_teacher(
     assert (described["lora"], described["teacher"]) == ({"rank": 2, "alpha": 2}, str(tiny_teacher.resolve()))
     assert described["distilled"]["teacher"] == str(tiny_teacher.resolve())
     loaded = load_model(str(config.out))
-    z, cond = loaded.noise(3, rng=torch.Generator().manual_seed(0))
+    z, cond = loaded.sample_inputs(3, rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loaded.images(z, cond), made.images(z, cond), rtol=1e-5, atol=1e-5)
     start = Generator(load_teacher(str(tiny_teacher)).denoiser)(z, cond)
     assert (loaded.images(z, cond) - start).abs().max() > 1e-3
@@ -281,7 +281,7 @@ def test_a_run_starts_from_a_student_of_adapters(rank, settings):
     first = distilling.distill(earlier)
     again = settings("again", start=str(earlier.out), lora_student=rank, steps=1, lr=1e-12, halflives=())
     student = distilling.distill(again)
-    z, cond = student.noise(3, rng=torch.Generator().manual_seed(0))
+    z, cond = student.sample_inputs(3, rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(student.images(z, cond), first.images(z, cond), rtol=1e-5, atol=1e-5)
     assert any(".lora_" in name for name in student.network.state_dict()) == (rank > 0)
 
@@ -369,7 +369,7 @@ def test_the_student_is_the_generator_of_the_longest_average(settings, tmp_path,
         assert torch.equal(tensor, average[name])
 
     drawn = sample(SampleConfig(str(config.out), out=tmp_path / "x.png", count=7, columns=4, compute=MACHINE))
-    z, _ = student.noise(7, rng=rng)
+    z, _ = student.sample_inputs(7, rng=rng)
     teacher.denoiser.load_state_dict(average)
     expected = Generator(teacher.denoiser)(z, teacher.conditions.select(torch.arange(7)))
     torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
@@ -415,9 +415,9 @@ def test_a_network_to_be_sharded_is_on_the_device_while_it_draws(settings, monke
     monkeypatch.setattr(Parallelism, "spread", lambda *_: None)
     monkeypatch.setattr(Parallelism, "called", lambda _, network: network)
 
-    def told(self, device, precision=None, *, home=None):
-        places.append("device" if home is None else "home")
-        return to(self, device, precision, home=home)
+    def told(self, device, precision=None, *, network_device=None):
+        places.append("device" if network_device is None else "home")
+        return to(self, device, precision, network_device=network_device)
 
     def noted(name):
         function = getattr(owners[name], name)
@@ -456,7 +456,7 @@ def test_teaching_writes_a_teacher_and_resumes_bit_for_bit(lesson, terminated, r
     taught = teaching.teach(whole)
     loaded = load_teacher(str(whole.out))
     assert (loaded.shape, len(loaded.conditions), loaded.evaluations) == ((1, 12, 12), 10, 35)
-    z, cond = loaded.noise(2, rng=rng)
+    z, cond = loaded.sample_inputs(2, rng=rng)
     torch.testing.assert_close(loaded.images(z, cond), taught.images(z, cond), rtol=1e-4, atol=1e-4)
 
     asked = terminated(teaching, "denoising_loss", 3)
@@ -550,7 +550,7 @@ def test_info_says_what_and_where(settings, tiny_teacher, capsys):
 def test_samples_have_the_labels_asked_for(tiny_teacher, tmp_path):
     drawn = sample(SampleConfig(str(tiny_teacher), out=tmp_path / "x.png", count=5, labels=(7, 2), compute=MACHINE))
     teacher = load_teacher(str(tiny_teacher))
-    z, _ = teacher.noise(5, rng=torch.Generator().manual_seed(0))
+    z, _ = teacher.sample_inputs(5, rng=torch.Generator().manual_seed(0))
     expected = teacher.images(z, teacher.conditions.select(torch.tensor([7, 2, 7, 2, 7])))
     torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
 

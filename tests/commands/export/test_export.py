@@ -91,7 +91,7 @@ def exported(key, folder, base):
     assert (student.generate(z, student.condition(index)) - first).std() > 0.01 * first.std()  # it is not the teacher
     torch.save(z, f"{folder / key}.z.pt")
     job = {"folder": str(folder / key), "base": base and str(base), "prompts": PROMPTS[::-1]}
-    job["guidance"] = getattr(student.network, "told_guidance", 0)
+    job["guidance"] = getattr(student.network, "embedded_guidance", 0)
     return images, job
 
 

@@ -163,7 +163,7 @@ def test_a_teacher_of_cifar_is_described_whole(coloured, pictures):
         "unknown",
     )
     assert (network["augment_dim"], network["dropout"], loaded.conditions.names[9]) == (9, 0.2, "truck")
-    z, cond = loaded.noise(3, rng=torch.Generator().manual_seed(1))
+    z, cond = loaded.sample_inputs(3, rng=torch.Generator().manual_seed(1))
     torch.testing.assert_close(loaded.images(z, cond), taught.images(z, cond), rtol=0, atol=0.02)
     assert torch.equal(taught.images(z, cond), taught.images(z, cond))
     made = sorted(file.name for file in (config.out / "samples").iterdir())
@@ -345,7 +345,7 @@ def test_what_is_said_beside_a_network_is_checked(lesson):
 def drawn_data(tmp_path, idx_writer):
     """3000 images that the bundled student draws, under Fashion-MNIST's names."""
     student, rng = load_model("fashion-student"), torch.Generator().manual_seed(0)
-    z, labels = student.draw(3000, rng=rng)
+    z, labels = student.sample_noise(3000, rng=rng)
     images = torch.cat(
         [student.images(a, student.condition(b)) for a, b in zip(z.split(500), labels.split(500), strict=True)]
     )
@@ -390,7 +390,7 @@ def test_the_whole_road_from_images_to_a_student(drawn_data, pictures):
         load_classifier_features("fashion-classifier", torch.device("cpu")),
         load_model(str(folder / "distilled")),
     )
-    z, cond = student.noise(500, rng=torch.Generator().manual_seed(1))
+    z, cond = student.sample_inputs(500, rng=torch.Generator().manual_seed(1))
     with torch.no_grad():
         start = Generator(load_teacher(str(folder / "taught")).denoiser)(z, cond)
     ended, began = feature_extractor.distance([student.images(z, cond)]), feature_extractor.distance([start])

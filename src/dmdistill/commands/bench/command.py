@@ -35,7 +35,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         check_writable(config.json)
     models = models_of(config)
     device, precision = setup_compute(config.compute)
-    models = [with_prompt(model, device).to(device, precision).ready() for model in models]
+    models = [with_prompt(model, device).to(device, precision).cast_weights() for model in models]
     contestants = [Candidate(model) for model in models]
     if config.compile:
         contestants += [compiled(model) for model in models]

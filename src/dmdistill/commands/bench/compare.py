@@ -29,7 +29,7 @@ class Candidate:
 
     def draws(self, batch: int) -> Work:
         """The work of making images of noise that lies ready."""
-        z, cond = self.model.noise(batch, rng=torch.Generator(self.model.device).manual_seed(0))
+        z, cond = self.model.sample_inputs(batch, rng=torch.Generator(self.model.device).manual_seed(0))
         return lambda: self.model.images(z, cond)
 
 

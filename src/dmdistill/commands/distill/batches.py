@@ -38,7 +38,7 @@ def noise(
 ) -> tuple[Tensor, Condition | None]:
     """Noise and conditions of so many batches, of each this process's portion."""
     sizes = batches * [config.batch]
-    drawn = teacher.draw(sum(sizes), rng=run.rng)
+    drawn = teacher.sample_noise(sum(sizes), rng=run.rng)
     z, index = (portion(one, sizes, run.processes.rank, run.processes.world_size) for one in drawn)
     return z, teacher.condition(index)
 

@@ -68,7 +68,7 @@ def load(config: DistillConfig) -> Teacher:
 def placed(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Teacher:
     """A teacher with its prompts, on the run's device; its network in the host's memory if it is to be sharded."""
     home = Parallelism(run.processes, strategy=config.strategy).build_device(run.device)
-    return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision, home=home)
+    return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision, network_device=home)
 
 
 def make_student(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Student | None:

@@ -36,7 +36,7 @@ class Watch:
         self.best = BestCheckpoint(job.trainer, prefix=FIGURE)
         device = job.run.device
         rng = torch.Generator(device).manual_seed(job.config.seed + 1)
-        z, cond = job.teacher.noise(min(128, job.many), rng=rng)
+        z, cond = job.teacher.sample_inputs(min(128, job.many), rng=rng)
         self.probe = Probe(z, cond, torch.randn(z.shape, generator=rng, device=device))
 
     @property
@@ -59,7 +59,7 @@ class Watch:
     def evaluate(self, step: int) -> dict[str, float]:
         """Health, and the Frechet distance of each average of the generator."""
         job = self.job
-        row = self.probe.measure(job.generator, job.teacher.guided, job.fake) if job.dmd.match else {}
+        row = self.probe.measure(job.generator, job.teacher.guided_denoiser, job.fake) if job.dmd.match else {}
         if self.feature_extractor is not None:
             for name, generator in self.candidates():
                 row[FIGURE + name] = figure = self.frechet(self.feature_extractor, generator)

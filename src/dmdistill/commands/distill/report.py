@@ -58,7 +58,7 @@ def draw_comparison(
     from matplotlib.figure import Figure
 
     rng = torch.Generator(teacher.device).manual_seed(1234)
-    z, cond = teacher.noise(3 * columns, rng=rng)
+    z, cond = teacher.sample_inputs(3 * columns, rng=rng)
     if teacher.conditions is not None:
         cond = teacher.condition(torch.arange(3 * columns) % len(teacher.conditions))
     parts = [slice(start, start + batch) for start in range(0, len(z), batch)]

@@ -27,9 +27,9 @@ from dmdistill.data.pairs import PairDataset
 from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism
 from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.diffusers_pipeline import load_autoencoder
-from dmdistill.models.model import Student, Teacher, teacher_id
+from dmdistill.models.model import Student, Teacher, fingerprint
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
-from dmdistill.networks.lora import adapters, add_lora, merge_lora
+from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
 from dmdistill.training.microbatches import InParts
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer
@@ -111,7 +111,7 @@ class Job:
         """Networks take the form in which they work: weights of the teacher cast or sharded, passes compiled."""
         config, teacher = self.config, self.teacher
         if not (self.parallel.sharded or config.lora_student or config.lora_fake):
-            teacher.ready()
+            teacher.cast_weights()
         self.parallel.shard(teacher.denoiser)
         if config.compile:
             for denoiser in (self.generator.denoiser, self.fake, teacher.denoiser):
@@ -132,16 +132,16 @@ class Job:
         }
         generator, fake = self.generator, self.fake
         if parallel == NOT_PARALLEL:
-            return DMD(generator, self.teacher.guided, fake, **settings)
+            return DMD(generator, self.teacher.guided_denoiser, fake, **settings)
         generator, fake = parallel.wrap(generator), parallel.wrap(fake)
-        return InParts(generator, self.teacher.guided, fake, parallel=parallel, **settings)
+        return InParts(generator, self.teacher.guided_denoiser, fake, parallel=parallel, **settings)
 
     def first_generator(self) -> Generator:
         """The teacher, or the student of --start."""
         denoiser = self.trained_copy(self.config.lora_student)
         if (start := start_of(self.config, self.teacher)) is not None:
             if self.config.lora_student:
-                denoiser.load_state_dict(adapters(start.denoiser), strict=False)
+                denoiser.load_state_dict(adapter_weights(start.denoiser), strict=False)
             else:
                 denoiser.load_state_dict(merge_lora(start.denoiser).state_dict())
         return Generator(denoiser)
@@ -158,7 +158,7 @@ class Job:
         if self.config.pairs is None:
             return None
         pairs, teacher = PairDataset(self.config.pairs), self.teacher
-        made, wanted = pairs.settings, teacher_id(teacher)
+        made, wanted = pairs.settings, fingerprint(teacher)
         told = str(teacher.conditions or "none")
         if (pairs.shape, made.conditions) != (teacher.shape, told):
             raise ValueError(
@@ -178,7 +178,7 @@ class Job:
         teacher = self.teacher.to(run.device, run.precision)
         made = {"count": config.pair_count, "seed": config.seed, "batch": self.many}
         pairs = make_teacher_pairs(teacher, config.out / "pairs", **made, processes=run.processes)
-        teacher.to(run.device, run.precision, home=self.parallel.build_device(run.device))
+        teacher.to(run.device, run.precision, network_device=self.parallel.build_device(run.device))
         if run.device.type == "cuda":
             torch.cuda.empty_cache()  # for shares, and for what NCCL takes
         return pairs

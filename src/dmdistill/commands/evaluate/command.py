@@ -90,7 +90,7 @@ def measure(model: Model, batches: Iterator[Tensor], *, images: int, batch: int 
 
 def seconds_per_image(model: Model, *, batch: int = 100, repeats: int = 3) -> float:
     """The least of a few timings of one warm batch, divided by its images."""
-    z, cond = model.noise(batch, rng=torch.Generator(model.device).manual_seed(0))
+    z, cond = model.sample_inputs(batch, rng=torch.Generator(model.device).manual_seed(0))
     timings = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

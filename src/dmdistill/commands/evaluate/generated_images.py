@@ -14,7 +14,7 @@ from torch import Tensor
 from dmdistill.core.denoisers import Condition
 from dmdistill.data.images import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
-from dmdistill.models.model import Model, Teacher, teacher_id
+from dmdistill.models.model import Model, Teacher, fingerprint
 from dmdistill.training.progress import track
 
 __all__ = ["GeneratedImages", "batch_ranges", "generate_images", "numbered", "sampling_batch_size"]
@@ -51,7 +51,7 @@ class GeneratedImages:
     def digest(self) -> str:
         """Of all that decides the images: weights, conditions, solver, precision, seed, count, side."""
         model = self.model
-        about = [teacher_id(model), str(model.conditions), str(model.denoiser.precision), *model.shape]
+        about = [fingerprint(model), str(model.conditions), str(model.denoiser.precision), *model.shape]
         if isinstance(model, Teacher):
             about += [model.solver, model.steps, model.guidance]
         return hashlib.sha256(json.dumps([about, self.seed, self.count, self.side]).encode()).hexdigest()

@@ -13,12 +13,12 @@ from torch import Tensor
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import VP, Flow
 from dmdistill.io.atomic import read_json, write_json
-from dmdistill.models.diffusers_pipeline import index_of, scheduler_config, source_folder
+from dmdistill.models.diffusers_pipeline import read_index, read_scheduler_config, resolve_folder
 from dmdistill.models.load import display_name
 from dmdistill.models.model import Student
 from dmdistill.models.python_function import is_python_function
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
-from dmdistill.networks.lora import adapters, merge_lora
+from dmdistill.networks.lora import adapter_weights, merge_lora
 
 __all__ = ["one_step_scheduler", "write_pipeline"]
 
@@ -61,8 +61,8 @@ def write_pipeline(student: Student, folder: Path) -> str:
     network = student.network
     assert isinstance(network, DiffusersWrapper)
     teacher = str(student.config.get("teacher"))
-    source = source_folder(teacher) if not is_python_function(teacher) else Path(teacher)
-    name, path = str(index_of(source).get("_class_name", "of no known kind")), student.denoiser.schedule
+    source = resolve_folder(teacher) if not is_python_function(teacher) else Path(teacher)
+    name, path = str(read_index(source).get("_class_name", "of no known kind")), student.denoiser.schedule
     if name not in KINDS or not isinstance(path, Flow if KINDS[name].flow else VP):
         known = ", ".join(f"{kind} ({'Flow' if KINDS[kind].flow else 'VP'})" for kind in KINDS)
         raise ValueError(
@@ -71,7 +71,7 @@ def write_pipeline(student: Student, folder: Path) -> str:
         )
     kind, scheduler = KINDS[name], one_step_scheduler(student)
     scheduler.save_pretrained(folder / "scheduler")
-    told = kind.told.format(guidance=getattr(network, "told_guidance", 0))
+    told = kind.told.format(guidance=getattr(network, "embedded_guidance", 0))
     draw = f"image = pipeline({told}, num_inference_steps=1).images[0]"
     if student.config.get("lora") and kind.lora:
         write_adapters(student, network, name, folder)
@@ -89,7 +89,7 @@ pipeline.scheduler = {type(scheduler).__name__}.from_pretrained("{{folder}}", su
 def one_step_scheduler(student: Student) -> Any:
     """DDIM, or Euler for a flow, so that one step from the last time is exactly mu of pure noise."""
     diffusers: Any = importlib.import_module("diffusers")  # its names load on first use, unknown to types
-    config = scheduler_config(source_folder(str(student.config.get("teacher"))))
+    config = read_scheduler_config(resolve_folder(str(student.config.get("teacher"))))
     if isinstance(student.denoiser, FlowDenoiser):
         return diffusers.FlowMatchEulerDiscreteScheduler.from_config({**config, **PLAIN_FLOW})
     return diffusers.DDIMScheduler.from_config({**config, **PLAIN})
@@ -100,7 +100,7 @@ def write_adapters(student: Student, network: DiffusersWrapper, name: str, folde
     diffusers: Any = importlib.import_module("diffusers")
     lora = student.config["lora"]
     scale = (lora.get("alpha") or lora["rank"]) / lora["rank"]
-    layers = {plain_name(key): scaled(key, tensor, scale) for key, tensor in adapters(network).items()}
+    layers = {plain_name(key): scaled(key, tensor, scale) for key, tensor in adapter_weights(network).items()}
     getattr(diffusers, name).save_lora_weights(folder, **{f"{KINDS[name].part}_lora_layers": layers})
 
 

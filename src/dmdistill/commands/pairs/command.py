@@ -16,7 +16,7 @@ from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.pairs import PairDataset, PairSettings, make_pairs
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
 from dmdistill.models.load import load_teacher
-from dmdistill.models.model import Teacher, teacher_id
+from dmdistill.models.model import Teacher, fingerprint
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.training.progress import track
 
@@ -58,7 +58,7 @@ def make_teacher_pairs(
     if count < 1:
         raise ValueError(f"{count} pairs, expected at least 1; to do without pairs set --lambda-reg 0")
     settings = PairSettings(
-        teacher=teacher_id(teacher),
+        teacher=fingerprint(teacher),
         conditions=str(teacher.conditions or "none"),
         solver=teacher.solver,
         steps=teacher.steps,
@@ -71,7 +71,7 @@ def make_teacher_pairs(
     return make_pairs(
         folder,
         settings,
-        draw=lambda n, rng: teacher.draw(n, rng=rng),
+        draw=lambda n, rng: teacher.sample_noise(n, rng=rng),
         generate=lambda z, index: teacher.generate(z, teacher.condition(index)),
         batch=batch,
         device=teacher.device,

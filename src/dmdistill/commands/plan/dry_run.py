@@ -153,9 +153,9 @@ class Rehearsal(Job):
 
     @torch.no_grad()
     def ask_teacher(self, images: int) -> None:
-        z, cond = self.teacher.here(*self.teacher.noise(images, rng=self.run.rng))
+        z, cond = self.teacher.move_inputs(*self.teacher.sample_inputs(images, rng=self.run.rng))
         schedule = self.teacher.denoiser.schedule
-        self.teacher.guided(schedule.prior_std * z, z.new_full((images,), schedule.t_max), cond)
+        self.teacher.guided_denoiser(schedule.prior_std * z, z.new_full((images,), schedule.t_max), cond)
 
     @contextmanager
     def counting(self) -> Iterator[list[Counted]]:

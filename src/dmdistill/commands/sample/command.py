@@ -32,8 +32,8 @@ def sample(config: SampleConfig) -> Tensor:
         raise ValueError(f"--labels {config.labels} for {model.name}, which {told}")
     device, precision = setup_compute(config.compute)
     model = told_prompts(model, config, device)
-    model.to(device, precision).ready()
-    z, index = model.draw(config.count, rng=torch.Generator(device).manual_seed(config.seed))
+    model.to(device, precision).cast_weights()
+    z, index = model.sample_noise(config.count, rng=torch.Generator(device).manual_seed(config.seed))
     if model.conditions is not None:
         wanted = torch.tensor(config.labels or range(len(model.conditions)))
         if config.labels:

@@ -115,6 +115,6 @@ def update_of(denoiser: Denoiser, config: TeachConfig) -> NetworkOptimizer:
 def draw_grid(teacher: Teacher, file: Path, *, seed: int) -> None:
     """A picture of forty of its images, of each class in turn."""
     rng = torch.Generator(teacher.device).manual_seed(seed)
-    z, _ = teacher.draw(40, rng=rng)
+    z, _ = teacher.sample_noise(40, rng=rng)
     classes = len(teacher.conditions or [None])
     save_grid(file, teacher.images(z, teacher.condition(torch.arange(40) % classes)), columns=10)

@@ -19,7 +19,7 @@ from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, Hor
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.images import LabelledImages
 from dmdistill.io.atomic import atomic_folder, write_json
-from dmdistill.models.diffusers_pipeline import ABOUT
+from dmdistill.models.diffusers_pipeline import METADATA_FILE
 from dmdistill.models.diffusers_scheduler import PREDICTIONS
 from dmdistill.models.folder import save_model
 from dmdistill.models.model import Teacher
@@ -178,7 +178,9 @@ class DDPMRecipe(Recipe):
         with atomic_folder(folder) as temporary:
             stored.save_pretrained(temporary)
             scheduler.save_pretrained(temporary / "scheduler")
-            write_json(temporary / ABOUT, {key: value for key, value in teacher.config.items() if key != "kind"})
+            write_json(
+                temporary / METADATA_FILE, {key: value for key, value in teacher.config.items() if key != "kind"}
+            )
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 

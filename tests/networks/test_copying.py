@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dmdistill.networks.lora import copy_sharing_frozen
+from dmdistill.networks.copying import copy_sharing_frozen
 
 
 def network():
