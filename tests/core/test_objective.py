@@ -1,16 +1,17 @@
 """Algorithm 1: the order of its lines, and that it distils a mixture whose every mode is known."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
-from dmdistill.core.denoisers import Denoiser, EDMDenoiser, GuidedDenoiser
-from dmdistill.core.dmd import DMD, NonFiniteError
+from dmdistill.core.denoisers import EDMDenoiser, GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss, distribution_matching_loss, pseudo_huber, regression_loss
-from dmdistill.core.samples import Batch
+from dmdistill.core.methods import dmd, regression
+from dmdistill.core.samples import Batch, RandomNoise
 from dmdistill.core.schedules import EDM
 from dmdistill.core.solvers import heun
 from dmdistill.models.gaussian_mixture import ring
@@ -70,11 +71,11 @@ def distil(base, real, rng, *, steps, lambda_reg=0.25):
     y_ref = heun(real, z_ref, steps=18)
     optimisers = [torch.optim.AdamW(network.parameters(), 1e-3) for network in (generator, fake)]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimisers[0], steps)
-    dmd = DMD(generator, real, fake, rng=rng, lambda_reg=lambda_reg)
+    objective = dmd(generator, real, fake, lambda_reg=lambda_reg)
     for _ in range(steps):
         rows = torch.randint(0, len(z_ref), (COUNT // 2,), generator=rng)
         batch = Batch(torch.randn(COUNT, 2, generator=rng), z_ref=z_ref[rows], y_ref=y_ref[rows])
-        dmd.step(batch, updater(optimisers[0], schedule), updater(optimisers[1]))
+        step(objective, batch, rng, updater(optimisers[0], schedule), updater(optimisers[1]))
     return generator
 
 
@@ -148,6 +149,10 @@ def ignore(loss):
     """Takes a loss and moves nothing."""
 
 
+def step(objective, batch, rng, generator=ignore, fake=ignore):
+    return objective.step(batch, RandomNoise(rng), {"generator": generator, "fake": fake})
+
+
 def asked(network):
     return (network.denoiser if isinstance(network, Generator) else network).net.asked
 
@@ -162,7 +167,7 @@ def test_step_is_algorithm_1(trio, batch, rng):
     data, seed = batch(), rng.get_state()
     before = copy.deepcopy(real.state_dict())
     optimisers = [torch.optim.SGD(network.parameters(), 1.0) for network in (generator, fake)]
-    losses = DMD(generator, real, fake, rng=rng, lambda_reg=0.3).step(data, *map(updater, optimisers))
+    losses = step(dmd(generator, real, fake, lambda_reg=0.3), data, rng, *map(updater, optimisers))
 
     rng.set_state(seed)
     schedule, optimisers = real.schedule, [torch.optim.SGD(network.parameters(), 1.0) for network in (twin, twin_fake)]
@@ -199,15 +204,14 @@ def test_generator_moves_first_and_each_update_moves_one_network(trio, batch, rn
 
         return closure
 
-    DMD(generator, real, fake, rng=rng).step(
-        batch(), update("generator", generator, (real, fake)), update("fake", fake, (real, generator))
-    )
+    moves = update("generator", generator, (real, fake)), update("fake", fake, (real, generator))
+    step(dmd(generator, real, fake), batch(), rng, *moves)
     assert order == ["generator", "fake"]
 
 
 def test_z_and_z_ref_go_through_the_generator_in_one_call(trio, batch, rng):
     generator, real, fake = trio()
-    DMD(generator, real, fake, rng=rng).step(batch(6, 4), ignore, ignore)
+    step(dmd(generator, real, fake), batch(6, 4), rng)
     assert asked(generator) == [10]
     assert asked(real) == [6]
     assert asked(fake) == [6, 6]  # for Eq. 7, then for Eq. 6
@@ -219,12 +223,12 @@ def test_the_pairs_images_may_be_judged_and_learnt_too(trio, rng, labels):
     z, y = torch.randn(7, 2, generator=rng), torch.randn(3, 2, generator=rng)
     told, seed = labels([0, 1, 2, 0, 2, 2, 1], 3), rng.get_state()
     split = Batch(z[:4], told[slice(0, 4)], z_ref=z[4:], y_ref=y, cond_ref=told[slice(4, 7)])
-    losses = DMD(generator, real, fake, rng=rng, match_pairs=True).step(split, ignore, ignore)
+    losses = step(dmd(generator, real, fake, match_pairs=True), split, rng)
     rng.set_state(seed)
-    whole = DMD(generator, real, fake, rng=rng, lambda_reg=0).step(Batch(z, told), ignore, ignore)
+    whole = step(dmd(generator, real, fake, lambda_reg=0), Batch(z, told), rng)
     assert (losses["loss_kl"], losses["loss_fake"]) == (whole["loss_kl"], whole["loss_fake"])
     rng.set_state(seed)
-    apart = DMD(generator, real, fake, rng=rng).step(split, ignore, ignore)
+    apart = step(dmd(generator, real, fake), split, rng)
     assert losses["loss_reg"] == apart["loss_reg"]
     assert losses["loss_kl"] != apart["loss_kl"]
 
@@ -247,7 +251,7 @@ def test_conditions_travel_with_their_noise(trio, rng, labels):
         z_fake=draw(4),
         cond_fake=labels([0, 2, 1, 0], 3),
     )
-    DMD(generator, real, fake, rng=rng).step(batch, ignore, ignore)
+    step(dmd(generator, real, fake), batch, rng)
     assert told == {
         "generator": [[0, 1, 2, 2, 1], [0, 2, 1, 0]],
         "real": [[0, 1]],
@@ -257,7 +261,7 @@ def test_conditions_travel_with_their_noise(trio, rng, labels):
 
 def test_without_pairs_there_is_no_regression(trio, rng):
     generator, real, fake = trio()
-    losses = DMD(generator, real, fake, rng=rng).step(Batch(torch.randn(6, 2, generator=rng)), ignore, ignore)
+    losses = step(dmd(generator, real, fake, lambda_reg=0), Batch(torch.randn(6, 2, generator=rng)), rng)
     assert set(losses) == {"loss_kl", "loss_fake"}
     assert asked(generator) == [6]
 
@@ -265,7 +269,7 @@ def test_without_pairs_there_is_no_regression(trio, rng):
 def test_without_matching_only_the_pairs_are_asked_for(trio, batch, rng):
     generator, real, fake = trio()
     data, updates = batch(6, 4), []
-    losses = DMD(generator, real, fake, rng=rng, match=False, lambda_reg=0.5).step(data, updates.append, pytest.fail)
+    losses = step(regression(generator, lambda_reg=0.5), data, rng, updates.append, pytest.fail)
     assert asked(generator) == [4]
     assert asked(real) == asked(fake) == []
     expected = regression_loss(generator(data.z_ref), data.y_ref, pseudo_huber)
@@ -278,7 +282,7 @@ def test_the_fake_score_can_follow_before_anything_is_matched(trio, rng, labels)
     generator, real, fake = trio(classes=3)
     cond, z, y = labels([2, 0, 1], 3), torch.randn(3, 2, generator=rng), torch.randn(3, 2, generator=rng)
     data, seed = Batch(z[:2], cond[slice(0, 2)], z_ref=z, y_ref=y, cond_ref=cond), rng.get_state()
-    losses = DMD(generator, real, fake, rng=rng, match=False, follow=True).step(data, ignore, ignore)
+    losses = step(regression(generator, fake=fake), data, rng)
     assert (asked(generator), asked(real), asked(fake)) == ([3], [], [3])
     rng.set_state(seed)
     t, eps = real.schedule.sample_t(3, rng=rng), torch.randn(3, 2, generator=rng)
@@ -299,7 +303,7 @@ def test_z_fake_gives_more_updates_of_the_fake_score(trio, batch, rng, more):
 
     schedule = Recorder()
     fake.schedule = schedule
-    DMD(generator, real, fake, rng=rng).step(data, move, seen.append)
+    step(dmd(generator, real, fake), data, rng, move, seen.append)
     assert len(seen) == 1 + more
     assert asked(generator) == [10, 6 * more]
     assert not any(x.requires_grad for x in schedule.images)
@@ -326,7 +330,7 @@ def test_times_are_eq_7s_and_eq_6s(trio, rng):
     times = []
     for network in (real, fake):
         network.register_forward_pre_hook(lambda _, args: times.append(args[1]))
-    DMD(generator, real, fake, rng=rng).step(Batch(torch.randn(4000, 2, generator=rng)), ignore, ignore)
+    step(dmd(generator, real, fake, lambda_reg=0), Batch(torch.randn(4000, 2, generator=rng)), rng)
     of_real, of_fake, of_training = times
     grid = real.schedule.time(torch.tensor([0, 20, 980, 999]))
     assert torch.equal(of_real, of_fake)
@@ -338,89 +342,49 @@ def test_times_are_eq_7s_and_eq_6s(trio, rng):
 def test_a_guided_teacher_is_guided_and_the_fake_score_is_not(trio, rng, labels):
     generator, real, fake = trio(classes=3)
     cond = labels([0, 1, 2, 0, 1, 2], 3)
-    dmd = DMD(generator, GuidedDenoiser(real, 3.0), fake, rng=rng)
-    dmd.step(Batch(torch.randn(6, 2, generator=rng), cond), ignore, ignore)
+    objective = dmd(generator, GuidedDenoiser(real, 3.0), fake, lambda_reg=0)
+    step(objective, Batch(torch.randn(6, 2, generator=rng), cond), rng)
     assert asked(real) == [12]
     assert asked(fake) == [6, 6]
 
 
-@pytest.mark.parametrize(("broken", "name"), [("generator", "the generator"), ("real", "mu_real"), ("fake", "mu_fake")])
-def test_nan_weights_are_blamed_on_their_network(trio, batch, rng, broken, name):
-    networks = dict(zip(("generator", "real", "fake"), trio(), strict=True))
-    with torch.no_grad():
-        next(networks[broken].parameters()).fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=rf"loss_kl is nan: {name} answers .* 6 of 6 .* sample 0 at time [\d.]+"):
-        DMD(**networks, rng=rng).step(batch(), pytest.fail, pytest.fail)
-
-
-class Spoilt(Denoiser):
-    """One sample of a network's answers is infinite, on one of the calls."""
-
-    def __init__(self, denoiser, *, sample, call):
-        super().__init__(denoiser.net, denoiser.schedule)
-        self.denoiser, self.sample, self.call, self.calls, self.time = denoiser, sample, call, 0, None
-
-    def forward(self, x_t, t, cond=None):
-        mu = self.denoiser(x_t, t, cond)
-        self.calls += 1
-        if self.calls >= self.call:
-            self.time = t[self.sample].item()
-            mu = mu.index_fill(0, torch.tensor([self.sample]), float("inf"))
-        return mu
-
-    def weight(self, t):
-        return self.denoiser.weight(t)
-
-
-def test_the_sample_and_its_time_are_named(trio, batch, rng):
+def test_a_regression_without_pairs_is_refused(trio, rng):
     generator, real, fake = trio()
-    real = Spoilt(real, sample=4, call=1)
-    with pytest.raises(NonFiniteError) as caught:
-        DMD(generator, real, fake, rng=rng).step(batch(), ignore, ignore)
-    assert (
-        f"mu_real answers with NaN or infinity for 1 of 6 samples, first for sample 4 at time {real.time:.4g}"
-        in str(caught.value)
-    )
+    for objective in (regression(generator), dmd(generator, real, fake)):
+        with pytest.raises(ValueError, match="z_ref"):
+            step(objective, Batch(torch.randn(6, 2, generator=rng)), rng)
 
 
-def test_the_generators_time_is_the_last(trio, batch, rng):
+def test_an_update_without_a_term_is_refused(trio, batch, rng):
+    objective = dataclasses.replace(dmd(*trio()), critics={"fake": {}})
+    with pytest.raises(ValueError, match="fake"):
+        step(objective, batch(), rng)
+
+
+def test_a_condition_on_one_side_only_is_refused(trio, batch, rng, labels):
+    with pytest.raises(ValueError, match="both or neither"):
+        step(dmd(*trio(classes=3)), batch(6, 4, cond=labels([0] * 6, 3)), rng)
+
+
+def test_a_term_of_ones_own_is_a_summand(trio, batch, rng):
+    """Its loss is in the log by its name, and enters the total by its weight."""
+
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Brightness:
+        name: str = "loss_brightness"
+
+        def __call__(self, samples, batch, noise):
+            return samples.x.mean()
+
     generator, real, fake = trio()
-    generator = Generator(Spoilt(generator.denoiser, sample=2, call=1))
-    with pytest.raises(NonFiniteError, match=r"the generator .* 1 of 6 samples, first for sample 2 at time 80"):
-        DMD(generator, real, fake, rng=rng).step(batch(), ignore, ignore)
-
-
-def test_the_fake_scores_own_loss_is_watched(trio, batch, rng):
-    """G has moved by then, and mu_fake must not."""
-    generator, real, fake = trio()
-    fake = Spoilt(fake, sample=1, call=2)
-    with pytest.raises(NonFiniteError, match=r"loss_fake is inf: mu_fake .* sample 1"):
-        DMD(generator, real, fake, rng=rng).step(batch(), ignore, pytest.fail)
-
-
-@pytest.mark.parametrize("match", [True, False])
-def test_the_regression_is_watched(trio, batch, rng, match):
-    """A broken image of a pair, or a broken generator where nothing else asks it."""
-    generator, real, fake = trio()
-    data = batch()
-    data.y_ref[3, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"loss_reg is nan: the solver of y_ref .* 1 of 4 samples, .* sample 3"):
-        DMD(generator, real, fake, rng=rng, match=match).step(data, pytest.fail, pytest.fail)
-    if not match:
-        with torch.no_grad():
-            next(generator.parameters()).fill_(float("nan"))
-        with pytest.raises(NonFiniteError, match=r"loss_reg is nan: the generator .* 4 of 4 samples"):
-            DMD(generator, real, fake, rng=rng, match=False).step(batch(), pytest.fail, pytest.fail)
-
-
-def test_nothing_to_train_on_raises(trio, rng):
-    with pytest.raises(ValueError, match="match is False and the batch has no z_ref"):
-        DMD(*trio(), rng=rng, match=False).step(Batch(torch.randn(6, 2, generator=rng)), ignore, ignore)
-
-
-def test_a_condition_on_one_side_only_raises(trio, batch, rng, labels):
-    with pytest.raises(ValueError, match="expected both or neither"):
-        DMD(*trio(classes=3), rng=rng).step(batch(6, 4, cond=labels([0] * 6, 3)), ignore, ignore)
+    plain = dmd(generator, real, fake, lambda_reg=0)
+    objective = dataclasses.replace(plain, terms={**plain.terms, Brightness(): 0.5})
+    totals, seed = [], rng.get_state()
+    losses = step(objective, batch(), rng, totals.append)
+    rng.set_state(seed)
+    expected = step(plain, batch(), rng)["loss_kl"] + 0.5 * losses["loss_brightness"]
+    assert set(losses) == {"loss_kl", "loss_brightness", "loss_fake"}
+    assert totals == [expected]
 
 
 def test_generator_is_the_teacher_at_the_last_time(schedule, mixture):

@@ -105,7 +105,7 @@ class NetworkOptimizer:
         if self.careful and not finite:
             self.optimiser.zero_grad()
             norm = self.gradient_norm.item()
-            raise FloatingPointError(f"the norm of the {self.name}'s gradient is {norm}, the loss {loss.item()}")
+            raise FloatingPointError(f"the {self.name}'s loss is {loss.item()}, the norm of its gradient {norm}")
         self.bad = torch.maximum(self.bad.to(finite.device), (~finite).float())
         setattr(self.optimiser, "found_inf", self.bad)  # noqa: B010  fused AdamW then leaves weights and moments alone
         self.optimiser.step()

@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.core.dmd import NonFiniteError
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.atomic import atomic_write, first_line, flush_to_disk, named_write_errors
 from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
+from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.signals import interrupt_event
@@ -39,6 +39,7 @@ class Trainer:
         log_every, save_every: in steps. keep: how many checkpoints stay.
         resume: go on from the newest whole checkpoint in `folder`, from the start where the run ended before its first.
         processes: that train together. All take the same steps and read the same files; the first one writes.
+        output_monitor: names the network of a non-finite output, where a loss or gradient is not finite.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Trainer:
         keep: int = 2,
         resume: bool = False,
         processes: ProcessGroup = SINGLE_PROCESS,
+        output_monitor: OutputMonitor | None = None,
     ) -> None:
         self.folder, self.steps, self.updates, self.rng, self.processes = folder, steps, updates, rng, processes
         self.log_every, self.save_every = log_every, save_every
+        self.output_monitor = output_monitor
         self.logger: Any = None  # a `Logger` that takes the rows too
         self.step = 0
         self.seconds = 0.0
@@ -133,18 +136,28 @@ class Trainer:
         """One step. NonFiniteError, after a save, where it is careful and a loss or gradient is not finite."""
         for update in self.updates.values():
             update.careful = self.careful
+        if self.output_monitor is not None:
+            self.output_monitor.start(enabled=self.careful)
         try:
             losses = iterate(self.step)
         except FloatingPointError as error:
             self.save()
             raise NonFiniteError(
-                f"step {self.step}: {error}. The last good state is in {self.checkpoints.folder}; a lower learning "
-                f"rate or a longer warm-up usually helps"
+                f"step {self.step}: {error}{self.nonfinite_output()}. The last good state is in "
+                f"{self.checkpoints.folder}; a lower learning rate or a longer warm-up usually helps"
             ) from error
         self.step += 1
         for key, value in losses.items():
             self.sums[key] = self.sums.get(key, 0) + value
             self.counts[key] = self.counts.get(key, 0) + 1
+
+    def nonfinite_output(self) -> str:
+        """Say which network of which process returned NaN or infinity first, for a message; "" where none did."""
+        found = self.output_monitor.finding if self.output_monitor is not None else None
+        for rank, finding in enumerate(self.processes.all_gather(found)):
+            if finding is not None:
+                return f": {finding}" + (f" (process {rank})" if self.processes.world_size > 1 else "")
+        return ""
 
     @property
     def careful(self) -> bool:
