@@ -13,11 +13,11 @@ from dmdistill.commands.reproduce.fig4.experiment import (
     FAKE,
     REAL,
     SIGMAS,
-    densities,
-    divergence,
-    gradient,
+    diffused_densities,
+    kl_divergence,
+    mean_gradient,
     overlap,
-    sampled,
+    monte_carlo_gradient,
     score_difference,
 )
 from dmdistill.core.schedules import EDM
@@ -39,15 +39,15 @@ def test_the_overlap_is_the_closed_form(sigma):
 
 
 def test_the_overlap_grows_with_the_noise_from_nothing_to_all():
-    found = [overlap(sigma) for sigma in SIGMAS]
-    assert found == sorted(set(found))
-    assert found[0] < 1e-20
-    assert found[-1] > 0.99
+    measured = [overlap(sigma) for sigma in SIGMAS]
+    assert measured == sorted(set(measured))
+    assert measured[0] < 1e-20
+    assert measured[-1] > 0.99
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_diffused_densities_are_densities(sigma):
-    x, real, fake = densities(sigma)
+    x, real, fake = diffused_densities(sigma)
     assert [torch.trapezoid(log.exp(), x).item() for log in (real, fake)] == pytest.approx([1, 1], abs=1e-6)
     assert torch.isfinite(real).all()
 
@@ -64,19 +64,19 @@ def test_the_gradient_is_autograds(sigma):
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
 def test_the_gradient_is_that_of_the_divergence(sigma, monkeypatch):
     """A generator that only shifts its samples: d KL / d shift, by differences, is the mean of s_fake - s_real."""
-    size, step = gradient(sigma), 1e-4
-    found = []
+    size, step = mean_gradient(sigma), 1e-4
+    measured = []
     for shift in (step, -step):
         monkeypatch.setattr(figure4, "FAKE", UniformBox(FAKE.low + shift, FAKE.high + shift, EDM()))
-        found.append(divergence(sigma))
-    assert (found[1] - found[0]) / (2 * step) == pytest.approx(size, rel=1e-4)
+        measured.append(kl_divergence(sigma))
+    assert (measured[1] - measured[0]) / (2 * step) == pytest.approx(size, rel=1e-4)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_samples_meet_the_exact_gradient(sigma):
-    found = [sampled(sigma, torch.Generator().manual_seed(seed)) for seed in range(5)]
-    assert sum(run["sampled"] for run in found) / 5 == pytest.approx(gradient(sigma), rel=0.01)
-    assert all(0.5 < run["with Eq. 8"] < 2 for run in found)
+    measured = [monte_carlo_gradient(sigma, torch.Generator().manual_seed(seed)) for seed in range(5)]
+    assert sum(run["sampled"] for run in measured) / 5 == pytest.approx(mean_gradient(sigma), rel=0.01)
+    assert all(0.5 < run["with Eq. 8"] < 2 for run in measured)
 
 
 def test_the_command_writes_picture_and_table(tmp_path, capsys):

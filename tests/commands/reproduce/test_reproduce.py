@@ -13,23 +13,23 @@ from dmdistill.commands.reproduce.command import EXPERIMENTS, reproduce
 from dmdistill.commands.reproduce.config import ReproduceConfig
 
 
-def test_every_experiment_that_can_be_asked_for_is_somewhere():
-    positional = get_type_hints(ReproduceConfig)["what"]
+def test_every_experiment_on_the_command_line_has_a_function():
+    positional = get_type_hints(ReproduceConfig)["experiment"]
     assert set(get_args(positional)) == set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("what", EXPERIMENTS)
-def test_an_experiment_is_the_function_of_its_name(what, tmp_path, monkeypatch):
-    """It gets the configuration as asked for, with its folder made, and what it returns is handed on."""
-    steps = None if what == "fig4" else 7
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_is_the_function_of_its_name(experiment, tmp_path, monkeypatch):
+    """It receives the parsed configuration, whose folder exists, and its table is returned."""
+    steps = None if experiment == "fig4" else 7
     given = ["--seeds", "2"] + ([] if steps is None else ["--steps", "7"])
-    asked = parse(["reproduce", what, "--out", str(tmp_path / "a" / "b"), *given])
+    config = parse(["reproduce", experiment, "--out", str(tmp_path / "a" / "b"), *given])
     module = types.ModuleType("stand-in")
-    setattr(module, what, lambda config: {"config": config, "made": config.out.is_dir()})
-    monkeypatch.setitem(sys.modules, f"dmdistill.commands.reproduce.{EXPERIMENTS[what]}", module)
-    assert asked == dataclasses.replace(ReproduceConfig(what), out=tmp_path / "a" / "b", seeds=2, steps=steps)
-    assert reproduce(asked) == {"config": asked, "made": True}
-    assert list(asked.out.iterdir()) == []
+    setattr(module, experiment, lambda given: {"config": given, "exists": given.out.is_dir()})
+    monkeypatch.setitem(sys.modules, f"dmdistill.commands.reproduce.{EXPERIMENTS[experiment]}.command", module)
+    assert config == dataclasses.replace(ReproduceConfig(experiment), out=tmp_path / "a" / "b", seeds=2, steps=steps)
+    assert reproduce(config) == {"config": config, "exists": True}
+    assert list(config.out.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -55,20 +55,20 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(arguments, match, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("what", "flags"),
+    ("experiment", "flags"),
     [
         *(("fig3", flags) for flags in ("--guidance 3.0", "--start fashion-student", "--precision bf16")),
         *(("fig4", flags) for flags in ("--guidance 3.0", "--start nope", "--steps 3", "--device cuda")),
         ("fig4", "--guidance 1.0 --steps 3 --precision bf16"),
     ],
 )
-def test_what_an_experiment_has_no_use_for_is_refused(what, flags, tmp_path, line_of):
-    line = line_of("reproduce", what, "--out", tmp_path / "new", *flags.split())
-    assert line == f"dmdistill: {what} has no use for {flags}: leave it out\n"
+def test_a_setting_without_use_is_refused(experiment, flags, tmp_path, line_of):
+    line = line_of("reproduce", experiment, "--out", tmp_path / "new", *flags.split())
+    assert line == f"dmdistill: {experiment} does not use {flags}: omit it\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_figure_is_told_what_there_is(tmp_path, monkeypatch, capsys):
+def test_an_unknown_experiment_is_refused_with_the_known_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(["reproduce", "fgi3"])

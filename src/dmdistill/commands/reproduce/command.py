@@ -1,4 +1,4 @@
-"""`dmdistill reproduce`: the paper's figures and tables, at a size that two cores can do."""
+"""`dmdistill reproduce`: the paper's figures and tables, at a size for two CPU cores."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from dmdistill.io.atomic import check_writable
 
 __all__ = ["EXPERIMENTS", "reproduce"]
 
-EXPERIMENTS = {"fig3": "fig3.command", "fig4": "fig4.command", "ablation": "ablation", "weighting": "ablation"}
-"""What can be reproduced -> the module in this folder with the function of that name: configuration -> table."""
+EXPERIMENTS = {"fig3": "fig3", "fig4": "fig4", "ablation": "ablation", "weighting": "ablation"}
+"""Name of an experiment -> the subfolder whose command.py has the function of that name: configuration -> table."""
 
-
-UNUSED = {"fig3": ("guidance", "start"), "fig4": ("guidance", "start", "steps")}
-"""Settings that an experiment has no use for: given all the same, they are refused."""
+UNUSED_SETTINGS = {"fig3": ("guidance", "start"), "fig4": ("guidance", "start", "steps")}
 
 
 def reproduce(config: ReproduceConfig) -> dict[str, Any]:
-    """Run one experiment, which writes its picture and table below config.out, and return its table.
+    """Run one experiment, write its plot and table into `config.out`, and return the table.
 
-    ValueError where a number cannot be, OSError where nothing can be written, both before anything is computed.
+    ValueError for a setting out of range or without use, OSError where `config.out` cannot be written; both before any
+    computation.
     """
-    check(config)
-    check_writable(config.out / f"{config.what}.json")
+    check_settings(config)
+    check_writable(config.out / f"{config.experiment}.json")
     config.out.mkdir(parents=True, exist_ok=True)
-    module = importlib.import_module(f"dmdistill.commands.reproduce.{EXPERIMENTS[config.what]}")
-    return getattr(module, config.what)(config)
+    module = importlib.import_module(f"dmdistill.commands.reproduce.{EXPERIMENTS[config.experiment]}.command")
+    return getattr(module, config.experiment)(config)
 
 
-def check(config: ReproduceConfig) -> None:
-    """ValueError for a number that cannot be, and for what the experiment asked for would pass over in silence."""
+def check_settings(config: ReproduceConfig) -> None:
+    """Raise ValueError for a setting out of range, and for one that the experiment would ignore."""
     check_at_least(config, 1, "seeds")
-    given = {name: value for name in UNUSED.get(config.what, ()) if (value := getattr(config, name)) is not None}
-    if config.what in UNUSED and config.compute.precision == "bf16":  # fig3 is of fp32, fig4 of fp64
-        given["precision"] = "bf16"
-    if config.what == "fig4" and config.compute.device not in ("auto", "cpu"):
-        given["device"] = config.compute.device
-    if given:
-        flags = " ".join(f"--{name} {value}" for name, value in given.items())
-        raise ValueError(f"{config.what} has no use for {flags}: leave it out")
+    unused = {name: getattr(config, name) for name in UNUSED_SETTINGS.get(config.experiment, ())}
+    unused = {name: value for name, value in unused.items() if value is not None}
+    if config.experiment in UNUSED_SETTINGS and config.compute.precision == "bf16":  # fig3 is fp32, fig4 fp64
+        unused["precision"] = "bf16"
+    if config.experiment == "fig4" and config.compute.device not in ("auto", "cpu"):
+        unused["device"] = config.compute.device
+    if unused:
+        flags = " ".join(f"--{name} {value}" for name, value in unused.items())
+        raise ValueError(f"{config.experiment} does not use {flags}: omit it")
     if config.steps is not None:
         check_at_least(config, 1, "steps")

@@ -15,19 +15,20 @@ __all__ = ["ReproduceConfig"]
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Repeat an experiment of the paper at small size: a picture and a table, with error bars over seeds."""
+    """Repeat an experiment of the DMD paper at a small size, with error bars over random seeds."""
 
-    what: Positional[Literal["fig3", "fig4", "ablation", "weighting"]]
-    """fig3: what each loss is for, on two modes; fig4: why to diffuse; ablation: table 2; weighting: table 3."""
+    experiment: Positional[Literal["fig3", "fig4", "ablation", "weighting"]]
+    """fig3: what each loss does, on two modes; fig4: why densities are diffused; ablation: the paper's table 2;
+    weighting: its table 3."""
     out: Path = Path("runs/reproduce")
-    """Folder for the picture and the table."""
+    """Output folder for the plot (PNG) and the table (JSON)."""
     seeds: int = 5
-    """Repetitions with other random draws, over which the error bars are taken."""
+    """Number of random seeds, over which the error bars are computed."""
     steps: int | None = None
-    """Updates of each training; the experiment's own where none are given."""
+    """Generator updates of each training run. Default: the experiment's own number. fig4 trains nothing."""
     guidance: float | None = None
-    """Of ablation and weighting: scale of classifier-free guidance; 1 is none, and usual."""
+    """Classifier-free guidance scale of ablation and weighting; 1 disables guidance, and is the default."""
     start: str | None = None
-    """Of ablation and weighting: a student that all rows begin as; the teacher itself where none is given."""
+    """Student that every run of ablation and weighting starts from. Default: the teacher's weights."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -1,4 +1,4 @@
-"""Tables of repeated experiments: each figure with its mean and standard deviation over the seeds."""
+"""Tables of repeated experiments: each quantity with its mean and standard deviation over the seeds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-Figure = Mapping[str, Any]
-"""{"mean", "std", "values"}: mean and std are None where no seed has a value, std where only one has."""
+__all__ = ["Summary", "format_cell", "print_rows", "summarize_seeds"]
+
+Summary = Mapping[str, Any]
+"""{"mean", "std", "values"} over seeds. The mean is None without any value, the std with fewer than two."""
 
 
-def over_seeds(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Figure]:
-    """One mapping of names to values per seed -> each name's mean, sample std and values."""
-    return {name: figure([run[name] for run in runs]) for name in runs[0]}
+def summarize_seeds(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Summary]:
+    """Convert one mapping of names to values per seed into the mean, sample std and values of each name."""
+    return {name: summarize([run[name] for run in runs]) for name in runs[0]}
 
 
-def figure(values: Sequence[float | None]) -> Figure:
+def summarize(values: Sequence[float | None]) -> Summary:
+    """Compute mean and sample std of the values that are not None."""
     known = [value for value in values if value is not None]
     return {
         "mean": statistics.fmean(known) if known else None,
@@ -28,27 +32,37 @@ def figure(values: Sequence[float | None]) -> Figure:
     }
 
 
-def with_error(value: Any, style: str = ".3f", *, error: str | None = None) -> str:
-    """0.450 ± 0.012; no error where there is none, - where there is nothing. Other numbers in three digits.
+def format_cell(value: Any, style: str = ".3f", *, error_style: str | None = None) -> str:
+    """Format a summary as `0.450 ± 0.012`, as `-` without a mean; other numbers with three digits.
 
-    style: of means; error: of errors, the same by default.
+    Args:
+        value: a `Summary`, a number or a text.
+        style: format of the mean.
+        error_style: format of the std; that of the mean where None.
     """
     if not isinstance(value, Mapping):
         return f"{value:.3g}" if isinstance(value, float) else str(value)
     if value["mean"] is None:
         return "-"
-    return f"{value['mean']:{style}}" + ("" if value["std"] is None else f" ± {value['std']:{error or style}}")
+    return f"{value['mean']:{style}}" + ("" if value["std"] is None else f" ± {value['std']:{error_style or style}}")
 
 
 def print_rows(
-    rows: Sequence[Mapping[str, Any]], picture: Path, *, style: str = ".3f", error: str | None = None
+    rows: Sequence[Mapping[str, Any]], plot: Path, *, style: str = ".3f", error_style: str | None = None
 ) -> None:
-    """A table of rows with the same keys, and where its picture and figures are."""
+    """Print a table of rows with the same keys, and the names of the plot and the JSON file beside it.
+
+    Args:
+        rows: column -> cell, as `format_cell` takes it.
+        plot: the PNG file.
+        style: format of means.
+        error_style: format of stds.
+    """
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(with_error(value, style, error=error) for value in row.values()))
+        table.add_row(*(escape(format_cell(value, style, error_style=error_style)) for value in row.values()))
     console = Console()
     if not console.is_terminal:
-        console.width = 140  # a file has no edge to break lines at
+        console.width = 140  # a log file needs no line breaks
     console.print(table)
-    console.print(f"{picture}, {picture.with_suffix('.json').name}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{plot}, {plot.with_suffix('.json').name}", markup=False, highlight=False, soft_wrap=True)

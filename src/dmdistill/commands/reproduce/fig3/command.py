@@ -9,56 +9,54 @@ import torch
 
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.reproduce.fig3.experiment import (
+    FINAL_SAMPLES,
     LOSSES,
-    MEASURED,
     STEPS,
     TRIALS,
-    Course,
-    begin,
-    coverage,
-    merging,
+    Trajectory,
+    initialize,
+    merging_sigma,
+    mode_coverage,
     train,
 )
-from dmdistill.commands.reproduce.tables import over_seeds, print_rows
+from dmdistill.commands.reproduce.fig3.plot import plot_fig3
+from dmdistill.commands.reproduce.tables import print_rows, summarize_seeds
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import write_json
 from dmdistill.models.gaussian_mixture import GaussianMixture, two_modes
 from dmdistill.training.progress import progress_bar
 
-__all__ = ["fig3", "tabulate"]
+__all__ = ["fig3"]
 
 
 def fig3(config: ReproduceConfig) -> dict[str, Any]:
-    """Write fig3.png and fig3.json into config.out; print and return the table.
+    """Train with every loss, write fig3.png and fig3.json into `config.out`, print and return the table.
 
-    The seeds are trained side by side and independent of one another, yet share one stream of random numbers: with
-    another number of seeds the draws are others too.
+    The seeds train independently, but share one stream of random numbers: another number of seeds changes every draw.
     """
-    from dmdistill.commands.reproduce.fig3.plot import draw
-
-    device, _ = setup_compute(dataclasses.replace(config.compute, precision="fp32"))  # points need no other
+    device, _ = setup_compute(dataclasses.replace(config.compute, precision="fp32"))
     steps = config.steps or STEPS
-    start = begin(config.seeds, torch.Generator(device).manual_seed(0))
-    courses: list[Course] = []
+    initial = initialize(config.seeds, torch.Generator(device).manual_seed(0))
+    trajectories: list[Trajectory] = []
     with progress_bar("fig3", len(TRIALS)) as advance:
         for loss, high in TRIALS:
-            courses.append(train(start, loss, high, steps=steps))
-            advance(len(courses))
+            trajectories.append(train(initial, loss, high, steps=steps))
+            advance(len(trajectories))
     real = two_modes()
-    rows = tabulate(courses, real)
-    table = {"figure": "fig3", "seeds": config.seeds, "steps": steps, "merging": merging(real), "rows": rows}
-    draw(config.out / "fig3.png", courses, rows[1:], real)
+    rows = tabulate(trajectories, real)
+    table = {"figure": "fig3", "seeds": config.seeds, "steps": steps, "merging": merging_sigma(real), "rows": rows}
+    plot_fig3(config.out / "fig3.png", trajectories, rows[1:], real)
     write_json(config.out / "fig3.json", table)
     print_rows(rows, config.out / "fig3.png")
     return table
 
 
-def tabulate(courses: list[Course], real: GaussianMixture) -> list[dict[str, Any]]:
-    """The coverage of samples of the density itself, then that of each training."""
-    itself = coverage(real.sample(MEASURED, torch.Generator().manual_seed(0)), real)
-    rows: list[dict[str, Any]] = [{"loss": "the density itself", "largest sigma": "", **over_seeds([itself])}]
-    for (loss, high), course in zip(TRIALS, courses, strict=True):
+def tabulate(trajectories: list[Trajectory], real: GaussianMixture) -> list[dict[str, Any]]:
+    """Build the table's rows: the mode coverage of samples of the density itself, then of each training run."""
+    itself = mode_coverage(real.sample(FINAL_SAMPLES, torch.Generator().manual_seed(0)), real)
+    rows: list[dict[str, Any]] = [{"loss": "the density itself", "largest sigma": "", **summarize_seeds([itself])}]
+    for (loss, high), trajectory in zip(TRIALS, trajectories, strict=True):
         sigma = real.schedule.time(torch.tensor(round(high * real.schedule.bins))).item()
-        measured = over_seeds([coverage(samples, real) for samples in course.samples.unbind(1)])
-        rows.append({"loss": f"({loss}) {LOSSES[loss]}", "largest sigma": sigma, **measured})
+        coverage = summarize_seeds([mode_coverage(samples, real) for samples in trajectory.samples.unbind(1)])
+        rows.append({"loss": f"({loss}) {LOSSES[loss]}", "largest sigma": sigma, **coverage})
     return rows

@@ -7,8 +7,16 @@ from typing import Any
 import torch
 
 from dmdistill.commands.reproduce.config import ReproduceConfig
-from dmdistill.commands.reproduce.fig4.experiment import SAMPLES, SIGMAS, divergence, gradient, overlap, sampled
-from dmdistill.commands.reproduce.tables import over_seeds, print_rows
+from dmdistill.commands.reproduce.fig4.experiment import (
+    SAMPLES,
+    SIGMAS,
+    kl_divergence,
+    mean_gradient,
+    monte_carlo_gradient,
+    overlap,
+)
+from dmdistill.commands.reproduce.fig4.plot import plot_fig4
+from dmdistill.commands.reproduce.tables import print_rows, summarize_seeds
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import write_json
 
@@ -16,18 +24,16 @@ __all__ = ["fig4"]
 
 
 def fig4(config: ReproduceConfig) -> dict[str, Any]:
-    """Write fig4.png and fig4.json into config.out; print and return the table."""
-    from dmdistill.commands.reproduce.fig4.plot import draw
-
+    """Write fig4.png and fig4.json into `config.out`, print and return the table."""
     setup_compute(config.compute)
-    unblurred = {"KL": "infinite", "gradient": "undefined", "sampled": "undefined", "with Eq. 8": "undefined"}
-    rows: list[dict[str, Any]] = [{"sigma": 0.0, "overlap": 0.0, **unblurred}]
+    undiffused = {"KL": "infinite", "gradient": "undefined", "sampled": "undefined", "with Eq. 8": "undefined"}
+    rows: list[dict[str, Any]] = [{"sigma": 0.0, "overlap": 0.0, **undiffused}]
     for sigma in SIGMAS:
-        exact = {"overlap": overlap(sigma), "KL": divergence(sigma), "gradient": gradient(sigma)}
-        runs = [sampled(sigma, torch.Generator().manual_seed(seed)) for seed in range(config.seeds)]
-        rows.append({"sigma": sigma, **exact, **over_seeds(runs)})
+        exact = {"overlap": overlap(sigma), "KL": kl_divergence(sigma), "gradient": mean_gradient(sigma)}
+        runs = [monte_carlo_gradient(sigma, torch.Generator().manual_seed(seed)) for seed in range(config.seeds)]
+        rows.append({"sigma": sigma, **exact, **summarize_seeds(runs)})
     table = {"figure": "fig4", "seeds": config.seeds, "samples": SAMPLES, "rows": rows}
-    draw(config.out / "fig4.png", rows)
+    plot_fig4(config.out / "fig4.png", rows)
     write_json(config.out / "fig4.json", table)
-    print_rows(rows, config.out / "fig4.png", style=".3g", error=".1g")
+    print_rows(rows, config.out / "fig4.png", style=".3g", error_style=".1g")
     return table

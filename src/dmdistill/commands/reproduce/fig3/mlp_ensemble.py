@@ -1,4 +1,4 @@
-"""Networks for points in the plane, many side by side: the students of Fig. 3."""
+"""Independent MLPs evaluated side by side: the students of Fig. 3."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ __all__ = ["MLPEnsemble"]
 
 
 class MLPEnsemble(nn.Module):
-    """Independent networks of a U-Net's signature: x (B, 2), noise (B,) -> (B, 2).
+    """Independent MLPs for points in the plane, with the call signature of a U-Net: x (B, 2), noise (B,) -> (B, 2).
 
-    Sample i is the affair of network i mod `networks` alone. Each learns as if it were the only one, and all together
-    take hardly longer than one: at this size time goes into calls, not into numbers.
+    Sample i goes through network i mod `networks` only, so each network trains as if it were the only one. One batched
+    product per layer makes the ensemble about as fast as a single network of this size.
 
     Args:
-        networks: how many; B must be a multiple.
-        rng: of the first weights, uniform within 1/sqrt(inputs) as in nn.Linear.
+        networks: number of networks; B must be a multiple.
+        rng: draws the initial weights, uniform within 1/sqrt(inputs) as in nn.Linear.
+        width: channels of the three hidden layers.
     """
 
     def __init__(self, networks: int, rng: torch.Generator, *, width: int = 64) -> None:
@@ -35,6 +36,7 @@ class MLPEnsemble(nn.Module):
             self.biases.append(nn.Parameter(bias.clone()))
 
     def forward(self, x: Tensor, noise: Tensor, cond: Condition | None = None) -> Tensor:
+        """Evaluate every network on its samples. ValueError unless B is a multiple of the number of networks."""
         if len(x) % self.networks:
             raise ValueError(f"{len(x)} samples for {self.networks} networks, expected a multiple")
         hidden = torch.cat([x, noise[:, None]], 1).unflatten(0, (-1, self.networks)).transpose(0, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.commands.reproduce.mlp_ensemble import MLPEnsemble
+from dmdistill.commands.reproduce.fig3.mlp_ensemble import MLPEnsemble
 
 
 @pytest.fixture
@@ -14,12 +14,12 @@ def rng():
 
 def test_each_network_is_a_plain_one(rng):
     """Sample i is what an nn.Sequential with the weights of network i mod 3 makes of it."""
-    points = MLPEnsemble(3, rng, width=5)
+    ensemble = MLPEnsemble(3, rng, width=5)
     x, noise = torch.randn(12, 2, generator=rng), torch.randn(12, generator=rng)
-    answer = points(x, noise)
+    answer = ensemble(x, noise)
     for i in range(3):
         layers = []
-        for weight, bias in zip(points.weights, points.biases, strict=True):
+        for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True):
             linear = nn.Linear(*weight.shape[1:])
             linear.load_state_dict({"weight": weight[i].T, "bias": bias[i, 0]})
             layers += [linear, nn.SiLU()]
@@ -28,9 +28,9 @@ def test_each_network_is_a_plain_one(rng):
 
 
 def test_a_samples_gradient_reaches_its_own_network_alone(rng):
-    points = MLPEnsemble(3, rng, width=5)
-    points(torch.randn(12, 2, generator=rng), torch.randn(12, generator=rng))[1::3].square().sum().backward()
-    for parameter in points.parameters():
+    ensemble = MLPEnsemble(3, rng, width=5)
+    ensemble(torch.randn(12, 2, generator=rng), torch.randn(12, generator=rng))[1::3].square().sum().backward()
+    for parameter in ensemble.parameters():
         moved = parameter.grad.abs().flatten(1).sum(1) > 0
         assert moved.tolist() == [False, True, False]
 
