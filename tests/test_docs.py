@@ -13,7 +13,7 @@ from torch import nn
 from dmdistill.commands.cli import main, parse
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALL = {
     "distill": "--steps 2 --pair-count 8 --report-images 8 --evaluate-images 8 --batch 4 --batch-reg 4",
     "teach": "--steps 2 --batch 4",
@@ -47,49 +47,67 @@ class Tiny(nn.Module):
 NAMES = {"my_network": Tiny(), "shape": (1, 8, 8)}  # what the pages leave to the reader
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page, tmp_path, monkeypatch, idx_folder):
+def blocks(page: Path, languages: str) -> list[tuple[str, str]]:
+    """Return the language and the text of the page's blocks, in their order."""
+    return re.findall(rf"^```({languages})\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
+    """Blocks of bash and python run in their order, in one folder, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "fashion-mnist").symlink_to(idx_folder)
+    torch.manual_seed(0)
+    names = dict(NAMES)
+    for language, text in blocks(page, "bash|python"):
+        if language == "python":
+            exec(compile(text.replace(*SMALL_PYTHON), str(page), "exec"), names)
+        else:
+            run_commands(text)
+
+
+def run_commands(text: str) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
-    for line in "".join(blocks(page, "bash")).replace("\\\n", "").splitlines():
+    for line in text.replace("\\\n", "").splitlines():
         words = shlex.split(line, comments=True)
-        if not words or words[:2] == ["pip", "install"]:
+        if not words or words[0] in ("pip", "python"):  # the scripts of the benchmarks take minutes: see below
             continue
         if words[0] == "make":
             assert words[1] in targets
-        elif words[0] == "python":
-            assert (ROOT / words[1]).is_file()
         else:
             assert words[0] == "dmdistill", line
             main([*words[1:], *SMALL[words[1] if words[1] in SMALL else " ".join(words[1:3])].split()])
 
 
-def indented(page: Path) -> list[list[str]]:
-    """The commands that need weights or data of the reader's, which stand in no block of bash."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", "")
-    lines = re.findall(r"^    (?:torchrun .* -m )?dmdistill (.*)$", text, flags=re.M)
+def command_lines(page: Path) -> list[list[str]]:
+    """Return the commands that need weights or data of the reader's own: those in blocks of `sh`."""
+    text = "".join(text for _, text in blocks(page, "sh")).replace("\\\n", "")
+    lines = re.findall(r"^(?:torchrun .* -m )?dmdistill (.*)$", text, flags=re.M)
     return [shlex.split(line, comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if indented(page)], ids=lambda page: page.name)
-def test_commands_that_need_more_are_understood(page):
-    for words in indented(page):
+@pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)], ids=page_name)
+def test_commands_that_need_more_parse(page):
+    for words in command_lines(page):
         parse(words)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_runs(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    names = dict(NAMES)
-    for block in blocks(page, "python"):
-        exec(compile(block.replace(*SMALL_PYTHON), str(page), "exec"), names)
+def test_no_command_stands_outside_a_block():
+    """An indented command would be neither run nor parsed."""
+    for page in PAGES:
+        indented = re.findall(r"^    (?:torchrun .*)?dmdistill .*", page.read_text(encoding="utf-8"), flags=re.M)
+        assert indented == [], f"{page_name(page)}: put {indented} into a block of sh or bash"
+
+
+def test_scripts_exist():
+    for page in PAGES:
+        for script in re.findall(r"^(?:OMP_NUM_THREADS=1 )?python (\S+\.py)", page.read_text(encoding="utf-8"), re.M):
+            assert (ROOT / script).is_file(), f"{page_name(page)} names {script}"
 
 
 def test_links_lead_somewhere():
@@ -98,19 +116,17 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_tour_names_every_module():
-    named, folder = set(), ""
-    for line in (ROOT / "docs" / "tour.md").read_text(encoding="utf-8").split("Imports run one way")[0].splitlines():
-        if start := re.match(r"      (?:(\w+)/|\w+\.py)", line):
-            folder = f"{start[1]}/" if start[1] else ""
-        named |= {folder + name for name in re.findall(r"\b\w+\.py\b", line)}
-    package = ROOT / "src" / "dmdistill"
-    modules = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if not file.match("__*__.py")}
-    assert named == modules
-
-
 def test_every_page_is_in_the_contents():
-    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
-    for contents, link in (("mkdocs.yml", ": {}\n"), ("docs/index.md", "]({})"), ("README.md", "](docs/{})")):
+    names = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"index.md"}
+    top = {name for name in names if "/" not in name}
+    experiments = {name.removeprefix("experiments/") for name in names if name.startswith("experiments/")} - {
+        "index.md"
+    }
+    for contents, link, pages in (
+        ("mkdocs.yml", ": {}\n", names),
+        ("docs/index.md", "]({})", top),
+        ("README.md", "](docs/{})", top),
+        ("docs/experiments/index.md", "]({})", experiments),
+    ):
         text = (ROOT / contents).read_text(encoding="utf-8")
         assert [page for page in pages if link.format(page) not in text] == []
