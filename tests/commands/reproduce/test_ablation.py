@@ -1,4 +1,4 @@
-"""`dmdistill reproduce ablation | weighting`: equal compute is counted, not believed; runs that are finished stay."""
+"""`dmdistill reproduce ablation | weighting`: equal compute is counted; finished students are kept."""
 
 import dataclasses
 import json
@@ -11,25 +11,27 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.setup import Job
 from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.pairs.command import with_solver_options
-from dmdistill.commands.reproduce import ablation as ablating
+from dmdistill.commands.reproduce.ablation import experiment as ablating
+from dmdistill.commands.reproduce.ablation.command import ABLATION, WEIGHTING, ablation, weighting
+from dmdistill.commands.reproduce.ablation.equal_compute import evaluations_per_step
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 
-MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
+COMPUTE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 
 
 def tiny(teacher, **changes):
-    base = DistillConfig(teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, compute=MACHINE)
+    base = DistillConfig(teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, compute=COMPUTE)
     return dataclasses.replace(base, **{"evaluate_images": 8, "halflives": (2.0,), "warmup": 2} | changes)
 
 
 @pytest.mark.parametrize("guidance", [None, 2.0])
-@pytest.mark.parametrize("row", ablating.ABLATION)
+@pytest.mark.parametrize("row", ABLATION)
 def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, tiny_teacher, tmp_path):
     config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=SolverOptions(solver_steps=2, guidance=guidance))
-    config = dataclasses.replace(config, **ablating.ABLATION[row])
+    config = dataclasses.replace(config, **ABLATION[row])
     job = Job(config, with_solver_options(load_teacher(config.teacher), config.ode), RunFolder(config.out, config))
     counted = []
 
@@ -40,7 +42,7 @@ def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, t
     for denoiser in (job.generator.denoiser, job.fake, job.teacher.denoiser):
         denoiser.net.register_forward_hook(count)
     job.iterate(0)
-    assert sum(counted) == ablating.evaluations_per_step(config)
+    assert sum(counted) == evaluations_per_step(config)
 
 
 @pytest.fixture
@@ -49,55 +51,53 @@ def small(tiny_teacher, tmp_path_factory, monkeypatch):
     teacher, folder = load_teacher(str(tiny_teacher)), tmp_path_factory.mktemp("judged")
     judged = dataclasses.replace(teacher, config=teacher.config | {"feature_extractor": "fashion-classifier"})
     save_model(folder, judged, card="")
-    monkeypatch.setattr(ablating, "REFERENCE", 6)
-    monkeypatch.setattr(ablating, "IMAGES", 9)
+    monkeypatch.setattr(ablating, "TEACHER_IMAGES", 6)
+    monkeypatch.setattr(ablating, "STUDENT_IMAGES", 9)
     monkeypatch.setattr(ablating, "from_preset", lambda kind, name, **changes: tiny(str(folder), **changes))
 
 
-def test_rows_get_equal_compute_and_finished_students_stay(small, tmp_path, capsys):
-    config = ReproduceConfig("ablation", out=tmp_path, seeds=2, steps=2, compute=MACHINE)
-    table = ablating.ablation(config)
+def test_variants_get_equal_compute_and_finished_students_are_kept(small, tmp_path, capsys):
+    config = ReproduceConfig("ablation", out=tmp_path, seeds=2, steps=2, compute=COMPUTE)
+    table = ablation(config)
     capsys.readouterr()
     _, *rows = table["rows"]
     assert [row["steps"] for row in rows] == [2, 11, 2, 1]
-    for name, row in zip(ablating.ABLATION, rows, strict=True):
+    for name, row in zip(ABLATION, rows, strict=True):
         seeds = 1 if name == "no-matching" else 2  # regression alone draws nothing
         assert [len(row[key]["values"]) for key in ("frechet", "precision", "recall")] == [seeds, seeds, seeds]
         settings = load_model(str(tmp_path / name / f"seed-{seeds - 1}" / "student")).config["distilled"]
         assert (settings["steps"], settings["seed"]) == (row["steps"], seeds - 1)
     assert json.loads((tmp_path / "ablation.json").read_text())["rows"] == table["rows"]
     assert (tmp_path / "ablation.png").stat().st_size > 5000
-    assert ablating.ablation(config)["rows"] == table["rows"]
+    assert ablation(config)["rows"] == table["rows"]
     assert "distilling" not in capsys.readouterr().out
-    with pytest.raises(
-        ValueError, match="seed-0 was made with --steps 2, asked for is --steps 3: choose another --out"
-    ):
-        ablating.ablation(dataclasses.replace(config, steps=3))
+    with pytest.raises(ValueError, match=r"seed-0 was run with --steps 2, now --steps 3: choose another --out"):
+        ablation(dataclasses.replace(config, steps=3))
 
 
 def test_weights_are_those_of_table_3(small, tmp_path):
-    table = ablating.weighting(ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=2, compute=MACHINE))
-    students = [load_model(str(tmp_path / name / "seed-0" / "student")) for name in ablating.WEIGHTING]
-    assert [row["row"] for row in table["rows"]] == ["the teacher", *ablating.WEIGHTING]
+    table = weighting(ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=2, compute=COMPUTE))
+    students = [load_model(str(tmp_path / name / "seed-0" / "student")) for name in WEIGHTING]
+    assert [row["row"] for row in table["rows"]] == ["the teacher", *WEIGHTING]
     assert [student.config["distilled"]["weight"] for student in students] == ["eq8", "sigma", "sigma3"]
 
 
 def test_a_start_that_cannot_be_is_refused_before_pairs_are_made(small, tmp_path):
     for start, match in (("nope", "unknown model 'nope'"), ("fashion-student", "is no student of")):
-        config = ReproduceConfig("ablation", out=tmp_path, seeds=1, start=start, compute=MACHINE)
+        config = ReproduceConfig("ablation", out=tmp_path, seeds=1, start=start, compute=COMPUTE)
         with pytest.raises(ValueError, match=match):
-            ablating.ablation(config)
+            ablation(config)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_experiment_goes_on(small, terminated, tmp_path, capsys):
-    config = ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=4, compute=MACHINE)
+    config = ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=4, compute=COMPUTE)
     terminated(Job, "iterate", 2)
     with pytest.raises(KeyboardInterrupt):
-        ablating.weighting(config)
+        weighting(config)
     assert "go on with" in capsys.readouterr().out
     assert not (tmp_path / "weighting.json").exists()
-    assert len(ablating.weighting(config)["rows"]) == 4
+    assert len(weighting(config)["rows"]) == 4
 
 
 def test_a_start_that_is_no_student_of_the_teacher_is_refused(small, tmp_path, capsys):

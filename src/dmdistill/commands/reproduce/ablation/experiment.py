@@ -1,0 +1,131 @@
+"""Distillations of one teacher with changed settings, at equal compute, and the quality of their students.
+
+Every variant is distilled with several seeds, from the same pairs. Finished students are kept, so that an interrupted
+experiment continues when the same command is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmdistill.commands.distill.command import distill
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.initialization import start_of
+from dmdistill.commands.evaluate.generated_images import generate_images
+from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.pairs.command import make_teacher_pairs, with_solver_options
+from dmdistill.commands.presets import flag_of, from_preset, with_run
+from dmdistill.commands.reproduce.ablation.equal_compute import match_compute
+from dmdistill.commands.reproduce.config import ReproduceConfig
+from dmdistill.commands.run_folder import setup_compute
+from dmdistill.data.pairs import PairDataset
+from dmdistill.metrics.classifier_features import ClassifierFeatures, load_classifier_features
+from dmdistill.metrics.frechet import frechet_distance, gather
+from dmdistill.metrics.precision_recall import precision_recall
+from dmdistill.models.load import load_model, load_teacher
+from dmdistill.models.model import Teacher
+
+__all__ = ["Experiment", "prepare_experiment"]
+
+TEACHER_IMAGES = 2000  # apart from the pairs, as the reference of precision and recall
+STUDENT_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Variants of one distillation, and how their students are measured.
+
+    Attributes:
+        full: settings of the full objective.
+        teacher: on its device.
+        feature_extractor: the classifier whose features compare images.
+        teacher_pairs: the pairs that every variant learns from.
+        teacher_features: of the teacher's images that are not in the pairs, N D.
+        out: output folder; a student lies in out/VARIANT/seed-N/student.
+    """
+
+    full: DistillConfig
+    teacher: Teacher
+    feature_extractor: ClassifierFeatures
+    teacher_pairs: PairDataset
+    teacher_features: Tensor
+    out: Path
+
+    def variant(self, changes: Mapping[str, Any]) -> DistillConfig:
+        """Return the full objective's settings with some changed, at equal compute."""
+        return match_compute(replace(self.full, **changes), self.full)
+
+    def student_metrics(self, settings: DistillConfig, name: str, seed: int) -> dict[str, float]:
+        """Measure the student of one variant and seed; distill it first, or resume, unless it is finished."""
+        folder = self.out / name / f"seed-{seed}"
+        settings = replace(settings, out=folder, seed=seed)
+        if started := (folder / "config.toml").exists():
+            settings = replace(settings, resume=folder)
+            check_same_settings(with_run(DistillConfig(), folder), settings)
+        if not (started and (folder / "student").exists()) and distill(settings) is None:
+            raise KeyboardInterrupt
+        student = load_model(str(folder / "student"))
+        student.to(self.teacher.device, self.teacher.denoiser.precision)
+        features = extract_features(self.feature_extractor, generate_images(student, STUDENT_IMAGES, batch=500, seed=1))
+        precision, recall = precision_recall(features[:TEACHER_IMAGES], self.teacher_features)
+        return {"frechet": self.distance(features), "precision": precision, "recall": recall}
+
+    def teacher_distance(self) -> float:
+        """Measure the Frechet distance of all of the teacher's images to the real images."""
+        pair_features = extract_features(self.feature_extractor, iterate_images(self.teacher_pairs))
+        return self.distance(torch.cat([pair_features, self.teacher_features]))
+
+    def distance(self, features: Tensor) -> float:
+        """Return the Frechet distance of a set of features to those of the real images."""
+        return frechet_distance(gather(lambda rows: rows, [features]), self.feature_extractor.reference)
+
+
+def prepare_experiment(config: ReproduceConfig) -> Experiment:
+    """Load the teacher and its feature extractor and make the teacher's images.
+
+    ValueError where `config.start` is not a student of the teacher, before any image is made.
+    """
+    device, precision = setup_compute(config.compute)
+    solver = SolverOptions(guidance=config.guidance)
+    changes: dict[str, Any] = {"ode": solver, "compute": config.compute, "start": config.start}
+    changes |= {} if config.steps is None else {"steps": config.steps}
+    full = from_preset(DistillConfig, "fashion-ablation", pairs=config.out / "pairs", **changes)
+    teacher = with_solver_options(load_teacher(full.teacher), solver)
+    start_of(full, teacher)
+    teacher.to(device, precision)
+    feature_extractor = load_classifier_features(str(teacher.feature_extractor), device)
+    pairs = make_teacher_pairs(teacher, config.out / "pairs", count=full.pair_count, seed=0)
+    reference = make_teacher_pairs(teacher, config.out / "reference", count=TEACHER_IMAGES, seed=1)
+    features = extract_features(feature_extractor, iterate_images(reference))
+    return Experiment(full, teacher, feature_extractor, pairs, features, config.out)
+
+
+def check_same_settings(earlier: DistillConfig, settings: DistillConfig) -> None:
+    """Raise ValueError, naming the first difference, where a run was started with other settings than these.
+
+    Where it runs is no difference.
+    """
+    for name in (field.name for field in fields(DistillConfig) if field.name not in ("compute", "pairs", "preset")):
+        old, new = getattr(earlier, name), getattr(settings, name)
+        if old != new:
+            flag = flag_of(name)
+            raise ValueError(f"{settings.out} was run with {flag} {old}, now {flag} {new}: choose another --out")
+
+
+@torch.no_grad()
+def extract_features(feature_extractor: ClassifierFeatures, images: Iterable[Tensor]) -> Tensor:
+    """Return the features of images, given batch by batch: N D."""
+    device = next(feature_extractor.classifier.parameters()).device
+    return torch.cat([feature_extractor.features(batch.to(device)) for batch in images])
+
+
+def iterate_images(pairs: PairDataset, size: int = 500) -> Iterator[Tensor]:
+    """Yield the images of pairs in batches."""
+    for start in range(0, len(pairs), size):
+        yield pairs[range(start, min(start + size, len(pairs)))][1]
