@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmdistill.commands.cli import main
-from dmdistill.io.atomic import exclusive_folder
+from dmdistill.io.folders import exclusive_folder
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 SMALL = ["--steps", "2", "--batch", "3", "--batch-reg", "2", "--report-images", "4", "--pair-count", "6"]
@@ -225,7 +225,7 @@ def test_a_run_folder_that_exists_is_left_alone(command, tiny_teacher, idx_folde
     run.mkdir()
     (run / "mine.txt").write_text("precious")
     given = ["--teacher", tiny_teacher, *QUICK] if command == "distill" else ["--data", idx_folder, *MACHINE]
-    refused(command, "--out", run, *given, match="already exists: choose another --out, or go on with it by --resume")
+    refused(command, "--out", run, *given, match="already exists: choose another --out, or resume it by --resume")
     assert (run / "mine.txt").read_text() == "precious"
 
 

@@ -74,7 +74,7 @@ def test_a_missing_package_is_named(source, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=f"{source} is read by {package}, which is not installed: pip install"):
+    with pytest.raises(ValueError, match=f"{source} needs {package} \\(.*\\): pip install {package}"):
         read_prompts(source)
 
 

@@ -1,5 +1,7 @@
 """Files and folders: whole or not at all, and in one process's hands at a time."""
 
+import errno
+import fcntl
 import os
 import random
 import signal
@@ -10,17 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
-from dmdistill.io.atomic import atomic_write, exclusive_folder, read_safetensors, write_safetensors
+from dmdistill.io.atomic import atomic_write, read_safetensors, write_safetensors
 from dmdistill.io.checksums import add_text_checksum, read_checked_text
+from dmdistill.io.folders import exclusive_folder
 
 HOLDING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have it ignored
 from pathlib import Path
-from dmdistill.io.atomic import held_alone
-with held_alone(Path(sys.argv[1])):
+from dmdistill.io.folders import exclusive_folder
+with exclusive_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -78,8 +82,19 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted(kept)
 
 
-def test_where_the_system_has_no_locks_none_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+def test_a_file_system_without_locks_needs_none(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with exclusive_folder(tmp_path):
+        (tmp_path / "file").touch()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path, monkeypatch):
+    """Root writes everywhere: the error comes from the open call."""
+    monkeypatch.setattr(FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EACCES, "")))
     with exclusive_folder(tmp_path):
         assert os.listdir(tmp_path) == []
 
@@ -124,7 +139,7 @@ def test_no_flipped_bit_of_tensors_is_believed(tmp_path):
         try:
             read = read_safetensors(file)
         except ValueError as error:
-            assert str(error).startswith(f"{file} is cut short, damaged or no safetensors file: ")  # noqa: PT017
+            assert str(error).startswith(f"{file} is truncated, damaged or not a safetensors file: ")  # noqa: PT017
             found += 1
         else:
             assert read.keys() == tensors.keys(), f"byte {at // 8}, bit {at % 8}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.io.atomic import cache_folder
+from dmdistill.io.folders import cache_folder
 from dmdistill.metrics import inception as module
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.features import Classifying

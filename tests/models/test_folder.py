@@ -152,7 +152,7 @@ def test_missing_weights_are_named(model):
 def test_weights_cut_short_are_named(keep, model):
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    refused(model, r"model\.safetensors is cut short, damaged or no safetensors file")
+    refused(model, r"model\.safetensors is truncated, damaged or not a safetensors file")
 
 
 @pytest.mark.parametrize("damage", ["other names", "one more", "one less", "other shapes"])

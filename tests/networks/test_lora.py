@@ -258,6 +258,4 @@ def test_adapters_must_all_be_there(student):
 
 def test_without_peft_it_is_asked_for(student, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    refused(student[0], r"config\.json needs peft: pip install 'dmdistill\[diffusers\]'$")
-    with pytest.raises(ValueError, match=r"^LoRA needs peft"):
-        add_lora(nn.ModuleDict({"to_q": nn.Linear(2, 3)}), rank=1)
+    refused(student[0], r"config\.json needs peft \(.*\): pip install 'dmdistill\[diffusers\]'$")

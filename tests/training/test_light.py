@@ -127,5 +127,5 @@ def test_what_is_no_run_and_no_light_file_is_named(run, tmp_path):
         unpack_run(tmp_path / "x", tmp_path / "new")
     assert not (tmp_path / "new").exists()
     pack_run(run[0], tmp_path / "run.light")
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="already exists"):
         unpack_run(tmp_path / "run.light", tmp_path)

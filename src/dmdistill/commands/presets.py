@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -15,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dmdistill.io.checksums import read_checked_text
+from dmdistill.io.errors import did_you_mean
 
 __all__ = [
     "check_at_least",
@@ -49,13 +49,11 @@ def with_preset(config: Config, name: str, section: str) -> Config:
     elif name in presets():
         text = (resources.files("dmdistill.commands") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     else:
-        near = difflib.get_close_matches(name, presets(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(name, presets()) or "."
         raise ValueError(f"unknown preset {name!r}{hint} Known: {', '.join(presets())}, or a .toml file")
     table = parse_toml(text, f"preset {name}")
     for odd in sorted(table.keys() - set(SECTIONS)):
-        near = difflib.get_close_matches(odd, SECTIONS, n=1)
-        raise ValueError(f"preset {name}: no command [{odd}]{f'; did you mean [{near[0]}]?' if near else ''}")
+        raise ValueError(f"preset {name}: no command {odd!r}{did_you_mean(odd, SECTIONS)}")
     return overlay(config, {"preset": name, **table.get(section, {})}, f"preset {name}, [{section}]")
 
 
@@ -98,8 +96,7 @@ def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
     changes = {}
     for key, value in values.items():
         if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            raise ValueError(f"{where}: no setting {key!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            raise ValueError(f"{where}: no setting {key!r}{did_you_mean(key, kinds)}")
         if dataclasses.is_dataclass(kinds[key]) and isinstance(value, dict):
             changes[key] = overlay(getattr(config, key), value, f"{where} {key}")
         else:

@@ -11,7 +11,7 @@ import torch
 
 from dmdistill.data.prompt_embeddings import encode_prompts
 from dmdistill.data.prompt_files import read_prompts
-from dmdistill.io.atomic import cache_folder
+from dmdistill.io.folders import cache_folder
 from dmdistill.models.model import Model
 from dmdistill.training.progress import track
 

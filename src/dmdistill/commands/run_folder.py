@@ -14,8 +14,9 @@ from rich.console import Console
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.presets import to_toml
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
-from dmdistill.io.atomic import atomic_write, exclusive_folder
+from dmdistill.io.atomic import atomic_write
 from dmdistill.io.checksums import add_text_checksum
+from dmdistill.io.folders import check_new_folder, exclusive_folder
 from dmdistill.training.device import choose_device, choose_precision
 
 __all__ = ["RunFolder", "setup_compute"]
@@ -40,8 +41,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     """ValueError where there is nothing to resume, or something that a new run would overwrite."""
     if resume and not folder.is_dir():
         raise ValueError(f"{folder} does not exist: nothing to resume")
-    if not resume and folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-        raise ValueError(f"{folder} already exists: choose another --out, or go on with it by --resume {folder}")
+    if not resume:
+        check_new_folder(folder, f"choose another --out, or resume it by --resume {folder}")
 
 
 class RunFolder:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dmdistill.data.images import center_crop
-from dmdistill.io.atomic import first_line
+from dmdistill.io.errors import first_line
 from dmdistill.io.file_hashes import hash_files
 
 __all__ = ["ImageFolder", "has_images"]

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dmdistill.data.seeds import derive_seed
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from dmdistill.io.atomic import exclusive_folder, read_json, read_safetensors, write_json, write_safetensors
+from dmdistill.io.atomic import read_json, read_safetensors, write_json, write_safetensors
+from dmdistill.io.folders import exclusive_folder
 
 __all__ = ["PairDataset", "PairSettings", "make_pairs"]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dmdistill.io.atomic import first_line
+from dmdistill.io.errors import first_line, import_optional
 
 __all__ = ["read_prompts"]
 
@@ -64,7 +63,7 @@ def read_csv(file: Path) -> list[str]:
 
 def read_parquet(file: Path) -> list[Any]:
     """By pyarrow, whatever else is installed: pandas reads the format through it too."""
-    parquet, arrow = wanted("pyarrow.parquet", file), wanted("pyarrow", file)
+    parquet, arrow = import_optional("pyarrow.parquet", str(file)), import_optional("pyarrow", str(file))
     try:
         table = parquet.ParquetFile(file)
         column = choose_column(table.schema_arrow.names, file)
@@ -75,7 +74,7 @@ def read_parquet(file: Path) -> list[Any]:
 
 def read_hub(source: str) -> list[Any]:
     name, _, column = source.removeprefix("hf:").partition(":")
-    datasets = wanted("datasets", source)
+    datasets = import_optional("datasets", source)
     try:
         data = datasets.load_dataset(name, split="train")
     except Exception as error:  # of any class, from the network's to the format's
@@ -95,12 +94,3 @@ def choose_column(names: Sequence[str], source: Path | str, *, asked: str = "") 
         return names[0]
     found = ", ".join(map(repr, names)) or "none"
     raise ValueError(f"{source} has the columns {found}; expected {repr(asked) if asked else ', '.join(COLUMNS)}")
-
-
-def wanted(module: str, source: Path | str) -> Any:
-    """A module that only this kind of source needs."""
-    try:
-        return import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise ValueError(f"{source} is read by {package}, which is not installed: pip install {package}") from None

@@ -1,36 +1,29 @@
-"""Files are written whole or not at all."""
+"""Files and folders that are written in full or not at all, and readers of their formats."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dmdistill.io.checksums import add_tensor_checksum, check_tensor_checksum
+from dmdistill.io.errors import describe_write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOCK = ".lock"
-OURS = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # the temporary names of `atomic_write`, `atomic_folder`
-
 __all__ = [
     "atomic_folder",
     "atomic_write",
-    "cache_folder",
     "check_writable",
-    "exclusive_folder",
-    "first_line",
     "flush_to_disk",
-    "named_write_errors",
     "read_json",
     "read_safetensors",
     "write_json",
@@ -38,18 +31,11 @@ __all__ = [
 ]
 
 
-def cache_folder() -> Path:
-    """For what can be made again: $DMDISTILL_CACHE, else $XDG_CACHE_HOME/dmdistill, else ~/.cache/dmdistill."""
-    if own := os.environ.get("DMDISTILL_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dmdistill"
-
-
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` when the block ends, and is gone when the block fails."""
+    """Give a temporary name to write to, which becomes `path` when the block ends and is removed when it fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # one of each writer's own
-    with named_write_errors(path):
+    with describe_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -60,39 +46,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the disk has what was written to a file: a name for what a power cut empties would be worse than none.
-
-    That the name itself arrives is not waited for.
-    """
+    """Wait until the disk holds a file's content: a file renamed before that is empty after a power cut."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-@contextmanager
-def named_write_errors(path: Path) -> Iterator[None]:
-    """Within, an OSError, of a full disk say, tells in one line which file could not be written and why."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
-
-
 def check_writable(path: Path) -> None:
-    """OSError, naming the file, where it could not be written: to ask before the work whose outcome it is to hold.
+    """Raise OSError, naming the file, where it could not be written. No missing folder is made.
 
-    Folders that are missing are not made.
+    Called before the work whose result goes to the file.
     """
-    with named_write_errors(path):
+    with describe_write_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        place = next(folder for folder in path.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=place):
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=parent):
             pass
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill; it takes the place of `path` when the block ends, and is gone when the block fails."""
+    """Give an empty folder to fill, which replaces `path` when the block ends and is removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
     try:
@@ -105,72 +79,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def exclusive_folder(folder: Path) -> Iterator[None]:
-    """A folder, made where it is missing, for this process alone; what a killed one left half-written is removed.
-
-    Of this module's making alone, in the folder and in those of its folders that no other process may be at work in.
-    The lock is the kernel's: it goes with its process, however that one ends. ValueError where another process has it.
-    """
-    with named_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_in(folder)
-    try:
-        parts = [part for part in folder.iterdir() if part.is_dir() and not (part / LOCK).exists()]
-        for left in [left for place in (folder, *parts) for left in place.iterdir() if OURS.fullmatch(left.name)]:
-            with suppress(OSError):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield
-    finally:
-        if lock is not None:
-            with suppress(OSError):
-                (folder / LOCK).unlink()
-            lock.close()
-
-
-def lock_in(folder: Path) -> IO[bytes] | None:
-    """The folder's lock, locked; None on systems without such locks, and where the folder cannot be written anyway."""
-    try:
-        import fcntl
-
-        lock = (folder / LOCK).open("ab")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        here = os.stat(folder / LOCK)
-    except BlockingIOError:
-        raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
-    except FileNotFoundError:  # its holder removed it just now
-        return lock_in(folder)
-    except (ImportError, OSError):
-        return None
-    if os.path.samestat(here, os.fstat(lock.fileno())):
-        return lock
-    lock.close()
-    return lock_in(folder)
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message, or its kind where it has none: other libraries' messages run over many lines."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Indented, with a final newline; what JSON does not know, a path say, as its text."""
+    """Write a value as indented JSON with a final newline; types that JSON lacks, a path say, as their text."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """ValueError, naming the file, where it is missing or no JSON."""
+    """Read a JSON file. ValueError, naming the file, where it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Tensors of any device and layout, sealed by a checksum."""
+    """Write tensors of any device and layout to a safetensors file that carries a checksum."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -179,7 +105,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The file's tensors, memory-mapped. ValueError, naming it, where it is missing, cut short, foreign or damaged."""
+    """Read a safetensors file, memory-mapped. ValueError, naming it, where it is missing, truncated or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -190,4 +116,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         check_tensor_checksum(path)
         return tensors
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is cut short, damaged or no safetensors file: {error}") from None
+        raise ValueError(f"{path} is truncated, damaged or not a safetensors file: {error}") from None

@@ -1,101 +1,99 @@
-"""Files from elsewhere: brought whole, once, with a progress bar; a broken attempt is gone on with."""
+"""Downloads of single files: complete and checked or not at all, resumed after an interruption, with a progress bar."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from dmdistill.io.errors import describe_write_errors
+
 __all__ = ["download"]
 
-PIECE = 1 << 20  # bytes
-PATIENCE = 30.0  # seconds without a byte
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 30.0  # seconds without a byte
 
 
 def download(url: str, file: Path, *, check: Callable[[Path], object]) -> None:
-    """Bring a file that is not there yet, whole or not at all.
+    """Download a file that is missing. Of several processes one downloads while the others wait.
 
-    check: reads what came, and raises a ValueError where it is something else. ValueError, saying what to do, where the
-    file cannot be had.
+    Args:
+        url: address of the file.
+        file: where to put it; `file`.part beside it holds an unfinished download, which is resumed.
+        check: reads the finished download and raises ValueError where it is something else.
+
+    Raises:
+        ValueError: the file cannot be had, or is something else; the message says what to do.
     """
     part = file.with_name(f"{file.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with alone(part):
+    with describe_write_errors(part):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{part}.lock").acquire()
+    with lock:
         if not file.is_file():  # another process may have brought it meanwhile
-            bring(url, part, file, check)
+            receive(url, part, file)
+            try:
+                check(part)
+            except ValueError as error:
+                part.unlink()
+                raise ValueError(f"{url} sent something else: {error}") from None
+            os.replace(part, file)
 
 
-def bring(url: str, part: Path, file: Path, check: Callable[[Path], object]) -> None:
-    """Go on from what an earlier attempt left in `part`; checked, it becomes the file."""
+def receive(url: str, part: Path, file: Path) -> None:
+    """Complete `part`. ValueError, saying where to put the file by hand, where that fails."""
+    by_hand = f"try again, or put the file at {file}"
     try:
-        receive(url, part)
+        request_rest(url, part)
     except urllib.error.HTTPError as error:
-        raise ValueError(f"{url}: the server says {error.code} {error.reason}; {by_hand(file)}") from None
+        raise ValueError(f"{url}: the server says {error.code} {error.reason}; {by_hand}") from None
     except (OSError, HTTPException) as error:
-        why = getattr(error, "reason", None) or error
-        raise ValueError(f"{url} cannot be reached ({why}); {by_hand(file)}") from None
-    try:
-        check(part)
-    except ValueError as error:
-        part.unlink()
-        raise ValueError(f"{url} sent something else: {error}") from None
-    os.replace(part, file)
+        reason = getattr(error, "reason", None) or error
+        raise ValueError(f"{url} cannot be reached ({reason}); {by_hand}") from None
 
 
-def receive(url: str, part: Path) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+def request_rest(url: str, part: Path) -> None:
+    """Request what `part` does not hold yet and append it."""
+    size = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
     try:
-        response = urllib.request.urlopen(request, timeout=PATIENCE)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to send: `part` is whole, or not of this file
+        if error.code != 416:  # nothing is left to send: `part` is complete, or of another file
             raise
-        if error.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
+        if error.headers.get("Content-Range", "").rpartition("/")[2] != str(size):
             part.unlink()
-            receive(url, part)
+            request_rest(url, part)
         return
     with response:
-        start = have if response.status == 206 else 0  # a server that knows no ranges begins anew
+        start = size if response.status == 206 else 0  # a server that knows no ranges begins anew
         total = start + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
         with part.open("ab" if start else "wb") as target:
-            copy(response, target, name=part.stem, start=start, total=total)
+            copy_stream(response, target, name=part.stem, start=start, total=total)
     size = part.stat().st_size
     if total is not None and size != total:
-        raise OSError(f"{size} of {total} bytes came; the next attempt goes on from there")
+        raise OSError(f"{size} of {total} bytes came; the next attempt resumes there")
 
 
-def copy(source: Any, target: IO[bytes], *, name: str, start: int, total: int | None) -> None:
-    """All bytes that come, with a progress bar."""
+def copy_stream(source: Any, target: IO[bytes], *, name: str, start: int, total: int | None) -> None:
+    """Copy all bytes that come, with a progress bar."""
     console = Console(stderr=True)
     console.print(f"downloading {name} ({total / 1e6:.0f} MB)" if total else f"downloading {name}", highlight=False)
     columns = [TextColumn(""), BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, completed=start)
-        while piece := source.read(PIECE):
-            target.write(piece)
-            progress.update(task, advance=len(piece))
-
-
-def by_hand(file: Path) -> str:
-    return f"try again, or put the file at {file}"
-
-
-@contextlib.contextmanager
-def alone(part: Path) -> Iterator[None]:
-    """One process downloads while the others wait; where the system has no such locks, none waits."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with part.with_name(f"{part.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        while chunk := source.read(CHUNK):
+            try:
+                target.write(chunk)
+                target.flush()
+            except OSError as error:  # as ValueError, which is not taken for an error of the network
+                raise ValueError(f"{target.name} cannot be written: {error.strerror or error}") from None
+            progress.update(task, advance=len(chunk))

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmdistill.io.atomic import cache_folder, read_json, write_json
+from dmdistill.io.atomic import read_json, write_json
+from dmdistill.io.folders import cache_folder
 
 __all__ = ["hash_files"]
 

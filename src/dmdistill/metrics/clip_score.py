@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.io.atomic import first_line
+from dmdistill.io.errors import first_line, import_optional
 from dmdistill.metrics.features import check_bytes
 
 __all__ = ["ClipScore", "load_clip"]
@@ -45,10 +45,7 @@ def load_clip(source: str | Path, *, device: torch.device | str = "cpu") -> Clip
 
     The paper's is laion/CLIP-ViT-bigG-14-laion2B-39B-b160k. Scores of different models are not comparable.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(f"the CLIP score needs transformers ({error}): pip install 'dmdistill[diffusers]'") from None
+    transformers = import_optional("transformers", "the CLIP score", extra="diffusers")
     # the other image processor of new versions needs torchvision; of old versions this is the only one
     images = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     try:

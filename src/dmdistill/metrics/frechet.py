@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.io.atomic import first_line, read_safetensors, write_safetensors
+from dmdistill.io.atomic import read_safetensors, write_safetensors
+from dmdistill.io.errors import first_line
 
 __all__ = [
     "Moments",

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dmdistill.io.atomic import cache_folder, first_line
 from dmdistill.io.download import download
+from dmdistill.io.errors import first_line
+from dmdistill.io.folders import cache_folder
 from dmdistill.metrics.features import check_bytes
 from dmdistill.metrics.resizing import resize_bicubic, resize_tensorflow
 

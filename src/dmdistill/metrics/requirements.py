@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from dmdistill.io.errors import did_you_mean
 
 __all__ = ["METRICS", "SUBSET", "Metric", "asked", "rounded", "warnings_of"]
 
@@ -47,9 +48,7 @@ def asked(words: str) -> list[str]:
     names = [word.strip() for word in words.split(",") if word.strip()]
     for name in names:
         if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"unknown metric {name!r}{hint} Known: {', '.join(METRICS)}")
+            raise ValueError(f"unknown metric {name!r}{did_you_mean(name, METRICS) or '.'} Known: {', '.join(METRICS)}")
     if not names:
         raise ValueError(f"--metrics {words!r}, expected some of {', '.join(METRICS)}")
     return list(dict.fromkeys(names))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.io.atomic import first_line, read_json
+from dmdistill.io.atomic import read_json
+from dmdistill.io.errors import first_line, import_optional
 from dmdistill.models.autoencoder import VAE
 from dmdistill.models.diffusers_scheduler import read_schedule
 from dmdistill.models.diffusers_text import PipelineText
@@ -96,10 +97,7 @@ def find_network(folder: Path) -> tuple[Path, str]:
 
 def load_part(folder: Path, name: str) -> Any:
     """One component: a class of diffusers, fp32, from safetensors alone."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError(f"{folder} needs diffusers ({error}): pip install 'dmdistill[diffusers]'") from None
+    diffusers = import_optional("diffusers", str(folder), extra="diffusers")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no .safetensors: other weight files can run code and are not read")
     try:
@@ -221,12 +219,9 @@ def resolve_folder(source: str) -> Path:
 
 def download(source: str) -> Path:
     """A hub repository's configs and safetensors, from the cache or the network, checked by the hub's own hashes."""
+    hub = import_optional("huggingface_hub", source, extra="diffusers")
     try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(source, allow_patterns=FILES, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
-    except ImportError as error:
-        raise ValueError(f"{source} needs huggingface_hub ({error}): pip install 'dmdistill[diffusers]'") from None
+        return Path(hub.snapshot_download(source, allow_patterns=FILES, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
     except Exception as error:  # its many kinds have no base of their own
         why = first_line(error)
         raise ValueError(f"{source} cannot be had from the hub: {why}. A folder of it would do, too") from None

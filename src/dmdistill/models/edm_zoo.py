@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dmdistill.io.atomic import atomic_write, cache_folder
+from dmdistill.io.atomic import atomic_write
 from dmdistill.io.download import download
+from dmdistill.io.folders import cache_folder
 from dmdistill.io.safe_pickle import read_pickle
 
 __all__ = ["NAMES", "download_checkpoint", "summary"]

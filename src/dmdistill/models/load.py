@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from dmdistill.io.atomic import read_json
+from dmdistill.io.errors import did_you_mean, import_optional
 from dmdistill.io.weights import bundled, check_weights, load_weights
 from dmdistill.models.diffusers_pipeline import is_diffusers, load_diffusers
 from dmdistill.models.edm_checkpoint import read_edm
@@ -18,7 +18,7 @@ from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
 from dmdistill.models.folder import build_model, load_folder
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.models.python_function import is_python_function, load_python_function
-from dmdistill.networks.lora import add_lora, require_peft
+from dmdistill.networks.lora import add_lora
 
 __all__ = ["absolute_name", "display_name", "load_model", "load_teacher"]
 
@@ -95,7 +95,7 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
     name = config.get("teacher")
     try:
         if config.get("lora"):
-            require_peft(str(file))
+            import_optional("peft", str(file), extra="diffusers")
         base = teacher or load_teacher(str(name))
         if odd := [key for key in BASE if base.config.get(key) != config.get(key)]:
             raise ValueError(f"{base.name} is another model: its {odd[0]} differs")
@@ -136,8 +136,7 @@ def unknown(name: str) -> ValueError:
     known = [
         name for name, folder in bundled().items() if read_json(folder / "config.json")["kind"] != "feature_extractor"
     ]
-    near = difflib.get_close_matches(name, [*known, *NAMES], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(name, [*known, *NAMES]) or "."
     places = (
         "the folder of a model or run, a checkpoint of EDM (.pkl), a folder or hub id of diffusers, module:function"
     )

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 
-from dmdistill.io.atomic import first_line
+from dmdistill.io.errors import first_line
 from dmdistill.models.model import Teacher
 
 __all__ = ["is_python_function", "load_python_function"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dmdistill.networks.copying import copy_sharing_frozen
 
-__all__ = ["adapter_weights", "add_lora", "merge_lora", "require_peft"]
+__all__ = ["adapter_weights", "add_lora", "merge_lora"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -17,14 +17,6 @@ TARGETS = (  # names of layers by their end; the first group that finds any is t
     ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),  # diffusers
     ("qkv", "proj", "affine", "conv0", "conv1"),  # the EDM family
 )
-
-
-def require_peft(wanted_by: str = "LoRA") -> None:
-    """ValueError, saying how to install it, where peft is missing."""
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise ValueError(f"{wanted_by} needs peft: pip install 'dmdistill[diffusers]'") from None
 
 
 def add_lora(network: Network, *, rank: int, alpha: float | None = None) -> Network:
@@ -39,7 +31,6 @@ def add_lora(network: Network, *, rank: int, alpha: float | None = None) -> Netw
     """
     if rank < 1:
         raise ValueError(f"adapters of rank {rank}, expected at least 1")
-    require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     names = layers(network)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.io.atomic import atomic_write, first_line
+from dmdistill.io.atomic import atomic_write
+from dmdistill.io.errors import first_line
 
 __all__ = ["Checkpoints", "DamagedCheckpointError", "of_tensors", "read"]
 

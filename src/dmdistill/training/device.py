@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dmdistill.io.atomic import first_line
+from dmdistill.io.errors import first_line
 
 __all__ = ["choose_device", "choose_precision", "out_of_memory"]
 

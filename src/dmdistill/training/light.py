@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.io.atomic import atomic_write, exclusive_folder, first_line
+from dmdistill.io.atomic import atomic_write
+from dmdistill.io.errors import first_line
+from dmdistill.io.folders import check_new_folder, exclusive_folder
 from dmdistill.training.checkpoints import Checkpoints
 
 __all__ = ["lightened", "pack_run", "restored", "unpack_run"]
@@ -44,8 +46,7 @@ def pack_run(folder: Path, file: Path) -> int:
 
 def unpack_run(file: Path, folder: Path) -> int:
     """Make the folder of a run that `Trainer` can go on with; answers with its step. ValueError for other files."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: choose another folder")
+    check_new_folder(folder, "choose another folder")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
         texts, state = found["texts"], found["state"]

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from dmdistill.io.atomic import first_line, read_json, write_json
+from dmdistill.io.atomic import read_json, write_json
+from dmdistill.io.errors import first_line, import_optional
 from dmdistill.training.trainer import Trainer
 
 __all__ = ["Logger", "TensorBoard", "Tracker", "logging_to", "require_logger"]
@@ -121,10 +122,7 @@ def require_logger(name: str | None) -> None:
     """ValueError, saying what to do, where a logger's package is missing or, online, knows no account."""
     if name is None:
         return
-    try:
-        package: Any = importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"--log-to {name} needs {name} ({error}): pip install 'dmdistill[{name}]'") from None
+    package = import_optional(name, f"--log-to {name}", extra=name)
     if name == "wandb" and package.setup().settings.mode not in ("offline", "disabled"):
         try:
             with nobody_asked():

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from dmdistill.io.atomic import atomic_write, first_line, flush_to_disk, named_write_errors
+from dmdistill.io.atomic import atomic_write, flush_to_disk
+from dmdistill.io.errors import describe_write_errors, first_line
 from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
@@ -182,7 +183,7 @@ class Trainer:
         self.began = time.perf_counter() - self.seconds
 
     def log(self, row: Mapping[str, float]) -> None:
-        with named_write_errors(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
+        with describe_write_errors(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
         if self.logger is not None:
             self.logger.figures(self.step, row)

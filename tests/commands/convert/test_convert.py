@@ -69,7 +69,7 @@ def test_nothing_is_overwritten(place, checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["convert", str(checkpoint), str(tmp_path / place)])
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"dmdistill: {tmp_path / place} is there and not empty: give a new folder\n"
+    assert f"{tmp_path / place} already exists" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 

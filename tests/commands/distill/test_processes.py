@@ -256,7 +256,7 @@ def test_torchrun_shows_one_line_of_what_is_wrong(whole, tmp_path):
     done = torchrun(tmp_path / "plain.py", 2, "distill", "--out", whole, "--device", "cpu")
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("dmdistill: ")]
-    assert lines == [f"dmdistill: {whole} already exists: choose another --out, or go on with it by --resume {whole}"]
+    assert lines == [f"dmdistill: {whole} already exists: choose another --out, or resume it by --resume {whole}"]
 
 
 def spoilt(config, step):

@@ -18,7 +18,8 @@ from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import check_at_least, overlay
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.commands.run_folder import setup_compute
-from dmdistill.io.atomic import check_writable, first_line, write_json
+from dmdistill.io.atomic import check_writable, write_json
+from dmdistill.io.errors import first_line
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Model, Teacher
 

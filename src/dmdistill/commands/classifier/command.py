@@ -15,6 +15,7 @@ from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.images import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled
 from dmdistill.io.atomic import atomic_write, check_writable, write_json
+from dmdistill.io.folders import check_new_folder
 from dmdistill.io.weights import save_weights
 from dmdistill.metrics.classifier_features import ClassifierFeatures
 from dmdistill.metrics.frechet import gather, save_statistics
@@ -66,8 +67,7 @@ def check(config: ClassifierConfig) -> None:
     check_positive(config, "lr")
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"--seed {config.seed}, expected 0 to 2**63 - 1")
-    if config.out.is_dir() and any(config.out.iterdir()):
-        raise ValueError(f"{config.out} already exists: choose another --out")
+    check_new_folder(config.out, "choose another --out")
     check_writable(config.out / "model.safetensors")
 
 

@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 
 from dmdistill.commands.convert.config import ConvertConfig
+from dmdistill.io.folders import check_new_folder
 from dmdistill.models.cards import teacher_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_teacher
@@ -15,8 +16,7 @@ __all__ = ["convert"]
 
 def convert(config: ConvertConfig) -> None:
     """Write config.out/{model.safetensors, config.json, README.md}."""
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise ValueError(f"{config.out} is there and not empty: give a new folder")
+    check_new_folder(config.out, "choose another folder")
     teacher = load_teacher(config.model)
     if "network" not in teacher.config:
         raise ValueError(f"{config.model} has a network of another package: it is used as it is")

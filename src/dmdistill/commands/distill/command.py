@@ -26,11 +26,11 @@ from dmdistill.distributed.process_group import (
     local_device,
 )
 from dmdistill.io.atomic import write_json
+from dmdistill.io.errors import import_optional
 from dmdistill.models.cards import student_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student, Teacher
-from dmdistill.networks.lora import require_peft
 from dmdistill.training.loggers import logging_to, require_logger
 
 __all__ = ["distill"]
@@ -112,7 +112,7 @@ def check(config: DistillConfig, processes: ProcessGroup = SINGLE_PROCESS) -> No
     require_logger(config.log_to)
     for name in ("lora_student", "lora_fake"):
         if getattr(config, name):
-            require_peft(f"--{name.replace('_', '-')}")
+            import_optional("peft", f"--{name.replace('_', '-')}", extra="diffusers")
     if not 0 <= config.low < config.high <= 1:
         raise ValueError(f"--low {config.low} --high {config.high}, expected 0 <= low < high <= 1")
     if config.lambda_reg > 0 and config.pairs is None and config.pair_count < 1:

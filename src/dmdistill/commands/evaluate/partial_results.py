@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
-from dmdistill.io.atomic import atomic_write, cache_folder
+from dmdistill.io.atomic import atomic_write
+from dmdistill.io.folders import cache_folder
 from dmdistill.metrics.accumulate import FeatureAccumulator
 from dmdistill.metrics.frechet import Moments
 from dmdistill.metrics.inception_score import ClassScores

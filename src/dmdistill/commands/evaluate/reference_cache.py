@@ -12,7 +12,8 @@ import torch
 from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction, extract_features
 from dmdistill.data.image_sources import ImageSource
 from dmdistill.distributed.process_group import ProcessGroup
-from dmdistill.io.atomic import cache_folder, read_safetensors, write_safetensors
+from dmdistill.io.atomic import read_safetensors, write_safetensors
+from dmdistill.io.folders import cache_folder
 from dmdistill.metrics.accumulate import KEPT, FeatureStatistics
 from dmdistill.metrics.features import Features
 from dmdistill.metrics.frechet import Statistics, load_statistics, save_statistics

@@ -10,7 +10,9 @@ from rich.console import Console
 from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.export.latent import write_pipeline
 from dmdistill.commands.export.pixel import write_custom
-from dmdistill.io.atomic import atomic_folder, first_line, read_json
+from dmdistill.io.atomic import atomic_folder, read_json
+from dmdistill.io.errors import first_line, import_optional
+from dmdistill.io.folders import check_new_folder
 from dmdistill.models.cards import export_card
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student
@@ -21,9 +23,8 @@ __all__ = ["export"]
 
 def export(config: ExportConfig) -> Path:
     """Write the folder, whole or not at all, and push it to the hub where asked. ValueError for what is no student."""
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise ValueError(f"{config.out} already exists: choose another folder")
-    import_diffusers()
+    check_new_folder(config.out, "choose another folder")
+    import_optional("diffusers", "export", extra="diffusers")
     student = load_model(config.student)
     if not isinstance(student, Student):
         raise ValueError(f"{config.student} is a teacher; a student is exported")
@@ -50,13 +51,6 @@ def compute_metrics(name: str) -> dict[str, Any]:
     run = Path(name).parent if Path(name).name == "student" else Path(name)
     file = run / "report.json"
     return read_json(file) if file.is_file() else {}
-
-
-def import_diffusers() -> None:
-    try:
-        import diffusers  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"export needs diffusers ({error}): pip install 'dmdistill[diffusers]'") from None
 
 
 def push(folder: Path, name: str) -> str:

@@ -19,6 +19,7 @@ from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, Hor
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.images import LabelledImages
 from dmdistill.io.atomic import atomic_folder, write_json
+from dmdistill.io.errors import import_optional
 from dmdistill.models.diffusers_pipeline import METADATA_FILE
 from dmdistill.models.diffusers_scheduler import PREDICTIONS
 from dmdistill.models.folder import save_model
@@ -190,12 +191,8 @@ def groups_of(channels: int, *, least: int) -> int:
 
 
 def diffusers() -> Any:
-    """The library, whose names load on first use, unknown to types."""
-    try:
-        import diffusers as library
-    except ImportError as error:
-        raise ValueError(f"--kind ddpm needs diffusers ({error}): pip install 'dmdistill[diffusers]'") from None
-    return library
+    """Import the library, whose names load on first use, unknown to types."""
+    return import_optional("diffusers", "--kind ddpm", extra="diffusers")
 
 
 LESSONS: dict[str, type[Recipe]] = {"edm": EDMRecipe, "ddpm": DDPMRecipe}

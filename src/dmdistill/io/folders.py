@@ -1,0 +1,77 @@
+"""Folders that one process owns, and the folder of the cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dmdistill.io.errors import describe_write_errors
+
+__all__ = ["cache_folder", "check_new_folder", "exclusive_folder"]
+
+LOCK = ".lock"
+TEMPORARY = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # names that `atomic_write` and `atomic_folder` write under
+
+
+def cache_folder() -> Path:
+    """Return the folder of files that can be made again.
+
+    It is $DMDISTILL_CACHE, else $XDG_CACHE_HOME/dmdistill, else ~/.cache/dmdistill.
+    """
+    if own := os.environ.get("DMDISTILL_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dmdistill"
+
+
+def check_new_folder(folder: Path, advice: str) -> None:
+    """Raise ValueError where a folder to write is a file or holds anything but hidden files.
+
+    Args:
+        folder: the folder, which need not exist.
+        advice: what to do instead, the end of the error message.
+    """
+    if folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
+        raise ValueError(f"{folder} already exists: {advice}")
+
+
+@contextmanager
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process, make it where it is missing, and remove half-written files of a killed process.
+
+    Only temporary files of this package are removed, from the folder and from those of its folders that are not locked
+    by another process. The operating system releases the lock when the process ends, however it ends. A folder that
+    cannot be written, or that lies on a file system without locks, is not locked.
+
+    Raises:
+        ValueError: another process has locked the folder.
+    """
+    with describe_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
+    except (OSError, NotImplementedError):
+        pass  # nothing to write here, or no locks
+    try:
+        remove_temporary_files(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        lock.release()
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder and its unlocked subfolders."""
+    unlocked = [part for part in folder.iterdir() if part.is_dir() and not (part / LOCK).exists()]
+    for file in [file for place in (folder, *unlocked) for file in place.iterdir() if TEMPORARY.fullmatch(file.name)]:
+        with suppress(OSError):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
