@@ -16,7 +16,6 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from dmdistill.io.atomic import atomic_write, read_safetensors, write_safetensors
-from dmdistill.io.checksums import add_text_checksum, read_checked_text
 from dmdistill.io.folders import exclusive_folder
 
 HOLDING = """
@@ -151,16 +150,3 @@ def test_equal_tensors_make_equal_files(tmp_path):
     for name in "abcdef":
         write_safetensors(tmp_path / name, {"x": torch.ones(3), "y": torch.zeros(2)})
     assert len({(tmp_path / name).read_bytes() for name in "abcdef"}) == 1
-
-
-def test_a_sealed_text_is_read_as_it_was_written_or_not_at_all(tmp_path):
-    file, text = tmp_path / "config.toml", 'name = "a"\nsteps = 300\n'
-    sealed = add_text_checksum(text).encode()
-    first = sealed.index(b"\n") + 1
-    for content, believed in ((sealed, True), (sealed[first:], True), (sealed[:-3], False), (sealed + b"x", False)):
-        file.write_bytes(content)
-        if believed:
-            assert read_checked_text(file).endswith(text)
-        else:
-            with pytest.raises(ValueError, match=r"config\.toml is not as it was written"):
-                read_checked_text(file)

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dmdistill.io.checksums import read_checked_text
 from dmdistill.io.errors import did_you_mean
 
 __all__ = [
@@ -78,9 +77,13 @@ def with_run(config: Config, folder: Path) -> Config:
 
 
 def read(file: Path) -> str:
+    """Read a file of settings; a byte order mark is skipped. ValueError, naming it, where it is missing or no text."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
-    return read_checked_text(file)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

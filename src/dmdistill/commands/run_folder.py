@@ -15,7 +15,6 @@ from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.presets import to_toml
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
 from dmdistill.io.atomic import atomic_write
-from dmdistill.io.checksums import add_text_checksum
 from dmdistill.io.folders import check_new_folder, exclusive_folder
 from dmdistill.training.device import choose_device, choose_precision
 
@@ -77,7 +76,7 @@ class RunFolder:
     def take(self) -> None:
         self.held.enter_context(exclusive_folder(self.folder))
         with atomic_write(self.folder / "config.toml") as temporary:
-            temporary.write_text(add_text_checksum(to_toml(dataclasses.asdict(self.config))), encoding="utf-8")
+            temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

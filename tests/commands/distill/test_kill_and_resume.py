@@ -215,7 +215,7 @@ def resumed(folder):
     return student_of(folder)
 
 
-READ = ("config.toml", "pairs/pairs.json", "pairs/shard-*", "checkpoints/step-*", "checkpoints/best-*")
+READ = ("pairs/pairs.json", "pairs/shard-*", "checkpoints/step-*", "checkpoints/best-*")
 
 
 @pytest.mark.parametrize("pattern", READ)
