@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 from torch.profiler import profile
 
-from dmdistill.commands.bench.timers import Spread, in_rounds
+from dmdistill.commands.bench.timers import Spread, time_in_rounds
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.generators import Generator
 from dmdistill.models.load import load_teacher
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     asked = parser.parse_args()
-    timed = partial(in_rounds, clock=time.process_time, repeats=asked.repeats)
+    timed = partial(time_in_rounds, clock=time.process_time, repeats=asked.repeats)
     convolutions = {name: convolution(asked.batch, precision) for name, precision in PRECISIONS.items()}
     passes = {name: training_pass(denoiser, asked.batch) for name, denoiser in networks().items()}
     alone: dict[str, Spread] = timed({name: work for name, (work, _) in convolutions.items()}, name="a convolution")

@@ -31,7 +31,7 @@ from step_cases import CASES, batch_of
 from step_tricks import HOLDS_LESS, TRICKS, Ours, tricks_of
 from torch import Tensor, nn
 
-from dmdistill.commands.bench.timers import Spread, clock_on, seconds_of
+from dmdistill.commands.bench.timers import Spread, device_clock, time_call
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.plan.dry_run import rehearsal
@@ -240,7 +240,7 @@ def in_turns(
     setting: Setting, *, rounds: int, tricks: bool
 ) -> tuple[dict[str, dict[str, Spread]], dict[str, dict[str, float]]]:
     """Seconds: by iteration, of both implementations; of one 1:1 iteration of ours without each trick. Operations."""
-    clock = time.process_time if setting.device == "cpu" else clock_on(torch.device(setting.device))
+    clock = time.process_time if setting.device == "cpu" else device_clock(torch.device(setting.device))
     with built(replace(setting, kind="plain")) as (plain, _), built(setting) as (ours, _):
         assert isinstance(ours, Ours)
         works: dict[tuple[str, str], tuple[Callable[[], Any], Callable[[], object]]] = {}
@@ -257,10 +257,10 @@ def in_turns(
         for _ in track(range(rounds), f"timing {setting.name}"):
             for key, (context, work) in works.items():
                 with context():
-                    taken[key].append(seconds_of(work, clock))
+                    taken[key].append(time_call(work, clock))
     found: dict[str, dict[str, Spread]] = {}
     for (group, key), timings in taken.items():
-        found.setdefault(group, {})[key] = Spread.of(timings)
+        found.setdefault(group, {})[key] = Spread.from_timings(timings)
     return found, flops
 
 

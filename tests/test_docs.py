@@ -18,7 +18,7 @@ SMALL = {
     "distill": "--steps 2 --pair-count 8 --report-images 8 --evaluate-images 8 --batch 4 --batch-reg 4",
     "teach": "--steps 2 --batch 4",
     "pairs": "--count 8",
-    "bench": "--repeats 1 --most 1 --solver-steps 2",
+    "bench": "--repeats 1 --max-batch 1 --solver-steps 2",
     "evaluate": "--images 8 --side 12",  # the test's data are of 12 x 12
     "sample": "--count 8",
     "classifier": "--epochs 1",

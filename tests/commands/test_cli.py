@@ -264,7 +264,7 @@ def outputs(tiny_teacher, idx_folder, out):
         "pairs": ["pairs", "--teacher", tiny_teacher, "--out", out, "--count", "6", "--solver-steps", "1", *MACHINE],
         "sample": ["sample", tiny_teacher, "--out", out / "x.png", "--count", "2", *MACHINE],
         "evaluate": ["evaluate", tiny_teacher, "--json", out / "x.json", "--images", "2", *MACHINE],
-        "bench": ["bench", tiny_teacher, "--json", out / "x.json", "--repeats", "1", "--most", "1", *MACHINE],
+        "bench": ["bench", tiny_teacher, "--json", out / "x.json", "--repeats", "1", "--max-batch", "1", *MACHINE],
         "plan": ["plan", "--teacher", tiny_teacher, "--json", out / "x.json", *QUICK],
     }
 

@@ -29,7 +29,7 @@ from dmdistill.commands.teach.config import TeachConfig
 
 __all__ = ["main"]
 
-SIZES = ("batch", "batch_reg", "count", "most")  # the settings that decide how much memory is asked for
+SIZES = ("batch", "batch_reg", "count", "max_batch")  # the settings that decide how much memory is asked for
 DESCRIPTION = "Turn a pretrained diffusion model into a one-step generator by distribution matching distillation."
 
 

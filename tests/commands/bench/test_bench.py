@@ -1,7 +1,8 @@
-"""Speed: rounds, the best batch, ratios of one run, and what is refused."""
+"""Speed: interleaved rounds, the best batch, ratios within one run, and refusals."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,22 +10,21 @@ import torch
 from torch import nn
 
 from dmdistill.commands.bench import command as benching
-from dmdistill.commands.bench.command import models_of
-from dmdistill.commands.bench.compare import Candidate, bare_work, compare, compiled, peak_memory
+from dmdistill.commands.bench.command import load_models, make_table
+from dmdistill.commands.bench.compare import BenchmarkCase, compare, compile_case, peak_memory
 from dmdistill.commands.bench.config import BenchConfig
-from dmdistill.commands.bench.timers import Spread, best_batch, clock_on, in_rounds
+from dmdistill.commands.bench.timers import Spread, device_clock, find_best_batch, time_in_rounds
 from dmdistill.commands.cli import main
 from dmdistill.commands.options import SolverOptions as Ode
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import Flow
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.io.atomic import read_json, write_json
-from dmdistill.models.gaussian_mixture import ring
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Student, Teacher
 from helpers.tiny_models import student_of
 
-QUICK = ["--repeats", "1", "--most", "2", "--device", "cpu", "--threads", "1"]
+QUICK = ["--repeats", "1", "--max-batch", "2", "--device", "cpu", "--threads", "1"]
 SHAPE = (3, 4, 6)
 
 
@@ -38,7 +38,7 @@ class FakeTime:
         return self.now
 
     def work(self, *seconds: float):
-        """Takes these seconds, one after another, and the last ever after."""
+        """Return a workload that takes these seconds in turn, then always the last."""
         left = list(seconds)
 
         def run() -> None:
@@ -47,14 +47,14 @@ class FakeTime:
         return run
 
 
-def tries(seconds, most=1024):
+def search(seconds, max_batch=1024):
     """best_batch, where a batch takes seconds(batch)."""
     clock = FakeTime()
-    return best_batch(lambda batch: clock.work(seconds(batch)), clock, most=most)
+    return find_best_batch(lambda batch: clock.work(seconds(batch)), clock, max_batch=max_batch)
 
 
 def test_the_best_batch_is_where_time_per_image_is_least():
-    best, tried = tries(lambda batch: 3 + batch + batch**2 / 100)
+    best, tried = search(lambda batch: 3 + batch + batch**2 / 100)
     assert best == 16  # the least of 3/b + 1 + b/100 is at the root of 300
     assert tried == pytest.approx({b: 3 / b + 1 + b / 100 for b in (1, 2, 4, 8, 16, 32, 64)})
 
@@ -63,14 +63,14 @@ def test_one_bad_batch_does_not_end_the_search_and_two_do():
     def bumpy(batch):
         return batch * {1: 1.0, 2: 1.5, 4: 0.9, 8: 0.95, 16: 0.89}.get(batch, 0.1)
 
-    best, tried = tries(bumpy)
+    best, tried = search(bumpy)
     assert (best, list(tried)) == (4, [1, 2, 4, 8, 16])  # 16 gains too little over 4; 32 is not tried
 
 
-@pytest.mark.parametrize("most", [1, 2, 7, 8])
-def test_no_batch_above_the_largest_is_tried(most):
-    best, tried = tries(lambda batch: 1.0, most=most)
-    assert best == max(tried) == 2 ** int(math.log2(most))
+@pytest.mark.parametrize("max_batch", [1, 2, 7, 8])
+def test_no_batch_above_the_largest_is_tried(max_batch):
+    best, tried = search(lambda batch: 1.0, max_batch=max_batch)
+    assert best == max(tried) == 2 ** int(math.log2(max_batch))
 
 
 @pytest.mark.parametrize(
@@ -87,17 +87,17 @@ def test_the_search_ends_where_memory_does(error):
             raise error
         return 1.0
 
-    assert tries(seconds) == (4, {1: 1.0, 2: 0.5, 4: 0.25})
+    assert search(seconds) == (4, {1: 1.0, 2: 0.5, 4: 0.25})
     with pytest.raises(type(error)):
-        tries(lambda batch: seconds(8))
+        search(lambda batch: seconds(8))
 
 
-def test_other_errors_are_not_taken_for_want_of_memory():
+def test_other_errors_are_not_taken_for_running_out_of_memory():
     def seconds(batch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        tries(seconds)
+        search(seconds)
 
 
 def test_rounds_take_turns_and_leave_out_the_cold_call():
@@ -111,7 +111,7 @@ def test_rounds_take_turns_and_leave_out_the_cold_call():
         "slow": work("slow", 90, 10, 10, 30, 20),
         "quick": work("quick", 50, 0.05, 0.05, 0.07, 0.02, 0.03, 0.04, 0.05),
     }
-    timed = in_rounds(works, clock, repeats=3, name="timing")
+    timed = time_in_rounds(works, clock, repeats=3, name="timing")
     assert timed["slow"] == Spread(20, 15, 25)  # of 10, 30, 20
     assert timed["quick"].median == pytest.approx(0.045)  # of the medians of 0.05 0.07, 0.02 0.03, 0.04 0.05
     warm, rounds = calls[:4], calls[4:]
@@ -120,8 +120,8 @@ def test_rounds_take_turns_and_leave_out_the_cold_call():
 
 
 def test_the_spread_of_one_round_is_a_point():
-    assert Spread.of([2.0]) == Spread(2, 2, 2)
-    assert Spread.of([1.0, 2.0, 3.0, 4.0, 9.0]) == Spread(3, 2, 4)
+    assert Spread.from_timings([2.0]) == Spread(2, 2, 2)
+    assert Spread.from_timings([1.0, 2.0, 3.0, 4.0, 9.0]) == Spread(3, 2, 4)
 
 
 class SlowNet(nn.Module):
@@ -165,10 +165,10 @@ def slow(kind, clock, **fields):
     return kind(name=kind.__name__, denoiser=denoiser, shape=SHAPE, conditions=LabelSpace(("ant", "bee")), **fields)
 
 
-def test_every_figure_of_a_comparison_on_a_fake_clock():
+def test_every_number_of_a_comparison_on_a_fake_clock():
     clock = FakeTime()
-    pair = [Candidate(slow(Teacher, clock, steps=4)), Candidate(slow(Student, clock))]
-    report = compare(pair, clock, repeats=2, most=8)
+    pair = [BenchmarkCase(slow(Teacher, clock, steps=4)), BenchmarkCase(slow(Student, clock))]
+    report = compare(pair, clock, repeats=2, max_batch=8)
     assert report["tried"]["student"] == pytest.approx({b: (11.1 + b) / b for b in (1, 2, 4, 8)})
     for row, evaluations in zip(report["rows"], (7, 1, 7, 1), strict=True):  # Heun's four steps ask seven times
         batch = {"latency": 1, "throughput": 8}[row["measure"]]
@@ -176,43 +176,19 @@ def test_every_figure_of_a_comparison_on_a_fake_clock():
         assert row["seconds"]["median"] == pytest.approx(evaluations * (11.1 + batch))
         assert row["seconds"]["low"] == pytest.approx(row["seconds"]["high"])
         assert row["images_per_second"] == pytest.approx(batch / (evaluations * (11.1 + batch)))
-        assert row["network_seconds"]["median"] == pytest.approx(evaluations * (10 + batch))
-        assert row["overhead"] == pytest.approx(1.1 / (10 + batch))
-        assert row["times_faster"] == pytest.approx(7 / evaluations)
-
-
-def test_the_bare_work_of_guidance_has_both_branches_and_that_of_latents_their_decoding():
-    clock = FakeTime()
-    teacher = slow(Teacher, clock, solver="ddim", steps=5, guidance=2.0, autoencoder=SlowCodec(clock))
-    work = bare_work(teacher, Candidate(teacher).draws(3))
-    assert work is not None
-    before = clock.now
-    work()
-    assert clock.now - before == pytest.approx(5 * (10 + 2 * 3) + 7)
-    assert not teacher.network._forward_pre_hooks  # what was recorded with is gone
-
-
-@pytest.mark.parametrize("precision", [torch.bfloat16, None])
-def test_the_bare_network_computes_in_the_precision_of_the_model(precision):
-    student = slow(Student, FakeTime()).to(torch.device("cpu"), precision)
-    draw = Candidate(student).draws(2)
-    work = bare_work(student, draw)
-    student.network.precisions.clear()
-    draw()
-    work()
-    assert student.network.precisions == [precision, precision]
+        assert row["speedup"] == pytest.approx(7 / evaluations)
 
 
 def test_the_clock_waits_for_a_gpu(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    clock_on(torch.device("cpu"))()
+    device_clock(torch.device("cpu"))()
     assert waited == []
-    clock_on(torch.device("cuda:1"))()
+    device_clock(torch.device("cuda:1"))()
     assert waited == [torch.device("cuda:1")]
 
 
-def test_memory_is_of_the_model_and_its_work_alone(monkeypatch):
+def test_memory_is_of_the_model_and_its_workload_only(monkeypatch):
     """On a GPU where 100 bytes are taken by others, and the work takes 30 more for a moment."""
     student = slow(Student, FakeTime())
     assert peak_memory(student, lambda: None) is None
@@ -227,11 +203,6 @@ def test_memory_is_of_the_model_and_its_work_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: taken["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: taken["most"])
     assert peak_memory(student, work) == 4 + 30  # the network is one number in fp32
-
-
-def test_a_denoiser_without_a_network_has_no_overhead():
-    teacher = Teacher(name="ring", denoiser=ring(), shape=(2,), conditions=LabelSpace(tuple("abcdefgh")), steps=2)
-    assert bare_work(teacher, Candidate(teacher).draws(2)) is None
 
 
 def test_a_compiled_model_shares_its_weights_and_leaves_the_eager_one_alone(monkeypatch):
@@ -249,13 +220,12 @@ def test_a_compiled_model_shares_its_weights_and_leaves_the_eager_one_alone(monk
     student = slow(Student, clock)
     monkeypatch.setattr(torch, "compile", Compiled)
     network = student.network
-    twin = compiled(student)
+    twin = compile_case(student)
     assert student.network is network
     assert next(twin.model.network.parameters()) is network.scale
-    rows = compare([Candidate(student), twin], clock, repeats=1, most=1)["rows"]
-    assert [row["way"] for row in rows] == ["eager", "compiled"] * 2
-    assert [row["times_faster"] for row in rows] == pytest.approx([1, 12.1 / 8.1] * 2)
-    assert rows[1]["overhead"] == pytest.approx(1.1 / 7)  # over the compiled network
+    rows = compare([BenchmarkCase(student), twin], clock, repeats=1, max_batch=1)["rows"]
+    assert [row["mode"] for row in rows] == ["eager", "compiled"] * 2
+    assert [row["speedup"] for row in rows] == pytest.approx([1, 12.1 / 8.1] * 2)
 
 
 def test_a_compiler_that_is_missing_is_one_line(tiny_teacher, line_of, monkeypatch):
@@ -277,7 +247,7 @@ def test_a_compiler_that_is_missing_is_one_line(tiny_teacher, line_of, monkeypat
 def test_torch_compiles_the_bundled_student(tmp_path):
     main(["bench", "fashion-student", "--compile", "--json", str(tmp_path / "x.json"), *QUICK])
     rows = read_json(tmp_path / "x.json")["rows"]
-    assert [(row["kind"], row["way"]) for row in rows] == 2 * [
+    assert [(row["kind"], row["mode"]) for row in rows] == 2 * [
         (kind, way) for way in ("eager", "compiled") for kind in ("teacher", "student")
     ]
 
@@ -302,50 +272,68 @@ def test_the_command_writes_what_it_returns_and_prints(student, tmp_path, capsys
     ]
     for measure in ("latency", "throughput"):
         first, *others = [row for row in report["rows"] if row["measure"] == measure]
-        assert first["times_faster"] == 1
+        assert first["speedup"] == 1
         for row in [first, *others]:  # all ratios are those of the medians
             assert row["images_per_second"] == row["batch"] / row["seconds"]["median"]
-            assert row["times_faster"] == pytest.approx(row["images_per_second"] / first["images_per_second"])
-            assert row["overhead"] == pytest.approx(row["seconds"]["median"] / row["network_seconds"]["median"] - 1)
+            assert row["speedup"] == pytest.approx(row["images_per_second"] / first["images_per_second"])
             assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
     printed = capsys.readouterr().out
     assert "tiny-student" in printed
-    assert f"{report['rows'][1]['times_faster']:.2f} x" in printed
+    assert f"{report['rows'][1]['speedup']:.2f}" in printed
 
 
-def test_the_teacher_is_sampled_as_for_the_pairs_unless_told_otherwise(student, tiny_teacher):
-    teacher, one = models_of(BenchConfig(str(student)))
+def test_the_teacher_is_sampled_as_for_the_pairs_by_default(student, tiny_teacher):
+    teacher, one = load_models(BenchConfig(str(student)))
     assert isinstance(teacher, Teacher)
     assert (teacher.name, teacher.solver, teacher.steps, teacher.guidance) == ("tiny", "ddim", 2, 3.0)
     assert (one.name, one.evaluations) == ("tiny-student", 1)
-    teacher, _ = models_of(BenchConfig(str(student), ode=Ode(solver_steps=5)))
+    teacher, _ = load_models(BenchConfig(str(student), ode=Ode(solver_steps=5)))
     assert isinstance(teacher, Teacher)
     assert (teacher.solver, teacher.steps, teacher.evaluations) == ("ddim", 5, 10)
-    (alone,) = models_of(BenchConfig(str(tiny_teacher)))
+    (alone,) = load_models(BenchConfig(str(tiny_teacher)))
     assert (alone.name, alone.evaluations) == ("tiny", load_teacher(str(tiny_teacher)).evaluations)
 
 
-def test_what_cannot_be_is_said(student, tiny_teacher, line_of):
+def test_impossible_settings_are_refused(student, tiny_teacher, line_of):
     assert "--repeats 0, expected at least 1" in line_of("bench", student, "--repeats", 0)
-    assert "--most 0, expected at least 1" in line_of("bench", student, "--most", 0)
+    assert "--max-batch 0, expected at least 1" in line_of("bench", student, "--max-batch", 0)
     assert "unknown model 'tyni'" in line_of("bench", "tyni")
-    assert "beside" in line_of("bench", tiny_teacher, "--teacher", tiny_teacher)
+    assert "expected a student" in line_of("bench", tiny_teacher, "--teacher", tiny_teacher)
     assert "is a student; a teacher is wanted" in line_of("bench", student, "--teacher", student)
     assert "makes (1, 28, 28), tiny-student (1, 8, 8): not its teacher" in line_of(
         "bench", student, "--teacher", "fashion"
     )
     config = read_json(student / "config.json")
     write_json(student / "config.json", config | {"distilled": {"teacher": "gone"}})
-    assert "is not to be had, give --teacher: unknown model 'gone'" in line_of("bench", student)
+    assert "cannot be loaded, give --teacher: unknown model 'gone'" in line_of("bench", student)
     write_json(student / "config.json", config | {"distilled": None})
-    assert "does not say whose student it is: give --teacher" in line_of("bench", student)
+    assert "does not name its teacher: give --teacher" in line_of("bench", student)
     write_json(student / "config.json", config | {"distilled": {"teacher": str(tiny_teacher), "ode": {"stpes": 1}}})
     assert "no setting 'stpes'" in line_of("bench", student)
     write_json(student / "config.json", config | {"distilled": None})
-    assert len(models_of(BenchConfig(str(student), teacher=str(tiny_teacher)))) == 2
+    assert len(load_models(BenchConfig(str(student), teacher=str(tiny_teacher)))) == 2
 
 
-def test_a_pipeline_is_told_a_prompt_and_decodes(tiny_pipeline, tmp_path, monkeypatch):
+def test_the_table_has_one_unit_a_column(monkeypatch):
+    """Latency in ms, throughput in images/s, ratios and memory in GB, each in a column of its own."""
+    monkeypatch.setattr("dmdistill.commands.bench.compare.peak_memory", lambda model, work: 2_500_000_000)
+    clock = FakeTime()
+    teacher = dataclasses.replace(slow(Teacher, clock, steps=4), name="[bold]teacher")
+    result = compare([BenchmarkCase(teacher), BenchmarkCase(slow(Student, clock))], clock, repeats=2, max_batch=8)
+    table = make_table({"hardware": "a device", **result})
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert columns == {
+        "model": ["\\[bold]teacher", "Student"] * 2,
+        "evaluations": ["7", "1"] * 2,
+        "batch": ["1", "1", "8", "8"],
+        "latency, ms": [f"{1e3 * n * (11.1 + b):.4g} ± 0%" for b in (1, 8) for n in (7, 1)],
+        "images/s": [f"{b / (n * (11.1 + b)):.4g}" for b in (1, 8) for n in (7, 1)],
+        "speed-up": ["1.00", "7.00"] * 2,
+        "memory, GB": ["2.50"] * 4,
+    }
+
+
+def test_a_pipeline_gets_a_prompt_and_decodes(tiny_pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
     folder = tiny_pipeline("stable_diffusion")
     student_of(str(folder), tmp_path / "student")
@@ -358,5 +346,5 @@ def test_a_pipeline_is_told_a_prompt_and_decodes(tiny_pipeline, tmp_path, monkey
     monkeypatch.setattr(benching, "compare", noted)
     main(["bench", str(tmp_path / "student"), "--solver-steps", "2", "--guidance", "2", *QUICK])
     assert [str(one.model.conditions).split()[0] for one in told] == ["1", "1"]
-    images = told[1].draws(2)()
+    images = told[1].workload(2)()
     assert images.shape == (2, 3, 16, 16)

@@ -16,8 +16,8 @@ from dmdistill.commands.reproduce.fig4.experiment import (
     diffused_densities,
     kl_divergence,
     mean_gradient,
-    overlap,
     monte_carlo_gradient,
+    overlap,
     score_difference,
 )
 from dmdistill.core.schedules import EDM

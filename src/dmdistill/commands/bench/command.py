@@ -1,18 +1,18 @@
-"""`dmdistill bench`: a student's speed beside its teacher's, and beside that of the bare networks."""
+"""`dmdistill bench`: the speed of a student beside its teacher's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmdistill.commands.bench.compare import Candidate, compare, compiled
+from dmdistill.commands.bench.compare import BenchmarkCase, compare, compile_case
 from dmdistill.commands.bench.config import BenchConfig
-from dmdistill.commands.bench.timers import clock_on
+from dmdistill.commands.bench.timers import device_clock
 from dmdistill.commands.options import SolverOptions
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import check_at_least, overlay
@@ -21,103 +21,97 @@ from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import check_writable, write_json
 from dmdistill.io.errors import first_line
 from dmdistill.models.load import load_model, load_teacher
-from dmdistill.models.model import Model, Teacher
+from dmdistill.models.model import Model, Student, Teacher
 
 __all__ = ["bench"]
 
-AnyModel = TypeVar("AnyModel", bound=Model)
-PROMPT = "a photograph"  # the network takes equally long over all prompts; encoding them is not timed
+PROMPT = "a photograph"  # a network takes equally long for every prompt, and encoding is not timed
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Print latency and throughput, all of one run; write them to config.json where asked."""
-    check_at_least(config, 1, "repeats", "most")
+    """Print a table of speed and memory, write it to `config.json` if given, and return it."""
+    check_at_least(config, 1, "repeats", "max_batch")
     if config.json is not None:
         check_writable(config.json)
-    models = models_of(config)
+    models = load_models(config)
     device, precision = setup_compute(config.compute)
-    models = [with_prompt(model, device).to(device, precision).cast_weights() for model in models]
-    contestants = [Candidate(model) for model in models]
-    if config.compile:
-        contestants += [compiled(model) for model in models]
-    result = compare(contestants, clock_on(device), repeats=config.repeats, most=config.most)
-    report = {"machine": compute(device, precision), "repeats": config.repeats, **result}
-    print_table(report)
+    models = [
+        with_prompt_texts(model, [PROMPT], device=device) if model.text is not None else model for model in models
+    ]
+    models = [model.to(device, precision).cast_weights() for model in models]
+    cases = [BenchmarkCase(model) for model in models]
+    cases += [compile_case(model) for model in models] if config.compile else []
+    result = compare(cases, device_clock(device), repeats=config.repeats, max_batch=config.max_batch)
+    report = {"hardware": describe_hardware(device, precision), "repeats": config.repeats, **result}
+    Console().print(make_table(report))
     if config.json is not None:
         write_json(config.json, report)
     return report
 
 
-def models_of(config: BenchConfig) -> list[Model]:
-    """A student's teacher, sampled as its pairs were made, and the student; a teacher alone."""
-    given = load_teacher(config.teacher) if config.teacher is not None else None
-    model = load_model(config.model, teacher=given)
+def load_models(config: BenchConfig) -> list[Model]:
+    """Load a student's teacher, with the solver of the student's pairs, and the student; or a teacher only."""
+    teacher = load_teacher(config.teacher) if config.teacher is not None else None
+    model = load_model(config.model, teacher=teacher)
     if isinstance(model, Teacher):
-        if given is not None:
-            raise ValueError(f"--teacher {config.teacher} beside {config.model}, a teacher: expected a student there")
+        if teacher is not None:
+            raise ValueError(f"--teacher {config.teacher} with the teacher {config.model}: expected a student")
         return [with_solver_options(model, config.ode)]
-    teacher = given or teacher_of(model, config.model)
+    assert isinstance(model, Student)
+    teacher = teacher or load_students_teacher(model, config.model)
     if teacher.shape != model.shape:
         raise ValueError(f"{teacher.name} makes {teacher.shape}, {model.name} {model.shape}: not its teacher")
-    ode = distilled(model).get("ode")
+    ode = distillation_settings(model).get("ode")
     known = {key: value for key, value in ode.items() if value is not None} if isinstance(ode, dict) else {}
     teacher = with_solver_options(teacher, overlay(SolverOptions(), known, f"{config.model}, distilled.ode"))
     return [with_solver_options(teacher, config.ode), model]
 
 
-def teacher_of(student: Model, given: str) -> Teacher:
-    """The one that its config.json names. ValueError where that names none, or one that cannot be found."""
-    name = student.config.get("teacher") or distilled(student).get("teacher")
+def load_students_teacher(student: Student, source: str) -> Teacher:
+    """Load the teacher that a student's config.json names. ValueError where it names none or that one is missing."""
+    name = student.config.get("teacher") or distillation_settings(student).get("teacher")
     if name is None:
-        raise ValueError(f"{given} does not say whose student it is: give --teacher")
+        raise ValueError(f"{source} does not name its teacher: give --teacher")
     try:
         return load_teacher(str(name))
     except ValueError as error:
-        raise ValueError(f"the teacher of {given} is not to be had, give --teacher: {first_line(error)}") from None
+        raise ValueError(f"the teacher of {source} cannot be loaded, give --teacher: {first_line(error)}") from None
 
 
-def distilled(student: Model) -> dict[str, Any]:
-    """The settings of its distillation, as far as they are known."""
+def distillation_settings(student: Student) -> dict[str, Any]:
+    """Return the settings of the student's distillation, as far as its config.json has any."""
     settings = student.config.get("distilled")
     return settings if isinstance(settings, dict) else {}
 
 
-def with_prompt(model: AnyModel, device: torch.device) -> AnyModel:
-    """The model; one that is told text, told some."""
-    return with_prompt_texts(model, [PROMPT], device=device) if model.text is not None else model
-
-
-def compute(device: torch.device, precision: torch.dtype | None) -> str:
-    """What was timed on, in a line."""
+def describe_hardware(device: torch.device, precision: torch.dtype | None) -> str:
+    """Return the name of the device, the precision and the version of torch."""
     threads = f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     return f"{name}, {'fp32' if precision is None else 'bf16'}, torch {torch.__version__}"
 
 
-def print_table(report: dict[str, Any]) -> None:
-    """Latency, then throughput. What has no figures has no column."""
+def make_table(report: dict[str, Any]) -> Table:
+    """Build the table: a row for each case at batch 1, then one for each at its best batch size."""
     rows = report["rows"]
-    ways = len({row["way"] for row in rows})
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "model": lambda row: escape(row["model"]),
-        "network": lambda row: row["way"] if ways > 1 else "",
+        "model": lambda row: row["model"],
+        "network": lambda row: row["mode"] if any(row["mode"] == "compiled" for row in rows) else "",
+        "evaluations": lambda row: str(row["evaluations_per_image"]),
         "batch": lambda row: str(row["batch"]),
-        "speed": speed,
-        "faster": lambda row: f"{row['times_faster']:.2f} x",
-        "bare ms": lambda row: f"{1e3 * row['network_seconds']['median']:.4g}" if row["network_seconds"] else "",
-        "on top": lambda row: f"{row['overhead']:+.1%}" if row["network_seconds"] else "",
-        "GB": lambda row: f"{row['memory_bytes'] / 1e9:.2f}" if row["memory_bytes"] else "",
+        "latency, ms": lambda row: f"{1e3 * row['seconds']['median']:.4g} ± {relative_spread(row):.0%}",
+        "images/s": lambda row: f"{row['images_per_second']:.4g}",
+        "speed-up": lambda row: f"{row['speedup']:.2f}",
+        "memory, GB": lambda row: f"{row['memory_bytes'] / 1e9:.2f}" if row["memory_bytes"] is not None else "",
     }
-    shown = {name: show for name, show in columns.items() if any(map(show, rows))}
-    table = Table(*shown, title=report["machine"])
+    columns = {title: cell for title, cell in columns.items() if any(map(cell, rows))}
+    table = Table(*columns, title=escape(report["hardware"]))
     for i, row in enumerate(rows, 1):
-        table.add_row(*(show(row) for show in shown.values()), end_section=2 * i == len(rows))
-    Console().print(table)
+        table.add_row(*(escape(cell(row)) for cell in columns.values()), end_section=2 * i == len(rows))
+    return table
 
 
-def speed(row: dict[str, Any]) -> str:
-    """Milliseconds of one image, or images per second; then half the distance of the quartiles, in percent."""
+def relative_spread(row: dict[str, Any]) -> float:
+    """Return half the distance of the quartiles over the median."""
     seconds = row["seconds"]
-    spread = (seconds["high"] - seconds["low"]) / 2 / seconds["median"]
-    value = f"{1e3 * seconds['median']:.4g} ms" if row["measure"] == "latency" else f"{row['images_per_second']:.4g}/s"
-    return f"{value} ± {spread:.0%}"
+    return (seconds["high"] - seconds["low"]) / 2 / seconds["median"]

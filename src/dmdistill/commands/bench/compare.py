@@ -1,4 +1,4 @@
-"""Models timed against each other, and each against its own bare network."""
+"""Latency, throughput and memory of models, measured together so that their ratios can be trusted."""
 
 from __future__ import annotations
 
@@ -9,147 +9,90 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmdistill.commands.bench.timers import Clock, Spread, Work, best_batch, in_rounds
+from dmdistill.commands.bench.timers import Clock, Workload, find_best_batch, time_in_rounds
 from dmdistill.models.model import Model, Student
 from dmdistill.training.device import out_of_memory
 
-__all__ = ["Candidate", "compare", "compiled"]
+__all__ = ["BenchmarkCase", "compare", "compile_case"]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A model, and whether its network is eager or compiled."""
+class BenchmarkCase:
+    """A model to time, and whether its network is eager or compiled."""
 
     model: Model
-    way: str = "eager"
+    mode: str = "eager"
 
     @property
     def kind(self) -> str:
+        """The role of the model: student or teacher."""
         return "student" if isinstance(self.model, Student) else "teacher"
 
-    def draws(self, batch: int) -> Work:
-        """The work of making images of noise that lies ready."""
+    def workload(self, batch: int) -> Workload:
+        """Return a function that generates a batch of images from noise drawn in advance."""
         z, cond = self.model.sample_inputs(batch, rng=torch.Generator(self.model.device).manual_seed(0))
         return lambda: self.model.images(z, cond)
 
 
-def compiled(model: Model) -> Candidate:
-    """The model with its network compiled, once for each batch.
+def compile_case(model: Model) -> BenchmarkCase:
+    """Compile the network of a copy of the model, which shares its weights.
 
-    ValueError where torch.compile cannot do it, for want of a compiler say.
+    ValueError where torch.compile fails, for example without a C++ compiler.
     """
     network = torch.compile(model.network, dynamic=False)
-    twin = replace(model, denoiser=copy.deepcopy(model.denoiser, {id(model.network): network}))  # one set of weights
-    contestant = Candidate(twin, "compiled")
+    denoiser = copy.deepcopy(model.denoiser, {id(model.network): network})
+    case = BenchmarkCase(replace(model, denoiser=denoiser), "compiled")
     try:
-        contestant.draws(1)()
+        case.workload(1)()
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        why = " ".join(str(error).split()).partition(" Set TORCH")[0][:200]
-        raise ValueError(f"--compile: torch.compile fails on {model.name}: {why}") from None
-    return contestant
+        reason = " ".join(str(error).split()).partition(" Set TORCH")[0][:200]
+        raise ValueError(f"--compile: torch.compile fails on {model.name}: {reason}") from None
+    return case
 
 
-def compare(contestants: list[Candidate], clock: Clock, *, repeats: int, most: int) -> dict[str, Any]:
-    """{"tried": seconds per image by kind and batch, "rows": of latency, then of throughput}.
+def compare(cases: list[BenchmarkCase], clock: Clock, *, repeats: int, max_batch: int) -> dict[str, Any]:
+    """Measure every case at batch 1 and at its best batch size.
 
-    The best batch is found with the eager network; the compiled one is timed at the same.
+    The best batch size is that of the eager network; the compiled one is measured at the same. Returns
+    {"tried": seconds per image by kind and batch size, "rows": latency of every case, then throughput of every case}.
     """
     best, tried = {}, {}
-    for one in contestants:
-        if one.kind not in best:
-            best[one.kind], tried[one.kind] = best_batch(one.draws, clock, most=most)
-    latency = rows("latency", [(one, 1) for one in contestants], clock, repeats=repeats)
-    throughput = rows("throughput", [(one, best[one.kind]) for one in contestants], clock, repeats=repeats)
+    for case in cases:
+        if case.kind not in best:
+            best[case.kind], tried[case.kind] = find_best_batch(case.workload, clock, max_batch=max_batch)
+    latency = measure_rows("latency", [(case, 1) for case in cases], clock, repeats=repeats)
+    throughput = measure_rows("throughput", [(case, best[case.kind]) for case in cases], clock, repeats=repeats)
     return {"tried": tried, "rows": latency + throughput}
 
 
-def rows(measure: str, entries: list[tuple[Candidate, int]], clock: Clock, *, repeats: int) -> list[dict[str, Any]]:
-    """One row for each contestant at its batch, all timed in the same rounds."""
-    works: dict[tuple[int, str], Work] = {}
-    for i, (one, batch) in enumerate(entries):
-        works[i, "images"] = one.draws(batch)
-        if (bare := bare_work(one.model, works[i, "images"])) is not None:
-            works[i, "network"] = bare
-    timed = in_rounds(works, clock, repeats=repeats, name=f"timing {measure}")
-    first = timed[0, "images"].median / entries[0][1]
+def measure_rows(
+    measure: str, entries: list[tuple[BenchmarkCase, int]], clock: Clock, *, repeats: int
+) -> list[dict[str, Any]]:
+    """Time all cases, each at its batch size, in the same rounds. Speed-ups are over the first one."""
+    works = {i: case.workload(batch) for i, (case, batch) in enumerate(entries)}
+    timings = time_in_rounds(works, clock, repeats=repeats, name=f"timing {measure}")
+    baseline = timings[0].median / entries[0][1]
     return [
         {
             "measure": measure,
-            "kind": one.kind,
-            "model": one.model.name,
-            "way": one.way,
-            "evaluations_per_image": one.model.evaluations,
-            **figures(timed[i, "images"], timed.get((i, "network")), batch, first),
-            "memory_bytes": peak_memory(one.model, works[i, "images"]),
+            "kind": case.kind,
+            "model": case.model.name,
+            "mode": case.mode,
+            "evaluations_per_image": case.model.evaluations,
+            "batch": batch,
+            "seconds": asdict(timings[i]),
+            "images_per_second": batch / timings[i].median,
+            "speedup": baseline * batch / timings[i].median,
+            "memory_bytes": peak_memory(case.model, works[i]),
         }
-        for i, (one, batch) in enumerate(entries)
+        for i, (case, batch) in enumerate(entries)
     ]
 
 
-def figures(images: Spread, network: Spread | None, batch: int, first: float) -> dict[str, Any]:
-    """Of the seconds of a call, ours and the bare network's, and the first row's seconds per image."""
-    return {
-        "batch": batch,
-        "seconds": asdict(images),
-        "images_per_second": batch / images.median,
-        "times_faster": first * batch / images.median,
-        "network_seconds": asdict(network) if network is not None else None,
-        "overhead": images.median / network.median - 1 if network is not None else None,
-    }
-
-
-def bare_work(model: Model, draw: Work) -> Work | None:
-    """The passes of the network and of the codec that `draw` makes, with nothing of ours around them.
-
-    None where the denoiser asks no network.
-    """
-    passes = record(model, draw)
-    if not passes:
-        return None
-    first = passes[0]  # the others are of its shapes: only their number counts
-    latents = torch.zeros(len(draw()), *model.shape, device=model.device)  # type: ignore[arg-type]
-
-    @torch.no_grad()
-    def work() -> None:
-        kind = model.device.type
-        with torch.autocast(kind, first.precision or torch.bfloat16, enabled=first.precision is not None):
-            for _ in passes:
-                model.network(*first.arguments, **first.named)
-        model.decode(latents)
-
-    return work
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One call of a network: with what, and the dtype of autocast, None where that is off."""
-
-    arguments: tuple[Any, ...]
-    named: dict[str, Any]
-    precision: torch.dtype | None
-
-
-def record(model: Model, work: Work) -> list[Pass]:
-    """The passes of a model's network in its work; all but the first stand for their number alone."""
-    passes: list[Pass] = []
-    kind = model.device.type
-
-    def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        passes.append(passes[0] if passes else Pass(arguments, named, precision))
-
-    handle = model.network.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        work()
-    finally:
-        handle.remove()
-    return passes
-
-
-def peak_memory(model: Model, work: Work) -> int | None:
-    """Bytes of a model's weights and, at the most, of all that its work takes on a GPU; None elsewhere."""
+def peak_memory(model: Model, work: Workload) -> int | None:
+    """Return the bytes of the weights and of all that a workload allocates at its peak on a GPU; None elsewhere."""
     if model.device.type != "cuda":
         return None
     parts = [model.network, *([model.autoencoder] if isinstance(model.autoencoder, nn.Module) else [])]

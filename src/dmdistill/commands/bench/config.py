@@ -15,21 +15,21 @@ __all__ = ["BenchConfig"]
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure speed: latency at batch 1, throughput at the best batch, a student's beside its teacher's."""
+    """Measure latency at batch 1, throughput at the best batch size, and memory, of a student and its teacher."""
 
     model: Positional[str]
-    """A student, timed beside its teacher, or a teacher, timed alone: a name, or the folder of a model or run."""
+    """A student, which is compared with its teacher, or a teacher: a name, or the folder of a model or run."""
     teacher: str | None = None
-    """The student's teacher, where its config.json names none that is here."""
+    """Teacher to compare the student with. Default: the one that its config.json names."""
     repeats: int = 10
-    """Rounds; in each everything is timed in turn."""
-    most: int = 1024
-    """Largest batch to try, of 1, 2, 4 ..."""
+    """Rounds of measurement; each times every model in turn."""
+    max_batch: int = 1024
+    """Largest batch size to try, of 1, 2, 4 ..."""
     compile: bool = False
-    """Time the networks compiled by torch.compile as well."""
+    """Also measure the networks compiled by torch.compile."""
     json: Path | None = None
-    """File for the figures."""
+    """JSON file for the results."""
     ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
-    """The teacher's ODE solver; that of the student's distillation where none is given."""
+    """The teacher's ODE solver. Default: the one that made the student's training pairs."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""

@@ -1,10 +1,10 @@
-"""Timings that can be compared: in rounds, every piece of work in turn, so that a busy machine burdens all alike."""
+"""Timing in rounds: each round runs every workload in turn, so that other load on the computer affects all alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,32 +13,33 @@ import torch
 from dmdistill.training.device import out_of_memory
 from dmdistill.training.progress import track
 
-__all__ = ["Clock", "Spread", "Work", "best_batch", "clock_on", "in_rounds"]
+__all__ = ["Clock", "Spread", "Workload", "device_clock", "find_best_batch", "time_call", "time_in_rounds"]
 
-Work = Callable[[], object]
+Workload = Callable[[], object]
 Clock = Callable[[], float]
 Name = TypeVar("Name", bound=Hashable)
 
-LEAST = 0.1  # seconds of one piece of work in a round: of shorter ones so many calls, and of these the median
-GAIN = 1.02  # what a better batch must gain at least: less is noise
+ROUND_SECONDS = 0.1  # of one workload in a round: a shorter one is called so many times, and the median is taken
+MIN_GAIN = 1.02  # by which a better batch size must be faster: less is noise
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds of one call: the median of all rounds, and the quartiles."""
+    """Seconds of one call: the median over the rounds, and the quartiles."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, timings: list[float]) -> Spread:
+    def from_timings(cls, timings: list[float]) -> Spread:
+        """Compute the quartiles of one timing or more."""
         low, median, high = statistics.quantiles(timings, n=4, method="inclusive") if timings[1:] else 3 * timings
         return cls(median, low, high)
 
 
-def clock_on(device: torch.device) -> Clock:
-    """Tells the seconds once all that the device was given is done."""
+def device_clock(device: torch.device) -> Clock:
+    """Return a clock, in seconds, that first waits for the device to finish its queued work."""
 
     def clock() -> float:
         if device.type == "cuda":
@@ -48,63 +49,67 @@ def clock_on(device: torch.device) -> Clock:
     return clock
 
 
-def seconds_of(work: Work, clock: Clock) -> float:
+def time_call(work: Workload, clock: Clock) -> float:
+    """Return the seconds of one call."""
     start = clock()
     work()
     return clock() - start
 
 
-def least_seconds_of(work: Work, clock: Clock) -> float:
-    """The least of as many calls as LEAST has room for, and of one at the least."""
-    first = seconds_of(work, clock)
-    others = range(min(10, int(LEAST / max(first, 1e-6))))
-    return min([first, *(seconds_of(work, clock) for _ in others)])
+def shortest_call(work: Workload, clock: Clock) -> float:
+    """Return the least seconds of a call, of at most 11 calls within about ROUND_SECONDS."""
+    first = time_call(work, clock)
+    others = range(min(10, int(ROUND_SECONDS / max(first, 1e-6))))
+    return min([first, *(time_call(work, clock) for _ in others)])
 
 
-def in_rounds(works: dict[Name, Work], clock: Clock, *, repeats: int, name: str) -> dict[Name, Spread]:
-    """Seconds of one call of each, warm. In a round all have their turn, and short ones several, one after another."""
+def time_in_rounds(works: dict[Name, Workload], clock: Clock, *, repeats: int, name: str) -> dict[Name, Spread]:
+    """Time warm calls of every workload in interleaved rounds.
+
+    Args:
+        works: the workloads; short ones are called several times in a round.
+        clock: in seconds.
+        repeats: number of rounds.
+        name: label of the progress bar.
+    """
     calls = {}
     for key, work in works.items():
         work()
-        calls[key] = max(1, round(LEAST / max(seconds_of(work, clock), 1e-6)))
+        calls[key] = max(1, round(ROUND_SECONDS / max(time_call(work, clock), 1e-6)))
     rounds: dict[Name, list[float]] = {key: [] for key in works}
     for _ in track(range(repeats), name):
-        taken: dict[Name, list[float]] = {key: [] for key in works}
+        timings: dict[Name, list[float]] = {key: [] for key in works}
         for turn in range(max(calls.values())):
             for key, work in works.items():
                 if turn < calls[key]:
-                    taken[key].append(seconds_of(work, clock))
+                    timings[key].append(time_call(work, clock))
         for key in works:
-            rounds[key].append(statistics.median(taken[key]))
-    return {key: Spread.of(timings) for key, timings in rounds.items()}
+            rounds[key].append(statistics.median(timings[key]))
+    return {key: Spread.from_timings(timings) for key, timings in rounds.items()}
 
 
-def best_batch(work_at: Callable[[int], Work], clock: Clock, *, most: int) -> tuple[int, dict[int, float]]:
-    """The batch that takes the least time per image, and the seconds per image of all that were tried.
+def find_best_batch(
+    make_work: Callable[[int], Workload], clock: Clock, *, max_batch: int
+) -> tuple[int, dict[int, float]]:
+    """Search for the batch size with the least time per image, among 1, 2, 4 ... up to `max_batch`.
 
-    Tried are 1, 2, 4 ... up to `most`, until two in a row are no better than the best, or memory runs out.
+    The search ends when two sizes in a row are no better than the best, or when memory runs out. Returns the best size
+    and the seconds per image of all sizes that were tried.
     """
     best, tried = 1, {}
-    for batch in powers_of_two(most):
+    for batch in (2**i for i in range(max_batch.bit_length())):
         try:
-            work = work_at(batch)
+            work = make_work(batch)
             work()
-            tried[batch] = least_seconds_of(work, clock) / batch
+            tried[batch] = shortest_call(work, clock) / batch
         except (RuntimeError, MemoryError) as error:
             if batch == 1 or not out_of_memory(error):
                 raise
             break
-        if GAIN * tried[batch] < tried[best]:
+        if MIN_GAIN * tried[batch] < tried[best]:
             best = batch
         elif batch >= 4 * best:
             break
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # of what larger batches had taken
+        torch.cuda.empty_cache()  # memory of the larger batches
     return best, tried
-
-
-def powers_of_two(most: int) -> Iterator[int]:
-    batch = 1
-    while batch <= most:
-        yield batch
-        batch *= 2
