@@ -40,7 +40,7 @@ test-slow: setup
 	$(BIN)/pytest -m slow
 
 docs: setup
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) site dist

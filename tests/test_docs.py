@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,20 +52,25 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def blocks(page: Path, languages: str) -> list[tuple[str, str]]:
-    """Return the language and the text of the page's blocks, in their order."""
-    return re.findall(rf"^```({languages})\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+def blocks(page: Path, languages: str) -> list[tuple[str, str, str]]:
+    """Return the language, the title and the text of the page's blocks, in their order."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf'^```({languages})(?: title="([^"]*)")?\n(.*?)^```', text, flags=re.S | re.M)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
     """Blocks of bash and python run in their order, in one folder, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "fashion-mnist").symlink_to(idx_folder)
     torch.manual_seed(0)
     names = dict(NAMES)
-    for language, text in blocks(page, "bash|python"):
+    for language, file, text in blocks(page, "bash|python"):
+        if file:
+            (tmp_path / file).write_text(text, encoding="utf-8")
         if language == "python":
             exec(compile(text.replace(*SMALL_PYTHON), str(page), "exec"), names)
         else:
@@ -86,14 +92,19 @@ def run_commands(text: str) -> None:
 
 def command_lines(page: Path) -> list[list[str]]:
     """Return the commands that need weights or data of the reader's own: those in blocks of `sh`."""
-    text = "".join(text for _, text in blocks(page, "sh")).replace("\\\n", "")
+    text = "".join(text for *_, text in blocks(page, "sh")).replace("\\\n", "")
     lines = re.findall(r"^(?:torchrun .* -m )?dmdistill (.*)$", text, flags=re.M)
     return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)], ids=page_name)
-def test_commands_that_need_more_parse(page):
+def test_commands_that_need_more_parse(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for words in command_lines(page):
+        if "--resume" in words:
+            run = Path(words[words.index("--resume") + 1])
+            run.mkdir(parents=True)
+            (run / "config.toml").write_text("steps = 1\n")
         parse(words)
 
 
