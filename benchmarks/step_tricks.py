@@ -28,7 +28,7 @@ class Ours:
         self.wait(False)
 
     def wait(self, careful: bool) -> None:
-        self.job.dmd.careful = self.job.update_generator.careful = self.job.update_fake.careful = careful
+        self.job.dmd.careful = self.job.update_generator.check_finite = self.job.update_fake.check_finite = careful
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         return self.job.dmd.step(batch, self.job.update_generator, self.job.update_fake)
@@ -75,9 +75,9 @@ def contiguous(ours: Ours) -> Iterator[None]:
 def lay_out(ours: Ours, memory_format: torch.memory_format) -> None:
     """Networks, and what their optimisers and averages hold beside them."""
     updates = (ours.job.update_generator, ours.job.update_fake)
-    for network in [*ours.networks, *(average.network for update in updates for average in update.averages)]:
+    for network in [*ours.networks, *(average.network for update in updates for average in update.emas)]:
         network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    for state in (state for update in updates for state in update.optimiser.state.values()):
+    for state in (state for update in updates for state in update.optimizer.state.values()):
         for name, tensor in state.items():
             if tensor.ndim == 4:
                 state[name] = tensor.contiguous(memory_format=memory_format)
@@ -122,7 +122,7 @@ def guided_by_two_calls(ours: Ours) -> Iterator[None]:
 
 @contextmanager
 def unfused(ours: Ours) -> Iterator[None]:
-    optimisers = [ours.job.update_generator.optimiser, ours.job.update_fake.optimiser]
+    optimisers = [ours.job.update_generator.optimizer, ours.job.update_fake.optimizer]
     hooks = [one.register_step_pre_hook(lambda one, *_: setattr(one, "found_inf", None)) for one in optimisers]
     for group in (group for one in optimisers for group in one.param_groups):
         group["fused"] = False
@@ -135,7 +135,7 @@ def unfused(ours: Ours) -> Iterator[None]:
 
 @contextmanager
 def averaged_one_by_one(ours: Ours) -> Iterator[None]:
-    averages = ours.job.update_generator.averages
+    averages = ours.job.update_generator.emas
 
     def update(average: Any, count: int) -> None:
         for mine, theirs in zip(average.mine, average.theirs, strict=True):

@@ -17,7 +17,7 @@ from dmdistill.commands.teach import command as teaching
 from dmdistill.data.pairs import PairDataset
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student, Teacher
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "gpu"
 SMALL = "--network.model-channels 16 --network.channel-mult 1 --network.num-blocks 1 --network.patch-size 4"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 __all__ = ["compute", "ending_after", "rate", "steps_of"]
 

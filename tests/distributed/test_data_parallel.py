@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.distributed import device_mesh, fsdp
 
-from dmdistill.distributed import data_parallel as parallel
-from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed import data_parallel
+from dmdistill.distributed.data_parallel import parallelism
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.networks.copying import copy_sharing_frozen
 
@@ -31,31 +31,31 @@ def network():
 def sharded(monkeypatch):
     """(device of the mesh, module) of each call of fully_shard, which does nothing."""
     calls = []
-    monkeypatch.setattr(parallel.dist, "get_backend", lambda: "nccl")
-    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(data_parallel.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(data_parallel.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(device_mesh, "init_device_mesh", lambda device, shape: (device, shape))
     monkeypatch.setattr(fsdp, "fully_shard", lambda module, *, mesh, **_: calls.append((mesh, module)))
     return calls
 
 
 def test_shares_are_cut_on_the_gpu_block_by_block_wherever_the_network_was(network, sharded):
-    Parallelism(ProcessGroup(world_size=2), strategy="fsdp").spread(network)
+    parallelism(ProcessGroup(world_size=2), 1, "fsdp").shard(network)
     assert sharded == [(("cuda", (2,)), module) for module in (network[1], network[2], network)]
 
 
 def test_no_network_takes_another_ones_frozen_weights_along(network, sharded):
     """fully_shard moves a module's own tensors, in place, to the device."""
     student = copy_sharing_frozen(network)
-    whole, shared = copy.deepcopy(student.state_dict()), {*network.parameters()} & {*student.parameters()}
+    before, shared = copy.deepcopy(student.state_dict()), {*network.parameters()} & {*student.parameters()}
     assert len(shared) == 6
-    Parallelism(ProcessGroup(world_size=2), strategy="fsdp").spread(student)
+    parallelism(ProcessGroup(world_size=2), 1, "fsdp").shard(student)
     assert not {*network.parameters()} & {*student.parameters()}
     assert not any(one.requires_grad for name, one in student.named_parameters() if "trained" not in name)
     for name, tensor in student.state_dict().items():
-        assert torch.equal(tensor, whole[name])
+        assert torch.equal(tensor, before[name])
 
 
 def test_nothing_is_sharded_by_one_process_or_by_ddp(network, sharded):
-    Parallelism(strategy="fsdp").spread(network)
-    Parallelism(ProcessGroup(world_size=2)).spread(network)
+    parallelism(ProcessGroup(), 1, "fsdp").shard(network)
+    parallelism(ProcessGroup(world_size=2), 1, "ddp").shard(network)
     assert sharded == []

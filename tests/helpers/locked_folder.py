@@ -67,8 +67,8 @@ def storages(tensors):
 def run_status(job):
     """Bytes of what stays between two steps, by part."""
     updates = (job.update_generator, job.update_fake)
-    moments = [x for update in updates for state in update.optimiser.state.values() for x in state.values()]
-    averages = [one for average in job.update_generator.averages for one in average.network.parameters()]
+    moments = [x for update in updates for state in update.optimizer.state.values() for x in state.values()]
+    averages = [one for average in job.update_generator.emas for one in average.network.parameters()]
     return {
         "teacher": storages(job.teacher.denoiser.parameters()),
         "generator": storages(job.generator.parameters()),

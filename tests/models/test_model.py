@@ -9,7 +9,7 @@ from torch import nn
 
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM
-from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed.data_parallel import parallelism
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
@@ -89,5 +89,5 @@ def test_a_network_can_stay_at_home_while_the_rest_goes_to_the_device():
 
 def test_networks_are_built_on_the_device_unless_they_go_there_in_shares():
     device, two = torch.device("meta"), ProcessGroup(world_size=2)
-    assert {Parallelism(strategy="fsdp").build_device(device), Parallelism(two).build_device(device)} == {device}
-    assert Parallelism(two, strategy="fsdp").build_device(device) == CPU
+    assert {parallelism(n, 1, s).build_device(device) for n, s in ((ProcessGroup(), "fsdp"), (two, "ddp"))} == {device}
+    assert parallelism(two, 1, "fsdp").build_device(device) == CPU

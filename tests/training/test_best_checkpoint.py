@@ -28,13 +28,14 @@ def run(tmp_path):
             updates={"one": update},
             rng=torch.Generator(),
             save_every=save_every,
-            resume=resume,
         )
-        best = BestCheckpoint(trainer, prefix="far_")
+        best = BestCheckpoint(trainer)
+        if resume:
+            trainer.restore()
 
         def look(step):
             state = {"step": torch.tensor(step)}
-            best.offer(step, "x", figures[step - 1], lambda: state)
+            best.update(step, "x", figures[step - 1], lambda: state)
             if step == until < 8:
                 raise KeyError("killed")  # after the state is kept, before the log has its row
             return {"far_x": figures[step - 1], "far_y": figures[step - 1] + 1, "other": 0.0}
@@ -53,9 +54,9 @@ def run(tmp_path):
 
 def test_the_least_figure_is_kept_with_its_weights(run, tmp_path):
     best = run()
-    assert (best.figure, best.step, best.name, int(best.weights()["step"])) == (1.0, 7, "x", 7)
+    assert (best.value, best.step, best.name, int(best.weights()["step"])) == (1.0, 7, "x", 7)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert best.figure == min(row["far_x"] for row in rows)
+    assert best.value == min(row["far_x"] for row in rows)
 
 
 @pytest.mark.parametrize("save_every", [1, 2, 3, 5])
@@ -69,7 +70,7 @@ def test_a_killed_run_goes_on_with_the_best_of_its_own_past(run, save_every, tmp
         figures = FIGURES[:saved] + [value + 1.5 for value in FIGURES[saved:]]
         best = run(resume=True, figures=figures, save_every=save_every)
         expected = min(figures)
-        assert (best.figure, best.step) == (expected, figures.index(expected) + 1)
+        assert (best.value, best.step) == (expected, figures.index(expected) + 1)
         assert int(best.weights()["step"]) == best.step
 
 

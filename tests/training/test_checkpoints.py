@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from dmdistill.training.checkpoints import Checkpoints, DamagedCheckpointError, read
+from dmdistill.training.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
 
 
 def state(seed):
@@ -56,7 +56,7 @@ def test_no_flipped_bit_is_believed(kept):
         spoilt[at // 8] ^= 1 << at % 8
         file.write_bytes(spoilt)
         try:
-            assert same(read(file), state(3)), f"byte {at // 8}, bit {at % 8}"
+            assert same(read_checkpoint(file), state(3)), f"byte {at // 8}, bit {at % 8}"
         except DamagedCheckpointError:
             found += 1
     assert found > 100, "all flips fell into padding"
@@ -68,7 +68,7 @@ def test_no_file_cut_short_is_believed(kept):
     for length in [*range(0, len(whole), 97), len(whole) - 1]:
         file.write_bytes(whole[:length])
         with pytest.raises(DamagedCheckpointError):
-            read(file)
+            read_checkpoint(file)
 
 
 def test_no_zeroed_block_is_believed(kept):
@@ -79,7 +79,7 @@ def test_no_zeroed_block_is_believed(kept):
         spoilt = whole[:start] + bytes(len(whole[start : start + 512])) + whole[start + 512 :]
         file.write_bytes(spoilt)
         try:
-            assert same(read(file), state(3))
+            assert same(read_checkpoint(file), state(3))
         except DamagedCheckpointError:
             continue
 
@@ -154,7 +154,7 @@ def test_a_second_state_waits_for_the_first(tmp_path, slow_disk):
     assert [file.name for file in checkpoints.files()][:1] == ["step-00000003.pt"]
     assert checkpoints.steps() == [3, 6]
     checkpoints.wait()
-    assert same(read(checkpoints.files()[1]), state(6))
+    assert same(read_checkpoint(checkpoints.files()[1]), state(6))
 
 
 @pytest.mark.parametrize("how", ["wait", "write"])
@@ -181,4 +181,4 @@ def test_a_failed_write_is_told_once_by_what_comes_next(how, tmp_path, monkeypat
 def test_without_a_thread_it_is_on_disk_at_once(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2, background=False)
     checkpoints.write(3, state(3))
-    assert same(read(checkpoints.files()[0]), state(3))
+    assert same(read_checkpoint(checkpoints.files()[0]), state(3))

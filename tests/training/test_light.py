@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from dmdistill.training.light import difference, lightened, pack_run, restored, unpack_run
+from dmdistill.training.metrics_log import read_metrics
 from dmdistill.training.optimizer import NetworkOptimizer
-from dmdistill.training.trainer import Trainer, read_metrics
+from dmdistill.training.trainer import Trainer
 
 
 def network():
@@ -23,9 +24,10 @@ def taught(folder, *, steps, resume=False, every=1000):
     """A run of a small network; answers with its trainer, update and generator."""
     net, rng = network(), torch.Generator().manual_seed(1)
     update = NetworkOptimizer(net, lr=3e-3, steps=400, warmup=10, halflives=[20.0, 100.0])
-    trainer = Trainer(
-        folder, steps=steps, updates={"net": update}, rng=rng, save_every=every, log_every=10, resume=resume
-    )
+    trainer = Trainer(folder, steps=steps, updates={"net": update}, rng=rng, save_every=every, log_every=10)
+    if resume:
+        trainer.restore()
+    folder.mkdir(exist_ok=True)
     (folder / "config.toml").write_text("seed = 0\n")
 
     def iterate(step):

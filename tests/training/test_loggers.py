@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from dmdistill.training.loggers import Tracker, logging_to, require_logger
-from dmdistill.training.trainer import Trainer, read_metrics
+from dmdistill.training.metrics_log import read_metrics
+from dmdistill.training.trainer import Trainer
 
 
 class Calls:
@@ -60,13 +61,15 @@ def trained(folder, name, *, steps=3, resume=False):
     """A run of so many steps, with samples at every second and at the last, and a checkpoint at each of these."""
     folder.mkdir(exist_ok=True)
     rng = torch.Generator()
-    trainer = Trainer(folder, steps=steps, updates={}, rng=rng, log_every=1, save_every=2, resume=resume)
+    trainer = Trainer(folder, steps=steps, updates={}, rng=rng, log_every=1, save_every=2)
+    if resume:
+        trainer.restore()
     file = folder / "grid.png"
     Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(file)
 
     def look(step):
         if trainer.logger is not None:
-            trainer.logger.picture(step, file)
+            trainer.logger.log_image(step, file)
         return {"frechet": 10.0 * step}
 
     with logging_to(trainer, name, {"steps": 3}):
@@ -90,7 +93,7 @@ def test_a_tracker_gets_rows_and_samples_in_order(name, tracker, tmp_path):
     kept = json.loads((tmp_path / "run" / "tracker.json").read_text())
     run = kept.pop("run")
     assert run.startswith("run-")
-    assert kept == {name: {"figures": 3, "samples": 3}}
+    assert kept == {name: {"metrics": 3, "samples": 3}}
     own = {"id": run, "dir": str(tmp_path / "run")} if name == "wandb" else {}
     begun = ("init", (), {"project": "dmdistill", "name": run, "config": {"steps": 3}, "resume": "allow", **own})
     assert made == [begun, rows[0], pictures[0], rows[1], pictures[1], rows[2], ("finish", (), {})]
@@ -140,7 +143,7 @@ def test_a_picture_that_no_row_followed_is_not_sent_again(tracker, tmp_path):
     for steps in ((3,), (3, 5)):
         one = Tracker("wandb", tmp_path, {})
         for step in steps:
-            one.picture(step, tmp_path / "grid.png")
+            one.log_image(step, tmp_path / "grid.png")
     assert [kwargs["step"] for name, _, kwargs in made if name == "log"] == [3, 5]
 
 

@@ -65,7 +65,7 @@ def test_a_clipped_gradient_has_the_length_asked_for():
     net = network()
     update = build(net, clip=0.01)
     seen = []
-    update.optimiser.register_step_pre_hook(
+    update.optimizer.register_step_pre_hook(
         lambda *_: seen.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item())
     )
     for loss in losses(net, end=3):
@@ -78,7 +78,7 @@ def test_the_learning_rate_ends_at_zero():
     update = build(net)
     for loss in losses(net):
         update(loss)
-    assert update.schedule.get_last_lr() == [0.0]
+    assert update.scheduler.get_last_lr() == [0.0]
 
 
 def test_frozen_parameters_stay():
@@ -116,15 +116,15 @@ def test_when_it_is_not_careful_the_network_stands_still_from_then_on(bad):
     """Weights and moments; the averages stay finite. Loading a state makes it move again."""
     net = network()
     update = build(net)
-    update.careful = False
+    update.check_finite = False
     for loss in losses(net, end=2):
         update(loss)
     before = copy.deepcopy(update.state_dict())
-    assert update.bad == 0
+    assert update.nonfinite == 0
     update(net(torch.full((1, 3), bad)).sum())
     for loss in losses(net, start=2, end=6):
         update(loss)
-    assert update.bad == 1
+    assert update.nonfinite == 1
     after = update.state_dict()
     assert flat(after["network"]) == flat(before["network"])
     assert flat(after["optimiser"]["state"]) == flat(before["optimiser"]["state"])
@@ -229,7 +229,7 @@ def test_an_average_shares_what_is_frozen(adapted):
     update = build(adapted, halflives=[1.0])
     for loss in losses(adapted, end=4):
         update(loss)
-    average = update.averages[0].network
+    average = update.emas[0].network
     mine, theirs = dict(average.named_parameters()), dict(adapted.named_parameters())
     shared = {name for name, parameter in mine.items() if parameter is theirs[name]}
     assert shared == {"0.weight", "0.bias", "4.weight", "4.bias"}
@@ -273,7 +273,7 @@ def test_a_restart_rises_anew():
     update = build(network(), lr=1.0, steps=20, warmup=4, restart=10, halflives=[])
     rates = []
     for loss in losses(update.network, end=20):
-        rates.append(update.optimiser.param_groups[0]["lr"])
+        rates.append(update.optimizer.param_groups[0]["lr"])
         update(loss)
     rises = [0.25, 0.5, 0.75] + 7 * [1.0]
     assert rates == pytest.approx([r * (1 + math.cos(math.pi * i / 20)) / 2 for i, r in enumerate(2 * rises)])
@@ -289,7 +289,7 @@ def test_averages_follow_each_its_own_halflife():
     def gap(a, b):
         return sum((p - q).abs().sum().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
-    quick, slow = (average.network for average in update.averages)
+    quick, slow = (average.network for average in update.emas)
     assert gap(quick, net) < gap(slow, net) < gap(start, net)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dmdistill.training.metrics_log import read_metrics
 from dmdistill.training.nonfinite import NonFiniteError
 from dmdistill.training.optimizer import NetworkOptimizer
-from dmdistill.training.trainer import Trainer, read_metrics
+from dmdistill.training.trainer import Trainer
 
 STEPS = 11
 
@@ -27,7 +28,9 @@ class Toy:
             for name in ("generator", "fake")
         }
         settings = {"log_every": 2, "save_every": 4} | settings
-        self.trainer = Trainer(folder, steps=steps, updates=self.updates, rng=self.rng, resume=resume, **settings)
+        self.trainer = Trainer(folder, steps=steps, updates=self.updates, rng=self.rng, **settings)
+        if resume:
+            self.trainer.restore()
         self.asked = []
         self.before = lambda step: None
 
@@ -244,7 +247,7 @@ def test_nan_is_seen_before_anything_is_logged_measured_or_saved(when, seen, tmp
     saved = when // 4 * 4
     assert toy.asked == [*range(seen), *range(saved, when + 1)]
     assert max(looked) <= when
-    assert f"before {seen}: going back to the last checkpoint" in capsys.readouterr().out
+    assert f"before {seen}: returning to the last checkpoint" in capsys.readouterr().out
     assert all(math.isfinite(value) for row in read_metrics(tmp_path) for value in row.values())
     assert [row["step"] for row in read_metrics(tmp_path)] == sorted({row["step"] for row in read_metrics(tmp_path)})
 
@@ -262,18 +265,23 @@ def test_nan_that_does_not_come_again_leaves_no_trace(when, whole, tmp_path):
 def test_nan_without_a_checkpoint_to_go_back_to_is_said(tmp_path):
     toy = Toy(tmp_path)
     toy.iterate = spoilt(toy, 6, times=99)
-    toy.before = lambda step: (tmp_path / "checkpoints" / "step-00000004.pt").unlink(missing_ok=True)
+
+    def remove_checkpoint(step):
+        toy.trainer.checkpoints.wait()
+        (tmp_path / "checkpoints" / "step-00000004.pt").unlink(missing_ok=True)
+
+    toy.before = remove_checkpoint
     with pytest.raises(NonFiniteError, match=r"^step 8 or shortly before: .* no checkpoint is left"):
         toy.fit()
 
 
 def test_until_the_first_checkpoint_every_step_is_careful(tmp_path):
     toy, careful = Toy(tmp_path, save_every=4), []
-    toy.before = lambda step: careful.append(toy.updates["fake"].careful)
+    toy.before = lambda step: careful.append(toy.updates["fake"].check_finite)
     toy.fit()
     assert careful == [True] * 4 + [False] * (STEPS - 4)
     again = Toy(tmp_path, resume=True, steps=STEPS + 2)
-    again.before = lambda step: careful.append(again.updates["fake"].careful)
+    again.before = lambda step: careful.append(again.updates["fake"].check_finite)
     again.fit()
     assert careful[STEPS:] == [False, False]
 
@@ -328,8 +336,7 @@ def test_a_checkpoint_of_other_networks_is_refused(whole, tmp_path):
             steps=3,
             updates={"teacher": NetworkOptimizer(nn.Linear(3, 2), lr=1.0, steps=3)},
             rng=torch.Generator(),
-            resume=True,
-        )
+        ).restore()
 
 
 def test_a_failed_save_leaves_the_checkpoints_before(tmp_path, monkeypatch):

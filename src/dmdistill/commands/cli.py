@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"dmdistill: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
-        from dmdistill.training.device import out_of_memory
+        from dmdistill.training.device import is_out_of_memory
 
-        if os.environ.get("DMDISTILL_DEBUG") or not out_of_memory(error):
+        if os.environ.get("DMDISTILL_DEBUG") or not is_out_of_memory(error):
             raise
         flags = [flag_of(name) for name in SIZES if hasattr(asked, name)]
         print(f"dmdistill: out of memory: try a smaller {' or '.join(flags) or 'model'}", file=sys.stderr)

@@ -1,12 +1,12 @@
-"""How several processes hold networks and move them together. No network and no algorithm knows of it.
+"""Data parallelism: replicated (DDP) or sharded (FSDP2) networks, and gradient accumulation.
 
-ddp: each process holds every network whole, and gradients are averaged while they are computed.
-fsdp: each process holds a share of every weight, gradient, moment and average (FSDP2); a block is whole while it works.
+ddp: each process holds every network, and gradients are averaged while they are computed.
+fsdp: each process holds a shard of every weight, gradient, moment and average; a block is gathered while it works.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,42 +18,57 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-__all__ = ["NOT_PARALLEL", "Parallelism", "Replicated", "accumulating", "full_tensor", "local_tensor", "shard_like"]
+__all__ = [
+    "NOT_PARALLEL",
+    "Parallelism",
+    "Replicated",
+    "accumulating",
+    "full_tensor",
+    "local_tensor",
+    "parallelism",
+    "shard_like",
+    "shard_network",
+]
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How a batch is divided: equally among processes, and by each of them into `parts` that it takes in turn.
+    """How a batch is divided equally among processes, and by each of them into microbatches.
 
-    An update of a network is by the mean over all processes' parts, which is that of the batch.
+    A network is updated by the mean over all processes' microbatches, which is the mean over the batch.
+
+    Args:
+        processes: processes that train together.
+        microbatches: gradient-accumulation steps of each process.
+        sharder: shards a network in place over the processes; None if each process holds every network.
     """
 
     processes: ProcessGroup = SINGLE_PROCESS
     microbatches: int = 1
-    strategy: str = "ddp"
+    sharder: Callable[[nn.Module], None] | None = None
 
     @property
-    def sharded(self) -> bool:
-        """Whether each process holds but a share of every network."""
-        return self.strategy == "fsdp" and self.processes.world_size > 1
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a shard of every network."""
+        return self.sharder is not None
 
     def build_device(self, device: torch.device) -> torch.device:
-        """Where networks are built: on the device they work on, or in the host's memory if they go there in shares."""
-        return torch.device("cpu") if self.sharded else device
+        """Device to build networks on: `device` itself, or the CPU if they are sharded from there."""
+        return torch.device("cpu") if self.is_sharded else device
 
     def shard(self, network: nn.Module) -> None:
-        """Keep this process's share of a finished network, on the device, where networks are to be sharded."""
-        if self.sharded:
-            shard_network(network)
+        """Shard a complete network in place, onto the device of its process group; do nothing without a sharder."""
+        if self.sharder is not None:
+            self.sharder(network)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as it is to be called in training, so that its gradients become the mean of all processes'."""
-        return network if self.processes.world_size == 1 or self.sharded else Replicated(network)
+        """Wrap a network for training, so that its gradients become the mean over all processes."""
+        return network if self.processes.world_size == 1 or self.is_sharded else Replicated(network)
 
     def full_tensor(self, tensor: Tensor) -> Tensor | None:
-        """A sharded tensor whole, on the CPU, for the first process; None for the others, which must ask for it too.
+        """Gather a sharded tensor on rank 0, on the CPU; return any other tensor as it is.
 
-        Any other tensor is itself.
+        All processes must call it; those other than rank 0 get None for a sharded tensor.
         """
         if not is_sharded_tensor(tensor):
             return tensor
@@ -61,21 +76,34 @@ class Parallelism:
         return full.cpu() if self.processes.is_main else None
 
     def check_divisible(self, flag: str, batch: int) -> None:
-        """ValueError where a batch cannot be divided."""
-        count, parts = self.processes.world_size, self.microbatches
-        if batch % (count * parts):
-            among = f"{count} process{'es' if count > 1 else ''}"
-            each = f" of {parts} parts each (--accumulate {parts})" if parts > 1 else ""
+        """Check that a batch can be divided. ValueError, naming the flag, if not."""
+        world_size, microbatches = self.processes.world_size, self.microbatches
+        if batch % (world_size * microbatches):
+            among = f"{world_size} process{'es' if world_size > 1 else ''}"
+            each = f" of {microbatches} microbatches each (--accumulate {microbatches})" if microbatches > 1 else ""
             raise ValueError(
-                f"{flag} {batch} cannot be divided equally among {among}{each}: expected a multiple of {count * parts}"
+                f"{flag} {batch} cannot be divided equally among {among}{each}: "
+                f"expected a multiple of {world_size * microbatches}"
             )
 
 
 NOT_PARALLEL = Parallelism()
 
 
+def parallelism(processes: ProcessGroup, microbatches: int, strategy: str) -> Parallelism:
+    """Build the parallelism of a strategy, "ddp" or "fsdp"; a single process shards nothing.
+
+    Args:
+        processes: processes that train together.
+        microbatches: gradient-accumulation steps of each process.
+        strategy: "ddp" replicates networks, "fsdp" shards them.
+    """
+    sharder = shard_network if strategy == "fsdp" and processes.world_size > 1 else None
+    return Parallelism(processes, microbatches, sharder)
+
+
 class Replicated(DistributedDataParallel):
-    """One process's copy of a network that all processes move alike; to its caller it is the network."""
+    """Replica of a network whose gradients are averaged over processes; its attributes are the network's."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network, gradient_as_bucket_view=True)
@@ -89,34 +117,34 @@ class Replicated(DistributedDataParallel):
 
 
 def shard_network(network: nn.Module) -> None:
-    """FSDP2: the network's blocks, each gathered when its turn comes, and what is outside of them.
+    """Shard a network in place by FSDP2: each of its blocks, and the parameters outside of blocks.
 
-    A block is whole on the device of the process group while its share is cut, wherever the network was.
+    Wherever the network was, only one block at a time is complete on the device of the process group.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  it takes no other
+    network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  FSDP2 takes no other
     for module in [*blocks(network), network]:
-        untie_frozen(module)  # it would take another network's weights along, to the device
+        untie_frozen(module)  # else FSDP2 moves another network's weights to the device too
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def untie_frozen(module: nn.Module) -> None:
-    """Give a module frozen weights of its own: sharded apart, networks share none."""
-    own: dict[Tensor, nn.Parameter] = {}
+    """Replace a module's frozen parameters by copies: networks that are sharded separately can share none."""
+    copies: dict[Tensor, nn.Parameter] = {}
     for part in module.modules():
-        for name, one in part.named_parameters(recurse=False):
-            if not (one.requires_grad or is_sharded_tensor(one)):
-                if one not in own:
-                    own[one] = nn.Parameter(one.detach().clone(), requires_grad=False)
-                setattr(part, name, own[one])
+        for name, parameter in part.named_parameters(recurse=False):
+            if not (parameter.requires_grad or is_sharded_tensor(parameter)):
+                if parameter not in copies:
+                    copies[parameter] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                setattr(part, name, copies[parameter])
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose class has Block in its name, the outermost where they are nested."""
+    """Yield the modules whose class has "Block" in its name, the outermost if they are nested."""
     for child in network.children():
         if "Block" in type(child).__name__:
             yield child
@@ -125,22 +153,22 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_sharded_tensor(tensor: Any) -> bool:
-    """Whether it is a process's share of a tensor (a DTensor, which is slow to import only to ask)."""
+    """Whether a tensor is a DTensor, a class that is slow to import."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Any) -> Any:
-    """A tensor, all of it; of a shard every process must ask for it."""
+    """Gather a tensor on every process; all must call it for a sharded one. Any other is returned as it is."""
     return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
 
 
 def local_tensor(tensor: Any) -> Any:
-    """What of a tensor is held here, in its place."""
+    """Return this process's shard of a tensor, sharing its memory; any other is returned as it is."""
     return tensor.to_local() if is_sharded_tensor(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, shard: Any) -> Tensor:
-    """A tensor that every process holds whole, spread as `shard_network` is; itself where that one is no shard."""
+    """Shard a tensor that every process has in full as `shard` is; return it as it is if that is not sharded."""
     if not is_sharded_tensor(shard):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -149,5 +177,5 @@ def shard_like(tensor: Tensor, shard: Any) -> Tensor:
 
 
 def accumulating(network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-    """Around a part's passes, forward and backward: only after the last one gradients are exchanged."""
+    """Context of a microbatch's forward and backward pass: DDP exchanges gradients after the last one only."""
     return network.no_sync() if isinstance(network, Replicated) and not last else nullcontext()

@@ -1,9 +1,9 @@
-"""The best state of a run so far, by a figure that is measured on the way: the less the better.
+"""The weights of a run at the best value of its validation metric.
 
-    FOLDER/checkpoints/best-00000250.safetensors    its weights; its figure is in metrics.jsonl
+    FOLDER/checkpoints/best-00000250.safetensors    weights; their value is in the training checkpoints
 
-The best states that the kept checkpoints knew stay beside it, so that a run that goes on from one of them has the
-best of its own past, and nothing of a future that it may not meet again.
+The best weights known to each training checkpoint on disk stay beside it, so that a run resumed from one of them has
+the best of its own past and nothing of a future that it may not meet again.
 """
 
 from __future__ import annotations
@@ -11,64 +11,90 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from dmdistill.io.atomic import read_safetensors, write_safetensors
-from dmdistill.training.trainer import Trainer, read_metrics
+from dmdistill.training.trainer import Trainer
 
 __all__ = ["BestCheckpoint"]
 
 
 class BestCheckpoint:
-    """Keeps the weights of the best step, and forgets what came after the step that the run goes on from.
+    """Best weights of a run by a validation metric; lower is better. The trainer's checkpoints save its state.
 
     Args:
-        trainer: of the run, which is at that step.
-        prefix: of the figures' names in metrics.jsonl.
+        trainer: the run's trainer, not restored yet.
 
     Attributes:
-        step, name, figure: of the best so far; 0, "" and infinity where there is none.
+        value: lowest value so far; infinity if there is none.
+        step: training step of that value; 0 if there is none.
+        name: name given with that value.
     """
 
-    def __init__(self, trainer: Trainer, *, prefix: str) -> None:
-        self.trainer, self.prefix = trainer, prefix
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
         self.folder = trainer.folder / "checkpoints"
-        self.figure, self.step, name = trainer.processes.on_main(self.find)
-        self.name = name.removeprefix(prefix)
+        self.value, self.step, self.name = math.inf, 0, ""
+        self.steps: list[int] = []  # every step whose weights are on disk
+        trainer.stateful["best"] = self
 
-    def find(self) -> tuple[float, int, str]:
-        """The figure, step and its name, of the best until the step that the run goes on from; no other file stays."""
-        for step in self.steps():
-            if step > self.trainer.step:
-                self.file(step).unlink()
-        known = [row for row in read_metrics(self.trainer.folder) if row["step"] in self.steps()]
-        found = [(row[name], int(row["step"]), name) for row in known for name in row if name.startswith(self.prefix)]
-        return min(found, key=lambda one: one[:2], default=(math.inf, 0, self.prefix))
+    def update(self, step: int, name: str, value: float, weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Store a step's weights if its value is lower than all before.
 
-    def offer(self, step: int, name: str, figure: float, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Keep this state where it is better than all before. weights: asked only then, of every process."""
-        if not figure < self.figure:
+        Args:
+            step: training step.
+            name: of the weights, for example of one of several averages.
+            value: of the metric; NaN is never the best.
+            weights: returns the weights; called only if they are stored, and then on every process.
+        """
+        if not value < self.value:
             return
-        self.figure, self.step, self.name = figure, step, name
-        found = weights()
-        self.trainer.processes.on_main(lambda: self.write(found))
-
-    def write(self, weights: dict[str, Tensor]) -> None:
-        write_safetensors(self.file(self.step), weights)
-        for old in set(self.steps()) - self.needed():
-            self.file(old).unlink()
+        self.value, self.step, self.name = value, step, name
+        tensors = weights()
+        self.trainer.processes.on_main(lambda: write_safetensors(self.file(step), tensors))
+        self.steps = sorted({*self.needed_steps(), step})
+        self.trainer.processes.on_main(self.remove_others)
 
     def weights(self) -> dict[str, Tensor]:
+        """Read the best weights. ValueError, naming the file, if they are missing or damaged."""
         return read_safetensors(self.file(self.step))
 
-    def needed(self) -> set[int]:
-        """The best step, and those that were best when a checkpoint was written that is still there."""
-        saved = self.trainer.checkpoints.steps()
-        return {self.step} | {max((step for step in self.steps() if step <= one), default=self.step) for one in saved}
+    def state_dict(self) -> dict[str, Any]:
+        """Value, step and name of the best, and every step whose weights are on disk."""
+        return {"value": self.value, "step": self.step, "name": self.name, "steps": self.steps}
 
-    def steps(self) -> list[int]:
-        return [int(file.stem.removeprefix("best-")) for file in self.folder.glob("best-*.safetensors")]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to an earlier state: weights of later steps are removed, those of the best are verified."""
+        self.value, self.step, self.name, self.steps = (state[key] for key in ("value", "step", "name", "steps"))
+        if not self.trainer.processes.on_main(self.verify):
+            self.value, self.step, self.name = math.inf, 0, ""
+
+    def verify(self) -> bool:
+        """Whether the best weights are on disk. ValueError, naming the file, if they are damaged."""
+        self.remove_others()
+        file = self.file(self.step)
+        if self.step and not file.exists():
+            self.trainer.print(f"{file} is missing: the best weights are looked for anew, from here on")
+            return False
+        try:
+            if self.step:
+                self.weights()
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it to go on without the best weights so far") from None
+        return True
+
+    def remove_others(self) -> None:
+        """Remove weights of every step but `steps`."""
+        for file in {*self.folder.glob("best-*.safetensors")} - {self.file(step) for step in self.steps}:
+            file.unlink()
+
+    def needed_steps(self) -> set[int]:
+        """Steps that were the best when one of the training checkpoints on disk was written."""
+        saved_steps = self.trainer.checkpoints.steps()
+        return {max(earlier) for saved in saved_steps if (earlier := [step for step in self.steps if step <= saved])}
 
     def file(self, step: int) -> Path:
+        """Weights file of a step."""
         return self.folder / f"best-{step:08d}.safetensors"

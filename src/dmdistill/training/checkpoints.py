@@ -21,7 +21,7 @@ from torch import Tensor
 from dmdistill.io.atomic import atomic_write
 from dmdistill.io.errors import first_line
 
-__all__ = ["Checkpoints", "DamagedCheckpointError", "of_tensors", "read"]
+__all__ = ["Checkpoints", "DamagedCheckpointError", "map_tensors", "read_checkpoint"]
 
 
 class DamagedCheckpointError(ValueError):
@@ -58,7 +58,7 @@ class Checkpoints:
         self.wait()
         if not self.background:
             return self.put(step, state)
-        self.begun, self.writing = step, self.thread.submit(self.put, step, of_tensors(on_host, state))
+        self.begun, self.writing = step, self.thread.submit(self.put, step, map_tensors(on_host, state))
         return None
 
     def wait(self) -> None:
@@ -67,7 +67,7 @@ class Checkpoints:
             writing, self.writing = self.writing, None
             writing.result()
 
-    def settle(self) -> None:
+    def wait_quietly(self) -> None:
         """The same without an error: for when another one is on its way."""
         with suppress(Exception):
             self.wait()
@@ -93,11 +93,11 @@ class Checkpoints:
 
         say: told, in one line, of each damaged file that is passed over. ValueError where none is whole.
         """
-        self.settle()
+        self.wait_quietly()
         files = self.files()
         for i, file in enumerate(reversed(files), 1):
             try:
-                return file, read(file)
+                return file, read_checkpoint(file)
             except DamagedCheckpointError as error:
                 reason = f"{file} cannot be used, it is cut short or damaged ({error})"
                 if i < len(files):
@@ -118,16 +118,16 @@ def on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def of_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """A value of dicts, lists and tuples, with function(tensor) in the place of each tensor."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: of_tensors(function, one) for key, one in value.items()}
-    return type(value)(of_tensors(function, one) for one in value) if isinstance(value, list | tuple) else value
+        return {key: map_tensors(function, one) for key, one in value.items()}
+    return type(value)(map_tensors(function, one) for one in value) if isinstance(value, list | tuple) else value
 
 
-def read(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path) -> dict[str, Any]:
     """What `write` wrote. DamagedError where a byte of it that matters is another."""
     try:
         with zipfile.ZipFile(file) as parts:

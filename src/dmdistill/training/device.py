@@ -9,7 +9,7 @@ import torch
 
 from dmdistill.io.errors import first_line
 
-__all__ = ["choose_device", "choose_precision", "out_of_memory"]
+__all__ = ["choose_device", "choose_precision", "is_out_of_memory"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,6 +53,6 @@ def is_intel() -> bool:
     return "GenuineIntel" in (file.read_text() if file.is_file() else platform.processor())
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error says; the CPU's allocator has no class of its own for it."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

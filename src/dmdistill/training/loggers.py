@@ -24,11 +24,11 @@ __all__ = ["Logger", "TensorBoard", "Tracker", "logging_to", "require_logger"]
 class Logger(Protocol):
     """Takes what a run has to show."""
 
-    def figures(self, step: int, row: Mapping[str, float]) -> None:
+    def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
         """A row of metrics.jsonl."""
         ...
 
-    def picture(self, step: int, file: Path) -> None:
+    def log_image(self, step: int, file: Path) -> None:
         """A grid of samples, a .png."""
         ...
 
@@ -45,11 +45,11 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def figures(self, step: int, row: Mapping[str, float]) -> None:
+    def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
         for name, value in row.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, file: Path) -> None:
+    def log_image(self, step: int, file: Path) -> None:
         with Image.open(file) as image:
             self.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
@@ -76,7 +76,7 @@ class Tracker:
         run = self.known["run"]
         own = {"id": run, "dir": str(folder)} if name == "wandb" else {}
         try:
-            with nobody_asked():
+            with without_stdin():
                 self.package.init(project="dmdistill", name=run, config=dict(config), resume="allow", **own)
         except Exception as error:  # each package has its own
             raise ValueError(
@@ -84,10 +84,10 @@ class Tracker:
                 f"or leave --log-to out: metrics.jsonl has every figure"
             ) from None
 
-    def figures(self, step: int, row: Mapping[str, float]) -> None:
-        self.send("figures", step, row)
+    def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
+        self.send("metrics", step, row)
 
-    def picture(self, step: int, file: Path) -> None:
+    def log_image(self, step: int, file: Path) -> None:
         self.send("samples", step, {"samples": self.package.Image(str(file))})
 
     def send(self, kind: str, step: int, content: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ HELP = {
 
 
 @contextmanager
-def nobody_asked() -> Iterator[None]:
+def without_stdin() -> Iterator[None]:
     """Inside, no package finds a terminal to ask for a password at: a run would wait there for ever."""
     terminal = sys.stdin
     with open(os.devnull, encoding="utf-8") as sys.stdin:
@@ -125,7 +125,7 @@ def require_logger(name: str | None) -> None:
     package = import_optional(name, f"--log-to {name}", extra=name)
     if name == "wandb" and package.setup().settings.mode not in ("offline", "disabled"):
         try:
-            with nobody_asked():
+            with without_stdin():
                 package.login(verify=False)
         except Exception as error:  # of its own kind
             raise ValueError(f"--log-to wandb: {first_line(error).rstrip('.')}; or set WANDB_MODE=offline") from None

@@ -51,12 +51,12 @@ class NetworkOptimizer:
         self.losses: list[Tensor] = []  # of the parts so far
         if not any(p.requires_grad for p in network.parameters()):
             raise ValueError("the network has no parameters to train")
-        self.averages: list[EMA] = []
+        self.emas: list[EMA] = []
         for halflife in halflives:  # one after the other: no more than one is whole
-            self.averages.append(EMA(network, halflife=halflife))
-            parallel.shard(self.averages[-1].network)
+            self.emas.append(EMA(network, halflife=halflife))
+            parallel.shard(self.emas[-1].network)
         parallel.shard(network)
-        for average in self.averages:
+        for average in self.emas:
             average.follow(network)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         named = network.named_parameters(remove_duplicate=False)
@@ -64,10 +64,10 @@ class NetworkOptimizer:
         self.name = name
         self.clip = clip
         self.count = 0
-        self.careful = True
-        self.bad = torch.zeros(())
+        self.check_finite = True
+        self.nonfinite = torch.zeros(())
         self.gradient_norm = torch.zeros(())
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=lr,
             betas=betas,
@@ -80,7 +80,7 @@ class NetworkOptimizer:
             rise = min(1.0, (since + 1) / max(warmup, 1))
             return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / steps)) if decay else 1.0)
 
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def __call__(self, loss: Tensor) -> None:
         """Add the gradient of a part's loss; after the last part, move the network.
@@ -102,17 +102,17 @@ class NetworkOptimizer:
         self.losses = []
         self.gradient_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
         finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss)
-        if self.careful and not finite:
-            self.optimiser.zero_grad()
+        if self.check_finite and not finite:
+            self.optimizer.zero_grad()
             norm = self.gradient_norm.item()
             raise FloatingPointError(f"the {self.name}'s loss is {loss.item()}, the norm of its gradient {norm}")
-        self.bad = torch.maximum(self.bad.to(finite.device), (~finite).float())
-        setattr(self.optimiser, "found_inf", self.bad)  # noqa: B010  fused AdamW then leaves weights and moments alone
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.schedule.step()
+        self.nonfinite = torch.maximum(self.nonfinite.to(finite.device), (~finite).float())
+        setattr(self.optimizer, "found_inf", self.nonfinite)  # noqa: B010  fused AdamW then leaves weights and moments alone
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
         self.count += 1
-        for average in self.averages:
+        for average in self.emas:
             average.update(self.count)
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
@@ -137,22 +137,22 @@ class NetworkOptimizer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.weights(self.network),
-            "optimiser": self.optimiser.state_dict(),
-            "averages": [self.weights(average.network) for average in self.averages],
+            "optimiser": self.optimizer.state_dict(),
+            "averages": [self.weights(average.network) for average in self.emas],
             "count": self.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.load_weights(self.network, state["network"])
-        self.bad, self.losses = torch.zeros(()), []
-        self.optimiser.zero_grad()
-        groups = self.optimiser.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
+        self.nonfinite, self.losses = torch.zeros(()), []
+        self.optimizer.zero_grad()
+        groups = self.optimizer.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
         moments = {i: self.shard_moments(i, found) for i, found in state["optimiser"]["state"].items()}
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        for average, weights in zip(self.averages, state["averages"], strict=True):
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for average, weights in zip(self.emas, state["averages"], strict=True):
             self.load_weights(average.network, weights)
-        self.count = self.schedule.last_epoch = state["count"]
+        self.count = self.scheduler.last_epoch = state["count"]
         for group, base, factor in zip(
-            self.optimiser.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+            self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
         ):
             group["lr"] = base * factor(self.count)

@@ -1,14 +1,12 @@
-"""The loop around an algorithm's iteration: log, checkpoints, interruption, exact resume."""
+"""Training loop: logging, checkpoints, interruption and exact resuming around any algorithm's iteration."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -16,31 +14,51 @@ from torch import Tensor
 
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from dmdistill.io.atomic import atomic_write, flush_to_disk
-from dmdistill.io.errors import describe_write_errors, first_line
-from dmdistill.training.checkpoints import Checkpoints, of_tensors, read
+from dmdistill.io.errors import first_line
+from dmdistill.training.checkpoints import Checkpoints, map_tensors, read_checkpoint
+from dmdistill.training.metrics_log import MetricsLog
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.progress import progress_bar
 from dmdistill.training.signals import interrupt_event
 
-__all__ = ["Trainer", "read_metrics"]
+__all__ = ["Stateful", "Trainer"]
 
+Iteration = Callable[[int], Mapping[str, Tensor]]
 Hook = Callable[[int], Mapping[str, float]]
 
 
+class Stateful(Protocol):
+    """Object whose state is part of a training checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State, of tensors, numbers, strings, lists and dicts."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a state."""
+        ...
+
+
 class Trainer:
-    """Runs `iterate` for a number of steps and keeps everything that is needed to go on after any of them.
+    """Training loop over `iterate`, with a log, checkpoints, and exact resuming after any step.
 
     Args:
-        folder: of the run: metrics.jsonl and checkpoints/ are written there.
-        steps: in all, those before a resume included.
-        updates: the networks in training, by name, with their optimisers, schedules and averages.
-        rng: the generator of every random draw of the run.
-        log_every, save_every: in steps. keep: how many checkpoints stay.
-        resume: go on from the newest whole checkpoint in `folder`, from the start where the run ended before its first.
-        processes: that train together. All take the same steps and read the same files; the first one writes.
-        output_monitor: names the network of a non-finite output, where a loss or gradient is not finite.
+        folder: the run's folder; metrics.jsonl and checkpoints/ are written there.
+        steps: total number of steps, those before a resume included.
+        updates: optimizer of each trained network, by name.
+        rng: generator of every random draw of the run.
+        log_every: steps between two rows of the log.
+        save_every: steps between two checkpoints.
+        keep: number of checkpoints that stay on disk.
+        processes: processes that train together. All take the same steps and read the same files; rank 0 writes.
+        output_monitor: finds the network with a non-finite output, where a loss or gradient is not finite.
+
+    Attributes:
+        step: number of steps done.
+        seconds: of training so far, those before a resume included.
+        logger: a `Logger` that gets each row of the log too, or None.
+        stateful: further objects whose state each checkpoint saves, by name.
     """
 
     def __init__(
@@ -53,92 +71,84 @@ class Trainer:
         log_every: int = 50,
         save_every: int = 500,
         keep: int = 2,
-        resume: bool = False,
         processes: ProcessGroup = SINGLE_PROCESS,
         output_monitor: OutputMonitor | None = None,
     ) -> None:
         self.folder, self.steps, self.updates, self.rng, self.processes = folder, steps, updates, rng, processes
         self.log_every, self.save_every = log_every, save_every
         self.output_monitor = output_monitor
-        self.logger: Any = None  # a `Logger` that takes the rows too
+        self.logger: Any = None
+        self.stateful: dict[str, Stateful] = {}
         self.step = 0
         self.seconds = 0.0
-        self.sums: dict[str, Tensor] = {}  # of the losses since the last line of the log, over `count` steps
-        self.counts: dict[str, int] = {}
+        self.sums: dict[str, Tensor] = {}  # of the losses since the last row of the log
+        self.counts: dict[str, int] = {}  # of the steps in each of these sums
+        self.metrics_log = MetricsLog(folder)
         self.checkpoints = Checkpoints(folder, keep=keep)
-        self.careful_until = 0 if resume and self.load() else save_every
-        processes.on_main(lambda: truncate_metrics(self.log_file, self.step))
+        self.check_finite_until = save_every
 
-    @property
-    def log_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def restore(self) -> bool:
+        """Load the newest undamaged checkpoint; return whether there is one.
 
-    def fit(
-        self, iterate: Callable[[int], Mapping[str, Tensor]], *, hooks: Sequence[tuple[int, Hook]] = (), name: str
-    ) -> bool:
-        """Call iterate(step) until `steps` are done; False where Ctrl-C or SIGTERM ended it early, after a save.
-
-        iterate: returns the step's losses, which are averaged over each log interval.
-        hooks: (every so many steps, and after the last; a call whose figures join the log).
+        Call it once everything whose state is to be restored is registered, before `fit`. ValueError, naming the file,
+        if the checkpoint is that of another kind of run, or if all are damaged.
         """
-        alone = self.processes.world_size == 1
-        with interrupt_event(alone=alone) as interrupted, progress_bar(name, self.steps, start=self.step) as show:
+        restored = self.load()
+        if restored:
+            self.check_finite_until = 0
+        return restored
+
+    def fit(self, iterate: Iteration, *, hooks: Sequence[tuple[int, Hook]] = (), name: str) -> bool:
+        """Train until `steps` are done; return False if a signal ended training early, after a checkpoint.
+
+        Args:
+            iterate: takes the index of a step, trains the networks, returns the step's losses; the log has their means.
+            hooks: (interval in steps, function of the steps done): called at each interval and after the last step;
+                the metrics that it returns join the log.
+            name: of the progress bar.
+        """
+        self.processes.on_main(lambda: self.metrics_log.truncate(self.step))
+        single = self.processes.world_size == 1
+        with interrupt_event(alone=single) as interrupted, progress_bar(name, self.steps, start=self.step) as progress:
             try:
-                done = self.go(iterate, hooks, interrupted, show)
+                completed = self.train(iterate, hooks, interrupted, progress)
             except BaseException:
-                self.checkpoints.settle()
+                self.checkpoints.wait_quietly()
                 raise
             self.processes.on_main(self.checkpoints.wait)
-        return done
+        return completed
 
-    def go(
-        self,
-        iterate: Callable[[int], Mapping[str, Tensor]],
-        hooks: Sequence[tuple[int, Hook]],
-        interrupted: Event,
-        show: Callable[..., None],
+    def train(
+        self, iterate: Iteration, hooks: Sequence[tuple[int, Hook]], interrupted: Event, progress: Callable[..., None]
     ) -> bool:
-        """The loop itself; what it saves last may still be being written when it ends."""
-        self.began = time.perf_counter() - self.seconds
+        """Run the loop itself; its last checkpoint may still be being written when it returns."""
+        self.started = time.perf_counter() - self.seconds
         while self.step < self.steps:
             self.advance(iterate)
-            last = self.step == self.steps
-            stops = self.agree(interrupted) and not last
-            logs, saves = last or self.step % self.log_every == 0, last or self.step % self.save_every == 0
-            due = [hook for every, hook in hooks if last or self.step % every == 0]
-            if (due or logs or saves or stops) and not self.sound():
-                self.go_back()
+            stop = self.must_stop(interrupted) and self.step < self.steps
+            due = [hook for every, hook in hooks if self.is_due(every)]
+            log, save = self.is_due(self.log_every), stop or self.is_due(self.save_every)
+            if (due or log or save) and not self.is_finite():
+                self.rewind()
                 continue
-            row: dict[str, float] = {}
+            metrics: dict[str, float] = {}
             for hook in due:
-                row |= hook(self.step)
-            self.seconds = time.perf_counter() - self.began
-            if row or logs:
-                means = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
-                moved = {name: update for name, update in self.updates.items() if update.count}
-                norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in moved.items()}
-                self.processes.on_main(partial(self.log, means | norms | row))
-                self.sums, self.counts = {}, {}
-                show(self.step, means)
-            if saves or stops:
+                metrics |= hook(self.step)
+            self.seconds = time.perf_counter() - self.started
+            if metrics or log:
+                self.log(metrics, progress)
+            if save:
                 self.save()
-            if stops:
+            if stop:
                 return False
         return True
 
-    def agree(self, interrupted: Event) -> bool:
-        """Whether a process was told to stop: then all do, after the same step. OSError where a save has failed."""
-        news = self.processes.all_max(2 if self.checkpoints.failed else int(interrupted.is_set()))
-        if news == 2:
-            self.processes.on_main(self.checkpoints.wait)
-        return news == 1
-
-    def advance(self, iterate: Callable[[int], Mapping[str, Tensor]]) -> None:
-        """One step. NonFiniteError, after a save, where it is careful and a loss or gradient is not finite."""
+    def advance(self, iterate: Iteration) -> None:
+        """Take one step. NonFiniteError, after a checkpoint, if it is checked and a loss or gradient is not finite."""
         for update in self.updates.values():
-            update.careful = self.careful
+            update.check_finite = self.check_finite
         if self.output_monitor is not None:
-            self.output_monitor.start(enabled=self.careful)
+            self.output_monitor.start(enabled=self.check_finite)
         try:
             losses = iterate(self.step)
         except FloatingPointError as error:
@@ -161,36 +171,59 @@ class Trainer:
         return ""
 
     @property
-    def careful(self) -> bool:
-        """Whether the step in hand waits for the device to see that all is finite.
+    def check_finite(self) -> bool:
+        """Whether the present step waits for the device to check that every loss and gradient is finite.
 
-        That is so until there is a checkpoint to go back to. Then steps only note on the device what they met; it is
-        looked at before anything is logged, measured or saved. If something was not finite the run goes back to the
-        last checkpoint and takes the same steps carefully, so that it stops at the very one, and can say why.
+        True until there is a checkpoint to return to. From then on a step only records on the device whether it met
+        NaN or infinity, and that record is read before anything is logged, measured or saved. If something was not
+        finite the run returns to its last checkpoint and repeats the steps with the check, to stop at the very one.
         """
-        return self.step < self.careful_until
+        return self.step < self.check_finite_until
 
-    def sound(self) -> bool:
-        """Whether every loss and gradient so far was finite. Waits for the device."""
-        return not any(update.bad.item() for update in self.updates.values())
+    def is_finite(self) -> bool:
+        """Whether every loss and gradient so far was finite; waits for the device."""
+        return not any(update.nonfinite.item() for update in self.updates.values())
 
-    def go_back(self) -> None:
-        self.careful_until = self.step
-        self.say(f"not all was finite in the steps before {self.step}: going back to the last checkpoint to see where")
+    def is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and after the last, happens now."""
+        return self.step == self.steps or self.step % every == 0
+
+    def must_stop(self, interrupted: Event) -> bool:
+        """Whether a process was interrupted: then all stop after the same step. OSError if a checkpoint failed."""
+        news = self.processes.all_max(2 if self.checkpoints.failed else int(interrupted.is_set()))
+        if news == 2:
+            self.processes.on_main(self.checkpoints.wait)
+        return news == 1
+
+    def rewind(self) -> None:
+        """Return to the last checkpoint, to repeat the steps since with the check. NonFiniteError if there is none."""
+        self.check_finite_until = self.step
+        self.print(f"a value is not finite in the steps before {self.step}: returning to the last checkpoint")
         if not self.load():
-            raise NonFiniteError(f"step {self.step} or shortly before: not all is finite, and no checkpoint is left")
-        self.processes.on_main(lambda: truncate_metrics(self.log_file, self.step))
-        self.began = time.perf_counter() - self.seconds
+            raise NonFiniteError(
+                f"step {self.step} or shortly before: a value is not finite, and no checkpoint is left"
+            )
+        self.processes.on_main(lambda: self.metrics_log.truncate(self.step))
+        self.started = time.perf_counter() - self.seconds
 
-    def log(self, row: Mapping[str, float]) -> None:
-        with describe_write_errors(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **row}) + "\n")
+    def log(self, metrics: Mapping[str, float], progress: Callable[..., None]) -> None:
+        """Log the mean losses and gradient norms since the last row, with these metrics; show the losses."""
+        losses = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
+        updates = {name: update for name, update in self.updates.items() if update.count}
+        norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in updates.items()}
+        self.processes.on_main(lambda: self.write_row({**losses, **norms, **metrics}))
+        self.sums, self.counts = {}, {}
+        progress(self.step, losses)
+
+    def write_row(self, row: Mapping[str, float]) -> None:
+        """Append a row to the log and hand it to the logger."""
+        self.metrics_log.append({"step": self.step, "seconds": round(self.seconds, 3), **row})
         if self.logger is not None:
-            self.logger.figures(self.step, row)
+            self.logger.log_metrics(self.step, row)
 
     def save(self) -> None:
-        """Write checkpoints/step-N.pt, once the disk has the log up to here: it is not written again."""
-        flush_to_disk(self.log_file)
+        """Write a checkpoint, once the disk has the log up to here, which is not written again."""
+        self.processes.on_main(self.metrics_log.flush)
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -198,15 +231,16 @@ class Trainer:
             "counts": self.counts,
             "rng": self.rng.get_state(),
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
+            "stateful": {name: one.state_dict() for name, one in self.stateful.items()},
         }
-        state = of_tensors(Parallelism(self.processes).full_tensor, state)
+        state = map_tensors(Parallelism(self.processes).full_tensor, state)
         self.processes.on_main(lambda: self.checkpoints.write(self.step, state))
 
     def load(self) -> bool:
-        """Go back to the newest checkpoint; False where there is none. ValueError where it is another run's."""
-        if (found := self.newest()) is None:
+        """Return to the newest checkpoint; False if there is none. ValueError if it is another run's."""
+        if (newest := self.read_newest()) is None:
             return False
-        file, state = found
+        file, state = newest
         try:
             if set(state["updates"]) != set(self.updates):
                 raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
@@ -215,50 +249,25 @@ class Trainer:
             self.rng.set_state(state["rng"])
             for name, update in self.updates.items():
                 update.load_state_dict(state["updates"][name])
+            for name in self.stateful.keys() & state["stateful"].keys():
+                self.stateful[name].load_state_dict(state["stateful"][name])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{file} is of another kind of run ({first_line(error)}): remove it to go on") from None
         return True
 
-    def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest whole checkpoint and its state: the first process finds it, the others read the same."""
-        found: list[tuple[Path, dict[str, Any]]] = []
+    def read_newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Newest undamaged checkpoint and its state: rank 0 finds it, the others read the same file."""
+        newest: list[tuple[Path, dict[str, Any]]] = []
 
         def find() -> Path | None:
-            if newest := self.checkpoints.newest(say=self.say):
-                found.append(newest)
-            return newest[0] if newest else None
+            newest.extend(filter(None, [self.checkpoints.newest(say=self.print)]))
+            return newest[0][0] if newest else None
 
         file = self.processes.on_main(find)
         if file is None:
             return None
-        return found[0] if found else (file, read(file))
+        return newest[0] if newest else (file, read_checkpoint(file))
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
+        """Print one line for the user."""
         Console(highlight=False).print(text, soft_wrap=True, markup=False)
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a last one that a killed run left unfinished is none.
-
-    ValueError, naming the line, where one is no row.
-    """
-    file = folder / "metrics.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    return [read_row(line, f"{file}, line {i}") for i, line in enumerate(lines, 1)]
-
-
-def read_row(line: bytes, where: str) -> dict[str, float]:
-    try:
-        row = json.loads(line)
-        if not isinstance(row["step"], int):
-            raise ValueError(f"step {row['step']!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}, is damaged ({first_line(error)}): remove that line to go on without it") from None
-    return row
-
-
-def truncate_metrics(file: Path, step: int) -> None:
-    """Drop the rows after `step`: a resumed run writes them again."""
-    rows = [row for row in read_metrics(file.parent) if row["step"] <= step]
-    with atomic_write(file) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

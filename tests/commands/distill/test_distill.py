@@ -45,7 +45,7 @@ from dmdistill.metrics.frechet import gather
 from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 ADAPTERS = {"lora_student": 2, "lora_fake": 2}
@@ -228,7 +228,7 @@ def test_with_adapters_the_base_weights_are_there_once_and_stay(settings, monkey
     config = settings(**ADAPTERS)
     distilling.distill(config)
     job, first = jobs[0], load_teacher(config.teacher)
-    averages = [average.network for average in job.update_generator.averages]
+    averages = [average.network for average in job.update_generator.emas]
     networks = [job.generator, job.fake, *averages]
     small = sum(p.nbytes for network in networks for name, p in network.named_parameters() if ".lora_" in name)
     base = sum(storages(job.teacher.network).values())
@@ -411,9 +411,9 @@ def test_pairs_made_before_give_the_student_of_pairs_made_within(settings, tiny_
 def test_a_network_to_be_sharded_is_on_the_device_while_it_draws(settings, monkeypatch):
     """As the pairs are made, and for the report; from the start until then, and in between, it is at home."""
     places, to = [], Teacher.to
-    monkeypatch.setattr(Parallelism, "sharded", True)
-    monkeypatch.setattr(Parallelism, "spread", lambda *_: None)
-    monkeypatch.setattr(Parallelism, "called", lambda _, network: network)
+    monkeypatch.setattr(Parallelism, "is_sharded", True)
+    monkeypatch.setattr(Parallelism, "shard", lambda *_: None)
+    monkeypatch.setattr(Parallelism, "wrap", lambda _, network: network)
 
     def told(self, device, precision=None, *, network_device=None):
         places.append("device" if network_device is None else "home")

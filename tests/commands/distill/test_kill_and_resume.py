@@ -24,7 +24,7 @@ from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.presets import with_run
 from dmdistill.data.pairs import PairDataset, make_pairs
 from dmdistill.models.load import load_teacher
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 

@@ -19,7 +19,7 @@ from dmdistill.commands.pairs.command import pairs
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 from helpers.process_group_tests import together
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
@@ -108,13 +108,13 @@ def test_processes_and_parts_change_rounding_alone(kind, settings, whole):
     [
         (
             ["--batch", "6", "--accumulate", "4"],
-            "--batch 6 cannot be divided equally among 1 process of 4 parts each (--accumulate 4): expected a "
+            "--batch 6 cannot be divided equally among 1 process of 4 microbatches each (--accumulate 4): expected a "
             "multiple of 4",
         ),
         (
             ["--batch", "8", "--batch-reg", "9", "--accumulate", "2"],
-            "--batch-reg 9 cannot be divided equally among 1 process of 2 parts each (--accumulate 2): expected a "
-            "multiple of 2",
+            "--batch-reg 9 cannot be divided equally among 1 process of 2 microbatches each (--accumulate 2): expected "
+            "a multiple of 2",
         ),
     ],
 )

@@ -22,7 +22,7 @@ from dmdistill.data.images import from_uint8
 from dmdistill.distributed.process_group import SINGLE_PROCESS
 from dmdistill.metrics.frechet import frechet_distance, gather
 from dmdistill.models.load import load_teacher
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 HERE = {"device": torch.device("cpu"), "processes": SINGLE_PROCESS}
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)

@@ -6,7 +6,7 @@ import pytest
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.info.run_status import health, run_status
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 
 def log(folder, rows, steps=100):

@@ -351,7 +351,10 @@ def test_phases_are_what_the_steps_do(settings):
     [
         (["--processes", "0"], "--processes 0, expected at least 1"),
         (["--processes", "7"], "--batch 6 cannot be divided equally among 7 processes: expected a multiple of 7"),
-        (["--processes", "2", "--accumulate", "2"], "--batch 6 cannot be divided equally among 2 processes of 2 parts"),
+        (
+            ["--processes", "2", "--accumulate", "2"],
+            "--batch 6 cannot be divided equally among 2 processes of 2 microbatches",
+        ),
         (
             ["--processes", "3", "--batch-reg", "12", "--pair-count", "10"],
             "the number of pairs 10 cannot be divided equally among 3 processes: expected a multiple of 3",

@@ -11,7 +11,7 @@ from torch import nn
 
 from dmdistill.commands.bench.timers import Clock, Workload, find_best_batch, time_in_rounds
 from dmdistill.models.model import Model, Student
-from dmdistill.training.device import out_of_memory
+from dmdistill.training.device import is_out_of_memory
 
 __all__ = ["BenchmarkCase", "compare", "compile_case"]
 
@@ -45,7 +45,7 @@ def compile_case(model: Model) -> BenchmarkCase:
     try:
         case.workload(1)()
     except RuntimeError as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split()).partition(" Set TORCH")[0][:200]
         raise ValueError(f"--compile: torch.compile fails on {model.name}: {reason}") from None

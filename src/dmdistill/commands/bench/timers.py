@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from dmdistill.training.device import out_of_memory
+from dmdistill.training.device import is_out_of_memory
 from dmdistill.training.progress import track
 
 __all__ = ["Clock", "Spread", "Workload", "device_clock", "find_best_batch", "time_call", "time_in_rounds"]
@@ -103,7 +103,7 @@ def find_best_batch(
             work()
             tried[batch] = shortest_call(work, clock) / batch
         except (RuntimeError, MemoryError) as error:
-            if batch == 1 or not out_of_memory(error):
+            if batch == 1 or not is_out_of_memory(error):
                 raise
             break
         if MIN_GAIN * tried[batch] < tried[best]:

@@ -17,7 +17,7 @@ from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import check_at_least, check_numbers, check_positive, check_shares
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import RunFolder
-from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.distributed.data_parallel import Parallelism, parallelism
 from dmdistill.distributed.process_group import (
     SINGLE_PROCESS,
     ProcessGroup,
@@ -67,7 +67,7 @@ def load(config: DistillConfig) -> Teacher:
 
 def placed(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Teacher:
     """A teacher with its prompts, on the run's device; its network in the host's memory if it is to be sharded."""
-    home = Parallelism(run.processes, strategy=config.strategy).build_device(run.device)
+    home = parallelism(run.processes, 1, config.strategy).build_device(run.device)
     return with_prompts(teacher, config.prompts, device=run.device).to(run.device, run.precision, network_device=home)
 
 
@@ -83,7 +83,7 @@ def make_student(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Stu
     if not run.processes.is_main:
         return None
     if (best := job.watch.best).step:
-        run.say(f"best: {best.name} of step {best.step}, Frechet distance {best.figure:.4g}")
+        run.say(f"best: {best.name} of step {best.step}, Frechet distance {best.value:.4g}")
     save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=run.storage)
     return report(config, job, run) if config.report_images else student
 

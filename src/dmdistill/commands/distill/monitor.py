@@ -15,7 +15,7 @@ from dmdistill.commands.evaluate.generated_images import batch_ranges, generate_
 from dmdistill.data.images import save_grid
 from dmdistill.metrics.frechet import Moments, accumulate_moments, frechet_distance
 from dmdistill.training.best_checkpoint import BestCheckpoint
-from dmdistill.training.checkpoints import of_tensors
+from dmdistill.training.checkpoints import map_tensors
 
 if TYPE_CHECKING:
     from dmdistill.commands.distill.setup import Job
@@ -33,7 +33,7 @@ class Watch:
 
     def __init__(self, job: Job, feature_extractor: ValidationMetric | None) -> None:
         self.job, self.feature_extractor = job, feature_extractor
-        self.best = BestCheckpoint(job.trainer, prefix=FIGURE)
+        self.best = BestCheckpoint(job.trainer)
         device = job.run.device
         rng = torch.Generator(device).manual_seed(job.config.seed + 1)
         z, cond = job.teacher.sample_inputs(min(128, job.many), rng=rng)
@@ -53,7 +53,7 @@ class Watch:
             file = job.config.out / "samples" / f"step-{step:06d}.png"
             save_grid(file, images, columns=8)
             if job.trainer.logger is not None:
-                job.trainer.logger.picture(step, file)
+                job.trainer.logger.log_image(step, file)
         return {}
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -63,12 +63,12 @@ class Watch:
         if self.feature_extractor is not None:
             for name, generator in self.candidates():
                 row[FIGURE + name] = figure = self.frechet(self.feature_extractor, generator)
-                self.best.offer(step, name, figure, partial(self.weights, generator))
+                self.best.update(step, name, figure, partial(self.weights, generator))
         return row
 
     def candidates(self) -> list[tuple[str, nn.Module]]:
         """The generator's averages by name, or the generator itself where none is kept."""
-        averages = self.job.update_generator.averages
+        averages = self.job.update_generator.emas
         return [(f"ema{a.halflife:g}", a.network) for a in averages] or [("raw", self.job.generator)]
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Watch:
         """Call a sharded network as often as the others do who had a batch more to draw: all gather it together."""
         job, processes = self.job, self.job.run.processes
         batches = batch_ranges(job.config.evaluate_images, job.many)
-        if job.parallel.sharded and len(processes.split(batches)) * processes.world_size < len(batches):
+        if job.parallel.is_sharded and len(processes.split(batches)) * processes.world_size < len(batches):
             generator(self.probe.z, self.probe.cond)
 
     def chosen(self) -> tuple[str, int, dict[str, Tensor]]:
@@ -104,4 +104,4 @@ class Watch:
     def weights(self, generator: nn.Module) -> dict[str, Tensor]:
         """Those of the generator or an average of it, all of them where they are sharded, for the first process."""
         job = self.job
-        return of_tensors(job.parallel.full_tensor, job.update_generator.weights(generator))
+        return map_tensors(job.parallel.full_tensor, job.update_generator.weights(generator))

@@ -12,7 +12,7 @@ from dmdistill.commands.distill.diagnostics import BINS
 from dmdistill.data.images import to_uint8
 from dmdistill.io.atomic import atomic_write
 from dmdistill.models.model import Model
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 __all__ = ["draw_comparison", "draw_curves"]
 

@@ -24,7 +24,7 @@ from dmdistill.core.generators import Generator
 from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
 from dmdistill.core.samples import Batch
 from dmdistill.data.pairs import PairDataset
-from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism
+from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism, parallelism
 from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.diffusers_pipeline import load_autoencoder
 from dmdistill.models.model import Student, Teacher, fingerprint
@@ -55,7 +55,7 @@ class Job:
         many: int | None = None,
     ) -> None:
         self.config, self.teacher, self.run, self.course = config, teacher, run, Course(config)
-        self.parallel = parallel or Parallelism(run.processes, config.accumulate, config.strategy)
+        self.parallel = parallel or parallelism(run.processes, config.accumulate, config.strategy)
         self.many = many or sampling_batch_size(teacher, config.batch)
         feature_extractor = load_validation_metric(
             config.reference, teacher, device=run.device, processes=run.processes, say=run.say
@@ -79,10 +79,11 @@ class Job:
             rng=run.rng,
             log_every=config.log_every,
             save_every=config.save_every,
-            resume=config.resume is not None,
             processes=run.processes,
         )
         self.watch = Watch(self, feature_extractor)
+        if config.resume is not None:
+            self.trainer.restore()
 
     def updates(self) -> tuple[NetworkOptimizer, NetworkOptimizer]:
         """Of the generator and of the fake score, which is made first: sharded, it is whole no more beside averages."""
@@ -110,7 +111,7 @@ class Job:
     def settle(self) -> None:
         """Networks take the form in which they work: weights of the teacher cast or sharded, passes compiled."""
         config, teacher = self.config, self.teacher
-        if not (self.parallel.sharded or config.lora_student or config.lora_fake):
+        if not (self.parallel.is_sharded or config.lora_student or config.lora_fake):
             teacher.cast_weights()
         self.parallel.shard(teacher.denoiser)
         if config.compile:
@@ -203,7 +204,7 @@ class Job:
     def iterate(self, step: int) -> dict[str, Tensor]:
         """One iteration of Algorithm 1, by what the course has for this step."""
         course = self.course
-        self.dmd.careful = self.trainer.careful
+        self.dmd.careful = self.trainer.check_finite
         self.dmd.match, self.dmd.follow = course.matches(step), course.follows(step)
         self.dmd.lambda_reg = course.lambda_reg(step)
         return self.dmd.step(self.batch(step), self.update_generator, self.update_fake)
@@ -222,7 +223,7 @@ class Job:
         """
         name, step, weights = self.watch.chosen()
         if self.run.processes.is_main:
-            if self.parallel.sharded:
+            if self.parallel.is_sharded:
                 self.teacher = again()
                 self.generator = self.first_generator()
             self.update_generator.load_weights(self.generator, weights)

@@ -24,7 +24,7 @@ from dmdistill.io.folders import cache_folder
 from dmdistill.metrics.accumulate import FeatureAccumulator
 from dmdistill.metrics.frechet import Moments
 from dmdistill.metrics.inception_score import ClassScores
-from dmdistill.training.checkpoints import DamagedCheckpointError, read
+from dmdistill.training.checkpoints import DamagedCheckpointError, read_checkpoint
 
 __all__ = ["EVERY", "PartialResults"]
 
@@ -64,7 +64,7 @@ class PartialResults:
         if not self.folder.is_dir() or not any(self.folder.iterdir()) or not self.file.is_file():
             return 0
         try:
-            state = read(self.file)
+            state = read_checkpoint(self.file)
         except DamagedCheckpointError:
             return 0
         for look, gathered in zip(self.looks, state["gathered"], strict=True):

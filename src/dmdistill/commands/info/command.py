@@ -12,7 +12,7 @@ from dmdistill.commands.info.run_status import health, run_status
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
-from dmdistill.training.trainer import read_metrics
+from dmdistill.training.metrics_log import read_metrics
 
 __all__ = ["info"]
 

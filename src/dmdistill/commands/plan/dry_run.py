@@ -18,7 +18,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.schedule import Phase
 from dmdistill.commands.distill.setup import Job
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
-from dmdistill.commands.plan.fsdp_memory import Foretold
+from dmdistill.commands.plan.fsdp_memory import ShardingRecorder
 from dmdistill.commands.plan.placeholders import BlankPrompts, NoisePairs
 from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData, tensors_of
 from dmdistill.commands.run_folder import RunFolder
@@ -27,6 +27,7 @@ from dmdistill.core.losses import Distance
 from dmdistill.core.samples import Batch
 from dmdistill.data.pairs import PairDataset
 from dmdistill.data.prompt_embeddings import PromptSet
+from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.models.model import Teacher
 
 __all__ = ["Counted", "Rehearsal", "rehearsal"]
@@ -69,11 +70,12 @@ class Rehearsal(Job):
             teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
             if isinstance(teacher.conditions, PromptSet):
                 teacher = replace(teacher, conditions=BlankPrompts(teacher.conditions))
-        self.foretold = None
+        self.sharding = parallel = None
         if ledger is not None and self.among > 1:
-            self.foretold = Foretold(ledger, parts=config.accumulate, among=self.among)
+            self.sharding = ShardingRecorder(ledger, world_size=self.among)
+            parallel = Parallelism(microbatches=config.accumulate, sharder=self.sharding)
         many = sampling_batch_size(teacher, config.batch * processes)
-        super().__init__(config, teacher, run, parallel=self.foretold, many=many)
+        super().__init__(config, teacher, run, parallel=parallel, many=many)
         if ledger is not None:
             self.tell(ledger)
 
@@ -81,7 +83,7 @@ class Rehearsal(Job):
         """Name what stays; what networks share is the teacher's."""
         probe = self.watch.probe
         ledger.name("batch", [probe.z, probe.eps, *tensors_of(probe.cond)])
-        networks = [("averages", average.network) for average in self.update_generator.averages]
+        networks = [("averages", average.network) for average in self.update_generator.emas]
         networks += [("generator", self.generator), ("fake score", self.fake), ("teacher", self.teacher.denoiser)]
         for name, network in networks:
             ledger.name(name, network.state_dict(keep_vars=True).values())
@@ -129,7 +131,7 @@ class Rehearsal(Job):
         """One step of a phase, once the optimisers have their states."""
         assert self.ledger is not None
         for update in (self.update_generator, self.update_fake):
-            moments = tensors_of(list(update.optimiser.state.values()))
+            moments = tensors_of(list(update.optimizer.state.values()))
             self.ledger.name("optimiser", moments, among=self.among)
         with self.counting() as counted:
             self.iterate(phase.first)
@@ -138,7 +140,7 @@ class Rehearsal(Job):
     @property
     def host(self) -> int:
         """Most bytes of networks whole in the host's memory at once, until they are sharded; 0 if they are not."""
-        return self.foretold.host if self.foretold is not None else 0
+        return self.sharding.peak_host_bytes if self.sharding is not None else 0
 
     @property
     def whole_teacher(self) -> int:

@@ -13,34 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.commands.plan.tensor_ledger import Ledger, share_of, tensors_of
-from dmdistill.distributed.data_parallel import Parallelism, blocks, untie_frozen
+from dmdistill.distributed.data_parallel import blocks, untie_frozen
 
-__all__ = ["Foretold", "Sharded"]
+__all__ = ["Sharded", "ShardingRecorder"]
 
 GATHERED = "gathered"
 
 
-class Foretold(Parallelism):
-    """One process of `among`, alone: it shards nothing, and tells a ledger what would be whole for how long.
+class ShardingRecorder:
+    """Sharder for a dry run: it shards nothing, and reports to a ledger what sharded networks would gather.
+
+    Args:
+        ledger: of the dry run's memory.
+        world_size: number of processes that would share the networks.
 
     Attributes:
-        host: most bytes of what is whole in the host's memory at once, before it is sharded.
+        peak_host_bytes: largest total size of networks in the host's memory before they are sharded.
     """
 
-    def __init__(self, ledger: Ledger, *, parts: int, among: int) -> None:
-        super().__init__(microbatches=parts)
-        self.ledger, self.among = ledger, among
-        self.host = self.gone = 0  # gone: bytes of networks that would be whole no more
+    def __init__(self, ledger: Ledger, *, world_size: int) -> None:
+        self.ledger, self.world_size = ledger, world_size
+        self.peak_host_bytes = self.sharded_bytes = 0  # sharded_bytes: of networks that would be in shards by now
 
-    @property
-    def sharded(self) -> bool:
-        return True
-
-    def shard(self, network: nn.Module) -> None:
-        self.host = max(self.host, self.ledger.now.total() - self.gone)
+    def __call__(self, network: nn.Module) -> None:
+        """Record that a network, complete in memory, is sharded now."""
+        self.peak_host_bytes = max(self.peak_host_bytes, self.ledger.now.total() - self.sharded_bytes)
         untie_frozen(network)
-        self.gone += sum(one.untyped_storage().nbytes() for one in network.parameters())
-        Sharded(network, self.ledger, among=self.among)
+        self.sharded_bytes += sum(parameter.untyped_storage().nbytes() for parameter in network.parameters())
+        Sharded(network, self.ledger, among=self.world_size)
 
 
 class Group:

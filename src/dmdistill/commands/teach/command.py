@@ -54,7 +54,7 @@ def train(config: TeachConfig, data: LabelledImages, run: RunFolder) -> Teacher 
     denoiser = teacher.denoiser.train()
     examples = TrainingSet(data, rng=run.rng, augmentation=lesson.augmentation, label_dropout=config.label_dropout)
     update = update_of(denoiser, config)
-    taught = replace(teacher, denoiser=cast(Denoiser, update.averages[0].network.eval()))
+    taught = replace(teacher, denoiser=cast(Denoiser, update.emas[0].network.eval()))
     if config.compile:
         denoiser.net.compile()
     trainer = Trainer(
@@ -64,8 +64,9 @@ def train(config: TeachConfig, data: LabelledImages, run: RunFolder) -> Teacher 
         rng=run.rng,
         log_every=config.log_every,
         save_every=config.save_every,
-        resume=config.resume is not None,
     )
+    if config.resume is not None:
+        trainer.restore()
 
     def iterate(step: int) -> dict[str, torch.Tensor]:
         if config.network.dropout:  # torch's own generator draws it: a resumed run is to draw the same
@@ -80,7 +81,7 @@ def train(config: TeachConfig, data: LabelledImages, run: RunFolder) -> Teacher 
         file = config.out / "samples" / f"step-{step:06d}.png"
         draw_grid(taught, file, seed=config.seed)
         if trainer.logger is not None:
-            trainer.logger.picture(step, file)
+            trainer.logger.log_image(step, file)
         return {}
 
     hooks = [(config.sample_every, look)] if config.sample_every else []
