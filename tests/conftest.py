@@ -23,7 +23,7 @@ from dmdistill.commands.cli import main
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
 from dmdistill.commands.teach.recipes import EDMRecipe
-from dmdistill.data.images import LabelledImages
+from dmdistill.data.image_tensors import LabelledImages
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_teacher
 from dmdistill.networks.layers import Resample

@@ -14,7 +14,7 @@ import torch
 
 from dmdistill.commands.evaluate import compute as figures
 from dmdistill.commands.teach import command as teaching
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import open_pairs
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student, Teacher
 from dmdistill.training.metrics_log import read_metrics
@@ -159,7 +159,7 @@ def test_a_student_is_made_and_measured(script, taught, cifar, lpips, tmp_path, 
     script("cifar10_distill", words)
     told = json.loads((tmp_path / "out" / "distill.json").read_text())
     assert (told["preset"], told["step"], told["finished"], told["pairs"]) == ("cifar10-small-5to1", 2, True, 6)
-    assert len(PairDataset(taught / "pairs")) == 6
+    assert len(open_pairs(taught / "pairs")) == 6
     script("parcels", f"take {tmp_path / 'out'} {tmp_path / 'home'}")
     student = load_model(str(tmp_path / "home" / "student"))
     assert isinstance(student, Student)

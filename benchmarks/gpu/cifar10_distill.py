@@ -24,7 +24,7 @@ from dmdistill.commands.cli import main as dmdistill
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import from_preset, with_run
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import open_pairs
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def distill(asked: argparse.Namespace, run: Path) -> None:
 def report(asked: argparse.Namespace, run: Path, *, before: int) -> None:
     """Write what has to leave the machine."""
     asked.out.mkdir(parents=True, exist_ok=True)
-    pairs = PairDataset(asked.store / "pairs")
+    pairs = open_pairs(asked.store / "pairs")
     begun = (run / "config.toml").is_file()
     config = with_run(DistillConfig(), run) if begun else from_preset(DistillConfig, asked.preset)
     about = {

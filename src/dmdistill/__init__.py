@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dmdistill.commands.teach.command import teach as teach
     from dmdistill.commands.teach.config import TeachConfig as TeachConfig
     from dmdistill.core.dmd import DMD as DMD
-    from dmdistill.data.images import save_grid as save_grid
+    from dmdistill.data.image_tensors import save_grid as save_grid
     from dmdistill.models.load import load_model as load_model
     from dmdistill.models.load import load_teacher as load_teacher
 
@@ -37,7 +37,7 @@ MODULES = {
     "load_model": "models.load",
     "load_teacher": "models.load",
     "pairs": "commands.pairs.command",
-    "save_grid": "data.images",
+    "save_grid": "data.image_tensors",
     "teach": "commands.teach.command",
 }
 

@@ -9,7 +9,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import open_pairs
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student
 from dmdistill.networks.song_unet import SongUNet
@@ -87,7 +87,7 @@ def test_the_whole_road(kind, teacher, tmp_path, capsys):
     ode = ["--solver-steps", "2", *guided]
     run("info", name)
     run("pairs", "--teacher", name, "--out", "pairs", "--count", "3", "--batch", "2", *ode, *told, *MACHINE)
-    assert len(PairDataset(tmp_path / "pairs")) == 3
+    assert len(open_pairs(tmp_path / "pairs")) == 3
     pairs = ["--pair-count", "3"] if kind == "sd3" else ["--pairs", "pairs"]  # or the run makes its own
     lora = ["--lora-student", "2"] if kind in ("sdxl", "flux") else []
     run("distill", "--teacher", name, "--out", "run", *pairs, *SMALL, *ode, *told, *lora, *MACHINE)

@@ -98,7 +98,7 @@ def test_presets_of_cifar_lead_from_images_to_a_student(name, least, most):
     import torch
 
     from dmdistill.commands.teach.recipes import EDMRecipe
-    from dmdistill.data.images import LabelledImages
+    from dmdistill.data.image_tensors import LabelledImages
 
     teach, pairs, distill = (
         settings.with_preset(kind(), name, section)

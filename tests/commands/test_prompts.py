@@ -12,7 +12,7 @@ from dmdistill.commands.evaluate import command as evaluating
 from dmdistill.commands.prompts import with_prompt_texts, with_prompts
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import open_pairs
 from dmdistill.models import folder as folders
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
@@ -134,7 +134,7 @@ def test_the_whole_road_of_a_text_teacher(teacher, asked, tmp_path, capsys):
     """Pairs, distillation from them with guidance, the student's samples and figures; each prompt encoded once."""
     given = ["--teacher", str(teacher), "--prompts", "prompts.txt", "--solver-steps", "2", "--guidance", "2", *MACHINE]
     main(["pairs", *given, "--count", "6", "--out", "pairs"])
-    pairs = PairDataset(tmp_path / "pairs")
+    pairs = open_pairs(tmp_path / "pairs")
     assert pairs.settings.conditions.startswith("4 prompts ")
     z, y, index = pairs[range(6)]
     told = with_prompt_texts(replace(load_teacher(str(teacher)), text=Letters([]), steps=2, guidance=2.0), TEXTS)
@@ -232,7 +232,7 @@ def test_a_pipeline_is_told_prompts(family, tiny_pipeline, tmp_path, monkeypatch
     folder = str(tiny_pipeline(family))
     given = ["--prompts", "prompts.csv", *MACHINE]
     main(["pairs", "--teacher", folder, *given, "--count", "4", "--solver-steps", "2", "--guidance", "2"])
-    z, y, index = PairDataset(tmp_path / "pairs" / "fashion")[range(4)]
+    z, y, index = open_pairs(tmp_path / "pairs" / "fashion")[range(4)]
     assert torch.isfinite(y).all()
     teacher = with_prompts(replace(load_teacher(folder), steps=2, guidance=2.0), "prompts.csv")
     assert teacher.text.pipeline is None  # released, or never loaded

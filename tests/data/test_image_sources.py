@@ -12,7 +12,7 @@ from PIL import Image
 
 from dmdistill.data.fashion_mnist import load_fashion_mnist
 from dmdistill.data.image_sources import is_images, open_images
-from dmdistill.data.images import center_crop_batch
+from dmdistill.data.image_tensors import center_crop_batch
 from dmdistill.data.training_set import load_labelled
 from dmdistill.io import file_hashes as digests
 

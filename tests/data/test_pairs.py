@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdistill.data.pairs import PairDataset, PairSettings, make_pairs
+from dmdistill.data.pairs import PairSettings, make_pairs, open_pairs
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.load import load_teacher
 
@@ -79,7 +79,7 @@ def test_shards_are_their_seeds(tmp_path):
     assert list(a) == ["shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors"]
     assert [a[name] == b[name] for name in a] == [True, True, False]
     assert [a[name] == c[name] for name in a] == [False, False, False]
-    assert len(PairDataset(tmp_path / "b")) == 17
+    assert len(open_pairs(tmp_path / "b")) == 17
 
 
 def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
@@ -96,7 +96,7 @@ def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
         make(tmp_path / "stopped", batch=3, generate=stopping)
     assert sorted(file.name for file in (tmp_path / "stopped").iterdir()) == ["pairs.json", "shard-00000.safetensors"]
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not exist"):
-        PairDataset(tmp_path / "stopped")
+        open_pairs(tmp_path / "stopped")
 
     asked.clear()
     stamp = (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns
@@ -164,14 +164,14 @@ def test_a_spoiled_shard_is_one_clear_line(damage, tmp_path):
     else:
         save_file({name: tensor[:5].contiguous() for name, tensor in tensors.items()}, file)
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors") as caught:
-        PairDataset(tmp_path)
+        open_pairs(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"seconds_per_image": 1, "odd": 2}'])
 def test_a_foreign_description_is_one_clear_line(text, tmp_path):
     (tmp_path / "pairs.json").write_text(text)
-    for attempt in (lambda: PairDataset(tmp_path), lambda: make(tmp_path)):
+    for attempt in (lambda: open_pairs(tmp_path), lambda: make(tmp_path)):
         with pytest.raises(ValueError, match=r"pairs\.json") as caught:
             attempt()
         assert "\n" not in str(caught.value)
@@ -184,7 +184,7 @@ def test_a_description_with_a_value_that_cannot_be_is_named(name, value, tmp_pat
     described = json.loads((tmp_path / "pairs.json").read_text())
     (tmp_path / "pairs.json").write_text(json.dumps(described | {name: value}))
     with pytest.raises(ValueError, match=rf"pairs\.json does not describe pairs: {name} is {value!r}"):
-        PairDataset(tmp_path)
+        open_pairs(tmp_path)
 
 
 def test_nan_from_the_solver_is_never_stored(tmp_path):
@@ -207,7 +207,7 @@ def test_every_row_once_an_epoch_in_another_order_each(tmp_path):
 
 
 def test_a_batch_is_a_function_of_its_step(tmp_path):
-    pairs, again = make(tmp_path), PairDataset(tmp_path)
+    pairs, again = make(tmp_path), open_pairs(tmp_path)
     expected = [pairs.batch(step, 6) for step in range(9)]
     for step in (8, 0, 5, 3):
         for mine, theirs in zip(again.batch(step, 6)[:2], expected[step][:2], strict=True):

@@ -4,7 +4,7 @@ import torch
 
 from dmdistill.data.augmentation import GeometricAugmentation, HorizontalFlip
 from dmdistill.data.conditions import Labels
-from dmdistill.data.images import LabelledImages, from_uint8
+from dmdistill.data.image_tensors import LabelledImages, from_uint8
 from dmdistill.data.training_set import AugmentedLabels, TrainingSet
 
 

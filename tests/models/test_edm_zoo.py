@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmdistill.commands.cli import main
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import open_pairs
 from dmdistill.io.folders import cache_folder
 from dmdistill.models import edm_zoo as module
 from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
@@ -134,7 +134,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 def test_a_presets_teacher_is_found(server, tmp_path):
     """From the preset's name to pairs on disk, in the words of the command line."""
     main(["pairs", "--preset", "cifar10", "--out", str(tmp_path / "pairs"), "--count", "2", "--device", "cpu"])
-    assert PairDataset(tmp_path / "pairs").shape == (3, 32, 32)
+    assert open_pairs(tmp_path / "pairs").shape == (3, 32, 32)
     assert server.asked == [None]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmdistill.data.images import LabelledImages
+from dmdistill.data.image_tensors import LabelledImages
 from dmdistill.io.pickle_vm import Record, load
 from dmdistill.io.safe_pickle import FAILURES
 

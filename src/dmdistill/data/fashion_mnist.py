@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.data.images import LabelledImages
+from dmdistill.data.image_tensors import LabelledImages
 
 __all__ = ["load_fashion_mnist", "read_idx"]
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dmdistill.data.images import center_crop
+from dmdistill.data.image_tensors import center_crop
 from dmdistill.io.errors import first_line
 from dmdistill.io.file_hashes import hash_files
 

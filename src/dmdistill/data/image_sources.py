@@ -13,7 +13,7 @@ from torch import Tensor
 from dmdistill.data.cifar10 import is_cifar10, read_cifar10
 from dmdistill.data.fashion_mnist import load_fashion_mnist
 from dmdistill.data.image_folder import ImageFolder, has_images
-from dmdistill.data.images import center_crop_batch
+from dmdistill.data.image_tensors import center_crop_batch
 from dmdistill.io.file_hashes import hash_files
 
 __all__ = ["ArrayImages", "ImageSource", "is_images", "open_images"]

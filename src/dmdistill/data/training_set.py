@@ -12,7 +12,7 @@ from dmdistill.data.augmentation import Augmentation, NoAugmentation
 from dmdistill.data.cifar10 import is_cifar10, load_cifar10
 from dmdistill.data.conditions import Labels, LabelSpace
 from dmdistill.data.fashion_mnist import load_fashion_mnist
-from dmdistill.data.images import LabelledImages, from_uint8
+from dmdistill.data.image_tensors import LabelledImages, from_uint8
 
 __all__ = ["AugmentedLabels", "TrainingSet", "load_labelled"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmdistill.data.images import from_uint8, to_uint8
+from dmdistill.data.image_tensors import from_uint8, to_uint8
 from dmdistill.io.atomic import read_json
 from dmdistill.io.weights import bundled, load_weights
 from dmdistill.metrics.features import check_bytes

@@ -37,8 +37,8 @@ from dmdistill.commands.teach import command as teaching
 from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
 from dmdistill.core.generators import Generator
 from dmdistill.data.fashion_mnist import load_fashion_mnist
-from dmdistill.data.images import to_uint8
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.image_tensors import to_uint8
+from dmdistill.data.pairs import open_pairs
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.frechet import gather
@@ -383,7 +383,7 @@ def test_a_step_towards_the_pairs_is_made(settings):
     config = settings(match=False, steps=250, pair_count=64, batch_reg=32, lr=3e-3, log_every=50, sample_every=300)
     config = dataclasses.replace(config, evaluate_every=300, save_every=300, halflives=(5.0,))
     student = distilling.distill(config)
-    z, y, index = PairDataset(config.out / "pairs")[range(64)]
+    z, y, index = open_pairs(config.out / "pairs")[range(64)]
     cond = student.condition(index)
     start = Generator(load_teacher(config.teacher).denoiser)(z, cond)
     after, before = ((x - y).abs().mean() for x in (student.images(z, cond), start))
@@ -563,7 +563,7 @@ def test_lpips_is_the_distance_where_its_weights_are_given(side, settings):
     config = settings(steps=2, batch_reg=1, pair_count=2, match=False, lpips_weights=weights, lpips_side=side)
     distilling.distill(config)
     lpips = load_lpips(weights, resize=side)
-    teacher, pairs = load_teacher(config.teacher), PairDataset(config.out / "pairs")
+    teacher, pairs = load_teacher(config.teacher), open_pairs(config.out / "pairs")
 
     def distance(step):
         z, y, index = pairs.batch(step, 1)

@@ -22,7 +22,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
 from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.commands.presets import with_run
-from dmdistill.data.pairs import PairDataset, make_pairs
+from dmdistill.data.pairs import make_pairs, open_pairs
 from dmdistill.models.load import load_teacher
 from dmdistill.training.metrics_log import read_metrics
 
@@ -190,7 +190,7 @@ def test_a_read_only_run_is_refused_in_a_line(settings, whole, read_only, monkey
 
 def test_finished_pairs_in_a_read_only_folder_are_opened(settings, whole, read_only):
     folder = read_only(settings("whole").out)
-    made = PairDataset(folder / "pairs")
+    made = open_pairs(folder / "pairs")
     again = make_pairs(folder / "pairs", made.settings, draw=None, generate=None, batch=2, device=torch.device("cpu"))
     assert torch.equal(again[range(6)][1], made[range(6)][1])
 

@@ -18,7 +18,7 @@ from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.data.image_sources import open_images
-from dmdistill.data.images import from_uint8
+from dmdistill.data.image_tensors import from_uint8
 from dmdistill.distributed.process_group import SINGLE_PROCESS
 from dmdistill.metrics.frechet import frechet_distance, gather
 from dmdistill.models.load import load_teacher

@@ -21,7 +21,7 @@ from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction, extract_features
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.data.image_sources import open_images
-from dmdistill.data.images import from_uint8
+from dmdistill.data.image_tensors import from_uint8
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.frechet import frechet_distance, gather

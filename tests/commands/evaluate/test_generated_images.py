@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmdistill.commands.evaluate.generated_images import GeneratedImages, batch_ranges, generate_images, numbered
-from dmdistill.data.images import center_crop_batch, to_uint8
+from dmdistill.data.image_tensors import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.load import load_teacher
 

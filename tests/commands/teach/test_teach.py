@@ -26,7 +26,7 @@ from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
 from dmdistill.core.schedules import expand
 from dmdistill.data.fashion_mnist import FASHION_CLASSES
-from dmdistill.data.images import LabelledImages, to_uint8
+from dmdistill.data.image_tensors import LabelledImages, to_uint8
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher

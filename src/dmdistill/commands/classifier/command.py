@@ -12,7 +12,7 @@ from torch import Tensor
 from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.presets import check_at_least, check_positive
 from dmdistill.commands.run_folder import setup_compute
-from dmdistill.data.images import LabelledImages, from_uint8
+from dmdistill.data.image_tensors import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled
 from dmdistill.io.atomic import atomic_write, check_writable, write_json
 from dmdistill.io.folders import check_new_folder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.diagnostics import BINS
-from dmdistill.data.images import to_uint8
+from dmdistill.data.image_tensors import to_uint8
 from dmdistill.io.atomic import atomic_write
 from dmdistill.models.model import Model
 from dmdistill.training.metrics_log import read_metrics

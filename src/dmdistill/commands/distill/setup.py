@@ -23,7 +23,7 @@ from dmdistill.core.dmd import DMD
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import WEIGHTS, Distance, pseudo_huber
 from dmdistill.core.samples import Batch
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import PairDataset, open_pairs
 from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism, parallelism
 from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.diffusers_pipeline import load_autoencoder
@@ -158,7 +158,7 @@ class Job:
         """Those of --pairs. ValueError where they are not of this teacher's kind of image."""
         if self.config.pairs is None:
             return None
-        pairs, teacher = PairDataset(self.config.pairs), self.teacher
+        pairs, teacher = open_pairs(self.config.pairs), self.teacher
         made, wanted = pairs.settings, fingerprint(teacher)
         told = str(teacher.conditions or "none")
         if (pairs.shape, made.conditions) != (teacher.shape, told):

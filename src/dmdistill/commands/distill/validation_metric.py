@@ -13,7 +13,7 @@ from torch import Tensor
 from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction
 from dmdistill.commands.evaluate.reference_cache import Reference, reference_features
 from dmdistill.data.image_sources import open_images
-from dmdistill.data.images import to_uint8
+from dmdistill.data.image_tensors import to_uint8
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.features import Features

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
-from dmdistill.data.images import center_crop_batch, to_uint8
+from dmdistill.data.image_tensors import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.model import Model, Teacher, fingerprint
 from dmdistill.training.progress import track

@@ -19,7 +19,7 @@ from dmdistill.commands.presets import check_at_least, check_positive
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.core.solvers import evaluations
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import open_pairs
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import check_writable, write_json
@@ -130,7 +130,7 @@ def check_plan(config: PlanConfig) -> None:
 def of_one(config: PlanConfig) -> PlanConfig:
     """The configuration of one process. ValueError where the pairs are too few for a batch and cannot be divided."""
     count, size = config.processes, config.batch_reg
-    pairs = config.pair_count if config.pairs is None else len(PairDataset(config.pairs))
+    pairs = config.pair_count if config.pairs is None else len(open_pairs(config.pairs))
     if config.lambda_reg > 0 and pairs < size:
         Parallelism(ProcessGroup(world_size=count), config.accumulate).check_divisible("the number of pairs", pairs)
         size = pairs

@@ -10,7 +10,7 @@ from dmdistill.commands.presets import check_numbers
 from dmdistill.commands.prompts import with_prompt_texts, with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.commands.sample.config import SampleConfig
-from dmdistill.data.images import save_grid
+from dmdistill.data.image_tensors import save_grid
 from dmdistill.io.atomic import check_writable
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model

@@ -17,7 +17,7 @@ from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM, VP
 from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, HorizontalFlip, NoAugmentation
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.data.images import LabelledImages
+from dmdistill.data.image_tensors import LabelledImages
 from dmdistill.io.atomic import atomic_folder, write_json
 from dmdistill.io.errors import import_optional
 from dmdistill.models.diffusers_pipeline import METADATA_FILE

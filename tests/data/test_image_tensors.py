@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dmdistill.data.fashion_mnist import load_fashion_mnist, read_idx
-from dmdistill.data.images import from_uint8, save_grid, to_uint8
+from dmdistill.data.image_tensors import from_uint8, save_grid, to_uint8
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 3, 5), (2, 3, 5, 4)])

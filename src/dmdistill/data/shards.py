@@ -1,0 +1,110 @@
+"""Tensors of many rows in safetensors files of equally many rows, memory-mapped.
+
+A shard is written in full or not at all, so an interrupted set is completed by making the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmdistill.io.atomic import read_safetensors, write_safetensors
+
+__all__ = ["ShardLayout", "Track", "gather_rows", "read_shard", "write_shards"]
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]  # wraps a list to show progress under a name
+MakeBatch = Callable[[int, slice], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """Division of a set's rows into files folder/shard-00000.safetensors, ...
+
+    Attributes:
+        folder: where the files lie.
+        count: rows of the set.
+        size: rows of every shard but the last, which has what is left.
+    """
+
+    folder: Path
+    count: int
+    size: int
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.size)
+
+    def file(self, shard: int) -> Path:
+        """Return the file of a shard."""
+        return self.folder / f"shard-{shard:05d}.safetensors"
+
+    def rows(self, shard: int) -> int:
+        """Return the number of rows in a shard."""
+        return min(self.size, self.count - shard * self.size)
+
+    def missing(self) -> list[int]:
+        """Return the shards whose files do not exist."""
+        return [shard for shard in range(len(self)) if not self.file(shard).exists()]
+
+
+def write_shards(
+    layout: ShardLayout, shards: Sequence[int], make_batch: MakeBatch, *, batch: int, track: Track, name: str
+) -> None:
+    """Make some shards batch by batch, and write each when it is complete.
+
+    Args:
+        layout: of the whole set.
+        shards: numbers of those to make, in this order.
+        make_batch: (shard, rows of it) -> tensors by name; called in the order of the rows.
+        batch: rows per call.
+        track: wraps the list of all batches to show progress.
+        name: what the progress is called.
+    """
+    batches = [(shard, start) for shard in shards for start in range(0, layout.rows(shard), batch)]
+    parts: list[dict[str, Tensor]] = []
+    for shard, start in track(batches, name):
+        stop = min(start + batch, layout.rows(shard))
+        parts.append(make_batch(shard, slice(start, stop)))
+        if stop == layout.rows(shard):
+            write_safetensors(
+                layout.file(shard), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            )
+            parts = []
+
+
+def read_shard(file: Path, rows: int, row_shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Read a shard. ValueError, naming the file, where it is damaged or of other tensors.
+
+    Args:
+        file: of the shard.
+        rows: expected number of rows.
+        row_shapes: expected shape of a row of each tensor, by name.
+    """
+    shard = read_safetensors(file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
+    expected = {name: (rows, *shape) for name, shape in row_shapes.items()}
+    if shapes != expected:
+        raise ValueError(f"{file} holds {shapes}, expected {expected}; remove it to make it again")
+    return shard
+
+
+def gather_rows(shards: Sequence[dict[str, Tensor]], name: str, rows: Tensor) -> Tensor:
+    """Gather rows of one tensor from shards, all of as many rows but the last: on the CPU, in the stored dtype.
+
+    Args:
+        shards: tensors by name, N ...
+        name: of the tensor.
+        rows: integers (B,), counted over all shards.
+    """
+    first = shards[0][name]
+    result = first.new_empty(len(rows), *first.shape[1:])
+    numbers = rows // len(first)
+    for number in numbers.unique().tolist():
+        here = numbers == number
+        result[here] = shards[number][name][rows[here] % len(first)]
+    return result
