@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from dmdistill.commands.cli import main, parse
+from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,20 +34,6 @@ SMALL_PYTHON = (
 )
 
 
-class Tiny(nn.Module):
-    """A network that the reader would bring."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(1, 1, 3, padding=1)
-
-    def forward(self, x, t, cond):
-        return self.layer(x)
-
-
-NAMES = {"my_network": Tiny(), "shape": (1, 8, 8)}  # what the pages leave to the reader
-
-
 def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
@@ -66,8 +52,10 @@ def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "fashion-mnist").symlink_to(idx_folder)
+    if "vgg16-397923af.pth" in page.read_text(encoding="utf-8"):
+        write_vgg(tmp_path)
     torch.manual_seed(0)
-    names = dict(NAMES)
+    names: dict = {}
     for language, file, text in blocks(page, "bash|python"):
         if file:
             (tmp_path / file).write_text(text, encoding="utf-8")
@@ -75,6 +63,16 @@ def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
             exec(compile(text.replace(*SMALL_PYTHON), str(page), "exec"), names)
         else:
             run_commands(text)
+    if (tmp_path / "lpips_vgg16.safetensors").exists():
+        load_lpips(tmp_path / "lpips_vgg16.safetensors")
+
+
+def write_vgg(folder: Path) -> None:
+    """Write random weights in the form of the two files that LPIPS is made from."""
+    weights = {published_name(name): tensor for name, tensor in LPIPS().state_dict().items()}
+    features = {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
+    torch.save(features | {"classifier.0.weight": torch.zeros(2, 2)}, folder / "vgg16-397923af.pth")
+    torch.save({name: weights[name] for name in weights.keys() - features.keys()}, folder / "vgg.pth")
 
 
 def run_commands(text: str) -> None:
