@@ -16,13 +16,13 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from dmdistill.io.atomic import atomic_write, read_safetensors, write_safetensors
-from dmdistill.io.folders import exclusive_folder
+from dmdistill.io.folders import exclusive_folder, new_folder
 
 HOLDING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have it ignored
 from pathlib import Path
-from dmdistill.io.folders import exclusive_folder
+from dmdistill.io.folders import exclusive_folder, new_folder
 with exclusive_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -150,3 +150,72 @@ def test_equal_tensors_make_equal_files(tmp_path):
     for name in "abcdef":
         write_safetensors(tmp_path / name, {"x": torch.ones(3), "y": torch.zeros(2)})
     assert len({(tmp_path / name).read_bytes() for name in "abcdef"}) == 1
+
+
+def test_a_new_folder_appears_in_full_or_not_at_all(tmp_path):
+    with new_folder(tmp_path / "a" / "out") as folder:
+        (folder / "file").write_text("full")
+        assert not (tmp_path / "a" / "out").exists()
+    assert (tmp_path / "a" / "out" / "file").read_text() == "full"
+    with pytest.raises(ValueError, match="broken"), new_folder(tmp_path / "b") as folder:
+        (folder / "file").touch()
+        raise ValueError("broken")
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["a", "file", "out"]
+
+
+def test_a_new_folder_keeps_the_hidden_files_of_an_empty_one(tmp_path, monkeypatch):
+    """A fresh git repository, also by a link, and as the current folder."""
+    (tmp_path / "repository" / ".git").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("repository")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "file").touch()
+    assert sorted(os.listdir(tmp_path / "repository")) == [".git", "file"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with new_folder(Path()) as folder:
+        (folder / "part").mkdir()
+    assert os.listdir() == ["part"]
+    assert sorted(os.listdir(tmp_path)) == ["here", "link", "repository"]
+
+
+@pytest.mark.parametrize("name", ["file", "full"])
+def test_what_exists_is_no_new_folder(name, tmp_path):
+    (tmp_path / "full").mkdir()
+    for file in (tmp_path / "file", tmp_path / "full" / "mine"):
+        file.write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} already exists"), new_folder(tmp_path / name):
+        pytest.fail("it is written to")
+    assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "mine"
+
+
+FILLING = """
+import sys
+from pathlib import Path
+from dmdistill.io.folders import new_folder
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_new_folder_of_a_killed_process_is_begun_again(tmp_path):
+    """While that process lives it is in use."""
+    command = [sys.executable, "-c", FILLING, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="out is in use by another process"), new_folder(tmp_path / "out"):
+            pytest.fail("two fill it")
+        other.kill()
+    assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == []
+    with new_folder(tmp_path / "out") as folder:
+        assert os.listdir(folder) == []
+        (folder / "file").touch()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["file"]
+
+
+def test_a_new_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="out cannot be written"), new_folder(tmp_path / "file" / "out"):
+        pytest.fail("it is written to")

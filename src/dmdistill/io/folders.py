@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from dmdistill.io.errors import describe_write_errors
 
-__all__ = ["cache_folder", "check_new_folder", "exclusive_folder"]
+__all__ = ["cache_folder", "check_new_folder", "exclusive_folder", "new_folder"]
 
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # names that `atomic_write` and `atomic_folder` write under
@@ -41,19 +41,60 @@ def check_new_folder(folder: Path, advice: str) -> None:
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, whose content appears in `folder` when the block ends and is removed when it fails.
+
+    What a killed process left half-written is removed by the next call for the same folder. A folder that exists with
+    hidden files only, an empty git repository say, keeps them.
+
+    Raises:
+        ValueError: the folder is not new, or another process is filling it.
+    """
+    check_new_folder(folder, "choose another folder")
+    target = folder.resolve()
+    temporary, lock = (target.with_name(f".{target.name}{ending}") for ending in ("-partial.tmp", ".lock"))
+    with describe_write_errors(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(lock, folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        with describe_write_errors(folder):
+            temporary.mkdir()
+        try:
+            yield temporary
+            if target.exists():
+                for entry in temporary.iterdir():
+                    entry.rename(target / entry.name)
+            else:
+                temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
     """Lock a folder for this process, make it where it is missing, and remove half-written files of a killed process.
 
     Only temporary files of this package are removed, from the folder and from those of its folders that are not locked
-    by another process. The operating system releases the lock when the process ends, however it ends. A folder that
-    cannot be written, or that lies on a file system without locks, is not locked.
+    by another process.
 
     Raises:
         ValueError: another process has locked the folder.
     """
     with describe_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    with file_lock(folder / LOCK, folder):
+        remove_temporary_files(folder)
+        yield
+
+
+@contextmanager
+def file_lock(file: Path, folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. ValueError where another process holds it.
+
+    The operating system releases the lock when the process ends, however it ends. A place that cannot be written, or
+    that lies on a file system without locks, is not locked.
+    """
+    lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -61,11 +102,10 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     except (OSError, NotImplementedError):
         pass  # nothing to write here, or no locks
     try:
-        remove_temporary_files(folder)
         yield
     finally:
         with suppress(OSError):
-            (folder / LOCK).unlink()
+            file.unlink()
         lock.release()
 
 

@@ -96,9 +96,6 @@ A one-step image generator (1 network evaluation per image): {kind} the teacher 
 distillation (Yin et al., CVPR 2024) with dmdistill. Licence of the weights, as of the teacher's: {student.licence}.
 
 ```python
-import torch
-from diffusers import DiffusionPipeline
-
 {use.format(folder="this folder, or its name on the hub")}
 ```
 {quality([report[who] for who in ("teacher", "student") if who in report])}

@@ -1,6 +1,7 @@
 """`dmdistill convert`: EDM's checkpoint becomes a folder, which is the same teacher."""
 
 import dataclasses
+import os
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from dmdistill.commands.cli import main
 from dmdistill.io.weights import bundled
 from dmdistill.models.load import load_teacher
 from dmdistill.networks.song_unet import SongUNet
+from helpers.killed_command import run_killed
 
 KWARGS = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 30, "num_blocks": 1}
 KWARGS |= {"model_channels": 8, "channel_mult": [1], "attn_resolutions": []}
@@ -30,7 +32,7 @@ def test_a_checkpoint_becomes_a_folder(checkpoint, tmp_path, capsys, rng):
     main(["convert", str(checkpoint), str(tmp_path / "empty")])
     assert "mine: 0.1 MB of weights in fp32, config.json and README.md in" in capsys.readouterr().out
     models = [dataclasses.replace(load_teacher(str(tmp_path / name)), steps=2) for name in ("mine.pkl", "empty")]
-    z, cond = models[0].noise(3, rng=rng)
+    z, cond = models[0].sample_inputs(3, rng=rng)
     assert torch.equal(*(model.images(z, cond) for model in models))
     card = (tmp_path / "empty" / "README.md").read_text()
     assert "Conditioned on 30 classes: class 0, class 1, class 2, ..., class 29." in card
@@ -85,3 +87,12 @@ def test_a_refused_file_leaves_nothing_behind(tmp_path, capsys):
 def test_info_tells_of_a_checkpoint(checkpoint, capsys):
     main(["info", str(checkpoint)])
     assert "class 0, class 1, class 2, ..., class 29" in capsys.readouterr().out
+
+
+def test_a_killed_conversion_does_not_block_the_next(checkpoint, tmp_path):
+    """Killed while it writes config.json, the weights are already there; the next call leaves nothing else."""
+    run_killed("dmdistill.models.folder.write_json", "convert", checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    main(["convert", str(checkpoint), str(tmp_path / "out")])
+    assert load_teacher(str(tmp_path / "out")).name == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["mine.pkl", "out"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 diffusers = pytest.importorskip("diffusers")
 
 from dmdistill.commands.cli import main
-from dmdistill.commands.export.pixel import is_exact, one_step
+from dmdistill.commands.export.pixel import ddim_is_exact, one_step_coefficients
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.core import denoisers
 from dmdistill.core.generators import Generator
@@ -23,11 +26,13 @@ from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
+from helpers.killed_command import run_killed
 from helpers.tiny_models import dit, student_of, unet2d
 
 PROMPTS = ["a red square", "blue circle"]
 TEXT = ("stable_diffusion", "sdxl", "sd3", "flux", "flux-guided")
 LORA = ("stable_diffusion", "sdxl", "sd3", "flux")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DRAW = Path(__file__).with_name("draw_exported.py")
 
 
@@ -135,12 +140,12 @@ def test_ddims_pipeline_is_taken_where_its_rounding_allows(betas, exact, drawn):
     kind = "scaled_linear" if betas[1] == 0.012 else "linear"
     scheduler = diffusers.DDIMScheduler(beta_start=betas[0], beta_end=betas[1], beta_schedule=kind, **options)
     path = VP(scheduler.alphas_cumprod)
-    assert is_exact(scheduler, denoisers.EpsDenoiser(Line(), path)) == exact
+    assert ddim_is_exact(scheduler, denoisers.EpsDenoiser(Line(), path)) == exact
     z, x = torch.randn(4, 3, 8, 6), 0.5 * torch.randn(4, 3, 8, 6)
     last = torch.tensor([999.0])
     f = (z - path.alpha(last) * x) / path.sigma(last)
     denoiser = denoisers.EpsDenoiser(Given(f), path)
-    ours, n = Generator(denoiser)(z), one_step(denoiser, (3, 8, 6))
+    ours, n = Generator(denoiser)(z), one_step_coefficients(denoiser, (3, 8, 6))
     assert (ours - x).abs().max() < 1e-4
     assert (n["gain"] * (n["skip"] * z + n["out"] * f) - ours).abs().max() < 1e-6 * ours.std() * 10
     theirs = scheduler.step(f, torch.tensor(999), z, return_dict=False)[0]
@@ -181,7 +186,7 @@ class Line(nn.Module):
 def test_five_numbers_are_the_generator(kind, path):
     denoiser = kind(Line(), path)
     denoiser.precision = torch.bfloat16
-    n = one_step(denoiser, (3, 4, 6))
+    n = one_step_coefficients(denoiser, (3, 4, 6))
     assert (abs(n["skip"]) <= 1, denoiser.precision) == (True, torch.bfloat16)
     denoiser.precision = None
     z = torch.randn(2, 3, 4, 6, dtype=torch.float64)
@@ -195,8 +200,8 @@ def test_a_denoiser_of_another_form_is_refused():
         def mean(self, f, x_t, alpha, sigma):
             return f**2
 
-    with pytest.raises(ValueError, match="Odd is not linear in its network's answer and cannot be exported"):
-        one_step(Odd(Line(), Flow()), (3, 4, 6))
+    with pytest.raises(ValueError, match="Odd is not linear in its network's output and cannot be exported"):
+        one_step_coefficients(Odd(Line(), Flow()), (3, 4, 6))
 
 
 def card_of(folder):
@@ -215,6 +220,12 @@ def test_half_precision_will_do(key, drawn, monkeypatch):
     assert images.dtype == torch.float32
     assert (images - drawn[key][0]).std() < 0.05 * images.std()
     assert half(batch_size=3, generator=torch.Generator().manual_seed(0)).images[2].size == (8, 8)
+
+
+@pytest.fixture
+def hub_modules(tmp_path, monkeypatch):
+    """Where diffusers copies a pipeline's source to."""
+    monkeypatch.setattr("diffusers.utils.constants.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
 @pytest.fixture
@@ -239,7 +250,7 @@ def test_the_card_says_all(student, tmp_path):
         assert "Licence of the weights, as of the teacher's: MIT." in body
         assert '"steps": 7' in body
         assert "| tiny-student | 1 | 2.5 | 500 |" in body
-        assert 'from_pretrained("this folder, or its name on the hub", trust_remote_code=True)' in body
+        assert 'from_pretrained("this folder, or its name on the hub", torch_dtype=torch.float32' in body
         assert str(student.parent) not in (out / "README.md").read_text()
 
 
@@ -276,9 +287,92 @@ def test_a_teacher_of_the_hub_is_named(tiny_pipeline, tmp_path, monkeypatch):
             assert rank or (out / "text_encoder" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_killed_export_does_not_block_the_next(student, tmp_path):
+    """Killed before the card, the network is already there; the next call leaves nothing else."""
+    run_killed("dmdistill.commands.export.command.export_card", "export", student, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    main(["export", str(student), str(tmp_path / "out")])
+    assert (tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    assert sorted(os.listdir(tmp_path)) == ["out", "run"]
+
+
+def stored_dtypes(folder):
+    """The dtypes of all tensors in the safetensors files of a folder, as safetensors calls them."""
+    return {name for file in folder.glob("*.safetensors") for name in dtypes_in(file)}
+
+
+def dtypes_in(file):
+    with safe_open(file, framework="pt") as tensors:
+        return {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+
+
+def snippet(folder):
+    """The code of a card, with the folder's own name in it, run; returns its names."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+    names = {}
+    exec(code.replace("this folder, or its name on the hub", str(folder)), names)
+    return names
+
+
+@pytest.mark.parametrize(("store", "stored"), [("auto", "F32"), ("fp16", "F16"), ("bf16", "BF16")])
+def test_the_network_is_stored_in_the_precision_that_is_wanted(store, stored, student, tmp_path, hub_modules):
+    """The card's code loads it in that precision and generates four images."""
+    out = tmp_path / "out"
+    main(["export", str(student), str(out), "--store", store])
+    assert stored_dtypes(out / "unet") == {stored}
+    names = snippet(out)
+    assert {parameter.dtype for parameter in names["pipeline"].unet.parameters()} == {DTYPES[stored]}
+    assert [image.size for image in names["images"]] == [(8, 8)] * 4
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_half_precision_stays_half(lora, tiny_pipeline, tmp_path):
+    """A student is exported in fp16 where it is stored so itself, or where its teacher's network is."""
+    half = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "half")
+    network = diffusers.UNet2DConditionModel.from_pretrained(half / "unet")
+    nn.Module.to(network, torch.float16)
+    network.save_pretrained(half / "unet")
+    student_of(str(half), tmp_path / "of-half", rank=2 * lora)
+    student_of(str(tiny_pipeline("stable_diffusion")), tmp_path / "stored-half", rank=2 * lora)
+    config = tmp_path / "stored-half" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"distilled": {"store": "fp16"}}))
+    for name in ("of-half", "stored-half"):
+        out = tmp_path / "out" / name
+        main(["export", str(tmp_path / name), str(out)])
+        assert stored_dtypes(out if lora else out / "unet") == {"F16"}
+        assert "torch_dtype=torch.float16" in (out / "README.md").read_text()
+        main(["export", str(tmp_path / name), str(tmp_path / "out" / "full" / name), "--store", "fp32"])
+        assert stored_dtypes(tmp_path / "out" / "full" / name / ("" if lora else "unet")) == {"F32"}
+
+
+def test_the_card_of_a_pipeline_of_mixed_precision_runs(tiny_pipeline, tmp_path):
+    """A text encoder stored in fp16 beside a network in fp32: the dtype in the code is that of all."""
+    mixed = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "mixed")
+    for file in (mixed / "text_encoder").glob("*.safetensors"):
+        save_file({key: tensor.half() for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    student_of(str(mixed), tmp_path / "student")
+    main(["export", str(tmp_path / "student"), str(tmp_path / "out")])
+    assert stored_dtypes(tmp_path / "out" / "text_encoder") == {"F16"}
+    assert snippet(tmp_path / "out")["image"].size == (16, 16)
+
+
+def test_the_card_of_lora_weights_imports_first_and_names_where_the_teacher_goes(tiny_pipeline, tmp_path):
+    """The code runs once the teacher's path is filled in."""
+    teacher = tiny_pipeline("stable_diffusion")
+    student_of(str(teacher), tmp_path / "student", rank=2)
+    main(["export", str(tmp_path / "student"), str(tmp_path / "out")])
+    card = tmp_path / "out" / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", card.read_text(), flags=re.S)
+    lines = code.splitlines()
+    assert [line for line in lines if "import " in line] == lines[:2]
+    assert str(teacher) not in code
+    card.write_text(card.read_text().replace(f"path/to/the/teacher/{teacher.name}", str(teacher)))
+    assert snippet(tmp_path / "out")["image"].size == (16, 16)
+
+
 def test_what_cannot_be_exported_is_one_clear_line(student, tiny_teacher, tmp_path, line_of):
     out = tmp_path / "out"
-    assert "is a teacher; a student is exported" in line_of("export", tiny_teacher, out)
+    assert "is a teacher, expected a student" in line_of("export", tiny_teacher, out)
     assert "unknown model 'nothing'" in line_of("export", "nothing", out)
     assert not out.exists()
     assert "already exists: choose another folder" in line_of("export", student, student)

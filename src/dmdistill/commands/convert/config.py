@@ -13,11 +13,11 @@ __all__ = ["ConvertConfig"]
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Write a teacher, a checkpoint of EDM say, as a model's folder."""
+    """Write a teacher, for example an EDM checkpoint, as a model folder."""
 
     model: Positional[str]
-    """A checkpoint of EDM (.pkl), a published name, or the folder of a teacher of our own networks."""
+    """An EDM checkpoint (.pkl), the name of a published one, or the folder of a teacher with a network of ours."""
     out: Positional[Path]
-    """Folder to write, which must be empty or new."""
+    """Output folder, which must be new."""
     store: Literal["fp32", "fp16"] = "fp32"
-    """How the weights are stored."""
+    """Precision of the stored weights."""

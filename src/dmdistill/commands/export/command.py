@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 
 from dmdistill.commands.export.config import ExportConfig
-from dmdistill.commands.export.latent import write_pipeline
-from dmdistill.commands.export.pixel import write_custom
-from dmdistill.io.atomic import atomic_folder, read_json
+from dmdistill.commands.export.latent import export_pipeline
+from dmdistill.commands.export.pixel import export_pixel_pipeline
+from dmdistill.commands.export.precision import choose_dtype
+from dmdistill.io.atomic import read_json
 from dmdistill.io.errors import first_line, import_optional
-from dmdistill.io.folders import check_new_folder
+from dmdistill.io.folders import new_folder
 from dmdistill.models.cards import export_card
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student
@@ -22,44 +23,46 @@ __all__ = ["export"]
 
 
 def export(config: ExportConfig) -> Path:
-    """Write the folder, whole or not at all, and push it to the hub where asked. ValueError for what is no student."""
-    check_new_folder(config.out, "choose another folder")
+    """Write the folder, in full or not at all, and upload it where `config.push_to_hub` is given. Returns the folder.
+
+    ValueError for a teacher, for a student that diffusers cannot run, and for a folder that already exists.
+    """
     import_optional("diffusers", "export", extra="diffusers")
-    student = load_model(config.student)
-    if not isinstance(student, Student):
-        raise ValueError(f"{config.student} is a teacher; a student is exported")
-    with atomic_folder(config.out) as temporary:
-        use = write(student, temporary)
-        card = export_card(student, use, compute_metrics(config.student))
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+    with new_folder(config.out) as folder:
+        student = load_model(config.student)
+        if not isinstance(student, Student):
+            raise ValueError(f"{config.student} is a teacher, expected a student")
+        write_export(student, folder, config)
     console = Console(highlight=False)
     console.print(f"{student.name} for diffusers in {config.out}", soft_wrap=True, markup=False)
     if config.push_to_hub is not None:
-        console.print(f"pushed to {push(config.out, config.push_to_hub)}", soft_wrap=True, markup=False)
+        console.print(f"pushed to {push_to_hub(config.out, config.push_to_hub)}", soft_wrap=True, markup=False)
     return config.out
 
 
-def write(student: Student, folder: Path) -> str:
-    """Fill an empty folder; answer with the code to use it: of diffusers' own pipeline where one fits, else of ours."""
-    if isinstance(student.network, DiffusersWrapper) and (student.text is not None or student.autoencoder is not None):
-        return write_pipeline(student, folder)
-    return write_custom(student, folder)
+def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
+    """Write the model, by a pipeline class of diffusers where one fits, and its card into an empty folder."""
+    latent = student.text is not None or student.autoencoder is not None
+    write = export_pipeline if latent and isinstance(student.network, DiffusersWrapper) else export_pixel_pipeline
+    code = write(student, folder, choose_dtype(config.store, student))
+    card = export_card(student, code, read_report(config.student))
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def compute_metrics(name: str) -> dict[str, Any]:
-    """The report of the run whose folder, or whose student's, this is; nothing where there is none."""
+def read_report(name: str) -> dict[str, Any]:
+    """Return the report of the run that a run's or a student's folder belongs to; empty where there is none."""
     run = Path(name).parent if Path(name).name == "student" else Path(name)
     file = run / "report.json"
     return read_json(file) if file.is_file() else {}
 
 
-def push(folder: Path, name: str) -> str:
-    """Upload to the hub as `name` (owner/repository), which is made where there is none. Answers with its address."""
+def push_to_hub(folder: Path, name: str) -> str:
+    """Upload a folder to the hub as `name` (owner/repository), creating it where needed. Returns its address."""
     from huggingface_hub import HfApi
 
     try:
         address = HfApi().create_repo(name, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=folder)
-    except Exception as error:  # its many kinds have no base of their own
+    except Exception as error:  # huggingface_hub's errors have no common base
         raise ValueError(f"{folder} is written, but was not pushed to {name}: {first_line(error)}") from None
     return str(address)

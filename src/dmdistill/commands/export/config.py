@@ -16,10 +16,13 @@ class ExportConfig:
     """Write a student as a folder that diffusers loads without this package."""
 
     student: Positional[str]
-    """fashion-student, or the folder of a student or run."""
+    """The bundled fashion-student, or the folder of a student or of a run."""
     out: Positional[Path]
-    """Folder to make."""
+    """Output folder, which must be new."""
     format: Literal["diffusers"] = "diffusers"
-    """What to write."""
+    """Format of the folder."""
+    store: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Precision of the exported weights. auto: fp16 where the student's or its teacher's weights are stored in fp16,
+    else fp32."""
     push_to_hub: str | None = None
-    """Repository of the hub (owner/name) to upload it to as well; log in first by `hf auth login`."""
+    """Repository on the Hugging Face hub (owner/name) to upload the folder to; first log in with `hf auth login`."""

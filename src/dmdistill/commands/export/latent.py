@@ -1,4 +1,4 @@
-"""Students of latents for diffusers: the teacher's pipeline with the student's network, or adapters to it."""
+"""Export of latent students: the teacher's pipeline with the student's network, or LoRA weights for it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
+from dmdistill.commands.export.precision import cast_network
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import VP, Flow
 from dmdistill.io.atomic import read_json, write_json
@@ -20,107 +21,109 @@ from dmdistill.models.python_function import is_python_function
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import adapter_weights, merge_lora
 
-__all__ = ["one_step_scheduler", "write_pipeline"]
+__all__ = ["export_pipeline", "one_step_scheduler"]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A pipeline of diffusers.
+class PipelineFormat:
+    """How a diffusers pipeline class stores and runs a network.
 
     Attributes:
-        part: where its network is.
-        told: what a call says besides the number of steps.
-        flow: whether it samples a flow; else a variance-preserving path.
-        lora: whether it takes adapters.
+        component: name of the network's component.
+        arguments: of a call, besides the number of steps.
+        flow: whether it samples a flow; else a variance-preserving schedule.
+        lora: whether it loads LoRA weights.
     """
 
-    part: str
-    told: str = '"an owl on a tree", guidance_scale=0'
+    component: str
+    arguments: str = '"an owl on a tree", guidance_scale=0'
     flow: bool = False
     lora: bool = True
 
 
-KINDS = {
-    "StableDiffusionPipeline": Kind("unet"),
-    "StableDiffusionXLPipeline": Kind("unet"),
-    "StableDiffusion3Pipeline": Kind("transformer", flow=True),
-    "FluxPipeline": Kind("transformer", '"an owl on a tree", guidance_scale={guidance:g}', flow=True),
-    "DiTPipeline": Kind("transformer", "class_labels=[0], guidance_scale=1", lora=False),
+FORMATS = {
+    "StableDiffusionPipeline": PipelineFormat("unet"),
+    "StableDiffusionXLPipeline": PipelineFormat("unet"),
+    "StableDiffusion3Pipeline": PipelineFormat("transformer", flow=True),
+    "FluxPipeline": PipelineFormat("transformer", '"an owl on a tree", guidance_scale={guidance:g}', flow=True),
+    "DiTPipeline": PipelineFormat("transformer", "class_labels=[0], guidance_scale=1", lora=False),
 }
-SUFFIXES = (".json", ".txt", ".model", ".safetensors")  # what a pipeline's parts are made of, and no code
-PLAIN = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}
-BENT = ("stochastic_sampling", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-PLAIN_FLOW = {"shift_terminal": None, **dict.fromkeys(BENT, False)}  # a grid of one time is not to be bent
+SUFFIXES = (".json", ".txt", ".model", ".safetensors")  # the files of a pipeline's components, without code
+ONE_STEP_DDIM = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}
+TIME_WARPS = ("stochastic_sampling", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+ONE_STEP_FLOW = {"shift_terminal": None, **dict.fromkeys(TIME_WARPS, False)}
 
 
-def write_pipeline(student: Student, folder: Path) -> str:
-    """Fill an empty folder; answer with the code to use it. ValueError where diffusers' pipeline would draw otherwise.
+def export_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
+    """Write the pipeline, or the LoRA weights where student and pipeline have any. Returns the code that uses it.
 
-    Adapters stay adapters, where the pipeline takes them.
+    Args:
+        student: of a diffusers pipeline of latents.
+        folder: an empty folder.
+        dtype: of the network's weights; the other components are copied unchanged.
+
+    Raises:
+        ValueError: the teacher's pipeline would not generate the student's images.
     """
-    network = student.network
+    network, teacher = student.network, str(student.config.get("teacher"))
     assert isinstance(network, DiffusersWrapper)
-    teacher = str(student.config.get("teacher"))
     source = resolve_folder(teacher) if not is_python_function(teacher) else Path(teacher)
-    name, path = str(read_index(source).get("_class_name", "of no known kind")), student.denoiser.schedule
-    if name not in KINDS or not isinstance(path, Flow if KINDS[name].flow else VP):
-        known = ", ".join(f"{kind} ({'Flow' if KINDS[kind].flow else 'VP'})" for kind in KINDS)
-        raise ValueError(
-            f"{student.name} cannot be exported: the pipeline of its teacher {teacher!r} is {name}, on the path "
-            f"{type(path).__name__}, expected one of {known}"
-        )
-    kind, scheduler = KINDS[name], one_step_scheduler(student)
+    pipeline_class = str(read_index(source).get("_class_name", "of an unknown class"))
+    check_supported(student, teacher, pipeline_class)
+    form, scheduler = FORMATS[pipeline_class], one_step_scheduler(student)
     scheduler.save_pretrained(folder / "scheduler")
-    told = kind.told.format(guidance=getattr(network, "embedded_guidance", 0))
-    draw = f"image = pipeline({told}, num_inference_steps=1).images[0]"
-    if student.config.get("lora") and kind.lora:
-        write_adapters(student, network, name, folder)
-        return f"""from diffusers import {type(scheduler).__name__}
+    arguments = form.arguments.format(guidance=getattr(network, "told_guidance", 0))
+    lora = form.lora and student.config.get("lora")
+    if lora:
+        save_lora(lora, network, pipeline_class, folder, dtype)
+    else:
+        cast_network(merge_lora(network).model, dtype).save_pretrained(folder / form.component)  # type: ignore[operator]
+        copy_components(source, folder, form.component, type(scheduler).__name__)
+    return usage_code(teacher, type(scheduler).__name__ if lora else None, arguments, dtype)
 
-pipeline = DiffusionPipeline.from_pretrained("{display_name(teacher)}")
-pipeline.load_lora_weights("{{folder}}")
-pipeline.scheduler = {type(scheduler).__name__}.from_pretrained("{{folder}}", subfolder="scheduler")
-{draw}"""
-    merge_lora(network).model.save_pretrained(folder / kind.part)
-    copy_others(source, folder, kind.part, type(scheduler).__name__)
-    return f'pipeline = DiffusionPipeline.from_pretrained("{{folder}}")\n{draw}'
+
+def check_supported(student: Student, teacher: str, pipeline_class: str) -> None:
+    """Raise ValueError for a pipeline class, or a noise schedule, that is not in FORMATS."""
+    schedule = student.denoiser.schedule
+    if pipeline_class not in FORMATS or not isinstance(schedule, Flow if FORMATS[pipeline_class].flow else VP):
+        known = ", ".join(f"{name} ({'Flow' if form.flow else 'VP'})" for name, form in FORMATS.items())
+        raise ValueError(
+            f"{student.name} cannot be exported: the pipeline of its teacher {teacher!r} is {pipeline_class} with the "
+            f"noise schedule {type(schedule).__name__}, expected one of {known}"
+        )
 
 
 def one_step_scheduler(student: Student) -> Any:
-    """DDIM, or Euler for a flow, so that one step from the last time is exactly mu of pure noise."""
-    diffusers: Any = importlib.import_module("diffusers")  # its names load on first use, unknown to types
+    """Build DDIM, or Euler for a flow, so that one step from t_max is exactly mu of pure noise."""
+    diffusers: Any = importlib.import_module("diffusers")
     config = read_scheduler_config(resolve_folder(str(student.config.get("teacher"))))
     if isinstance(student.denoiser, FlowDenoiser):
-        return diffusers.FlowMatchEulerDiscreteScheduler.from_config({**config, **PLAIN_FLOW})
-    return diffusers.DDIMScheduler.from_config({**config, **PLAIN})
+        return diffusers.FlowMatchEulerDiscreteScheduler.from_config({**config, **ONE_STEP_FLOW})
+    return diffusers.DDIMScheduler.from_config({**config, **ONE_STEP_DDIM})
 
 
-def write_adapters(student: Student, network: DiffusersWrapper, name: str, folder: Path) -> None:
-    """pytorch_lora_weights.safetensors, as the pipeline's load_lora_weights reads it: at the scale 1."""
+def save_lora(
+    lora: dict[str, Any], network: DiffusersWrapper, pipeline_class: str, folder: Path, dtype: torch.dtype
+) -> None:
+    """Write pytorch_lora_weights.safetensors, with the scale alpha/rank in its B matrices."""
     diffusers: Any = importlib.import_module("diffusers")
-    lora = student.config["lora"]
     scale = (lora.get("alpha") or lora["rank"]) / lora["rank"]
-    layers = {plain_name(key): scaled(key, tensor, scale) for key, tensor in adapter_weights(network).items()}
-    getattr(diffusers, name).save_lora_weights(folder, **{f"{KINDS[name].part}_lora_layers": layers})
+    layers = {}
+    for key, tensor in adapter_weights(network).items():
+        name = key.removeprefix("model.").replace(".default.", ".")  # prefixes of our wrapper and of peft
+        layers[name] = (tensor * scale if ".lora_B." in key else tensor).to(dtype).contiguous()
+    component = FORMATS[pipeline_class].component
+    getattr(diffusers, pipeline_class).save_lora_weights(folder, **{f"{component}_lora_layers": layers})
 
 
-def plain_name(key: str) -> str:
-    """Without our adapter's `model` and peft's `default`."""
-    return key.removeprefix("model.").replace(".default.", ".")
-
-
-def scaled(key: str, tensor: Tensor, scale: float) -> Tensor:
-    return (tensor * scale if ".lora_B." in key else tensor).contiguous()
-
-
-def copy_others(source: Path, folder: Path, part: str, scheduler: str) -> None:
-    """The teacher's other parts, byte by byte, and the index of all. A part that is not there stays so."""
+def copy_components(source: Path, folder: Path, network: str, scheduler: str) -> None:
+    """Copy the teacher's other components byte by byte, and write the index; missing components stay missing."""
     index = read_json(source / "model_index.json")
     index["scheduler"] = ["diffusers", scheduler]
     for name in [name for name, value in index.items() if isinstance(value, list)]:
-        if name in (part, "scheduler"):
+        if name in (network, "scheduler"):
             continue
-        files = [file for file in sorted((source / name).glob("*")) if file.suffix in SUFFIXES and not variant(file)]
+        files = [file for file in sorted((source / name).glob("*")) if file.suffix in SUFFIXES and not is_variant(file)]
         if not files:
             index[name] = [None, None]
         for file in files:
@@ -129,6 +132,29 @@ def copy_others(source: Path, folder: Path, part: str, scheduler: str) -> None:
     write_json(folder / "model_index.json", index)
 
 
-def variant(file: Path) -> bool:
-    """Whether it is other precision's or other average's weights beside the usual ones."""
+def is_variant(file: Path) -> bool:
+    """Tell whether a file holds weights of another precision, or not averaged, beside the usual ones."""
     return file.suffix == ".safetensors" and any(f".{kind}" in file.name for kind in ("fp16", "bf16", "non_ema"))
+
+
+def usage_code(teacher: str, lora_scheduler: str | None, arguments: str, dtype: torch.dtype) -> str:
+    """Return code that generates an image; {folder} stands for the exported folder.
+
+    Args:
+        teacher: folder or hub id.
+        lora_scheduler: class of the scheduler, for LoRA weights; None for a full pipeline.
+        arguments: of the pipeline's call.
+        dtype: to load in.
+    """
+    imports, base, lora = "DiffusionPipeline", "{folder}", ""
+    if lora_scheduler is not None:
+        name = display_name(teacher)
+        imports, base = f"{imports}, {lora_scheduler}", name if name == teacher else f"path/to/the/teacher/{name}"
+        lora = f"""pipeline.load_lora_weights("{{folder}}")
+pipeline.scheduler = {lora_scheduler}.from_pretrained("{{folder}}", subfolder="scheduler")
+"""
+    return f"""import torch
+from diffusers import {imports}
+
+pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype={dtype})
+{lora}image = pipeline({arguments}, num_inference_steps=1).images[0]"""

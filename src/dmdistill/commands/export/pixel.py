@@ -1,4 +1,4 @@
-"""Students of pixels for diffusers: its DDIM pipeline where that makes the same image, else a pipeline of our own."""
+"""Export of pixel students: diffusers' DDIM pipeline where it generates the same images, else a pipeline of our own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.export.bundle_source import joined_source, source_of
 from dmdistill.commands.export.latent import one_step_scheduler
+from dmdistill.commands.export.precision import cast_network
+from dmdistill.commands.export.source_bundle import bundle_modules, module_file
 from dmdistill.core.denoisers import Denoiser, EpsDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import VP
@@ -22,114 +23,133 @@ from dmdistill.models.python_function import is_python_function
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import merge_lora
 
-__all__ = ["one_step", "write_custom"]
+__all__ = ["ddim_is_exact", "export_pixel_pipeline", "one_step_coefficients"]
 
 
-def write_custom(student: Student, folder: Path) -> str:
-    """Fill an empty folder; answer with the code to use it. ValueError for a network that diffusers cannot have."""
+def export_pixel_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
+    """Write a pipeline for a student of pixels. Returns the code that uses it.
+
+    Args:
+        student: without autoencoder and text encoder.
+        folder: an empty folder.
+        dtype: of the network's weights.
+
+    Raises:
+        ValueError: the network is neither a class of diffusers nor one of this package.
+    """
     network = merge_lora(student.network)
     if isinstance(network, DiffusersWrapper):
-        taken = is_python_function(str(student.config.get("teacher")))  # then there is no scheduler's configuration
-        if student.conditions is None and isinstance(student.denoiser.schedule, VP) and not taken:
+        cast_network(network.model, dtype)
+        has_scheduler = not is_python_function(str(student.config.get("teacher")))
+        if student.conditions is None and isinstance(student.denoiser.schedule, VP) and has_scheduler:
             scheduler = one_step_scheduler(student)
-            if is_exact(scheduler, student.denoiser):
-                return write_ddim(scheduler, network, folder)
+            if ddim_is_exact(scheduler, student.denoiser):
+                return write_ddim_pipeline(scheduler, network, folder, dtype)
         network.model.save_pretrained(folder / "unet")
-        return write_own(student, folder, ["diffusers", type(network.model).__name__])
+        return write_custom_pipeline(student, folder, ["diffusers", type(network.model).__name__], dtype)
     if student.text is not None or student.autoencoder is not None or not student.config.get("network"):
         raise ValueError(
-            f"{student.name} cannot be exported: its network, a {type(network).__name__}, is of no class of diffusers, "
-            "and with its source only EDM's networks of pixels, as this package builds them, are"
+            f"{student.name} cannot be exported: its network, a {type(network).__name__}, is not a class of diffusers, "
+            "and of other networks only this package's own, of pixels, can be exported with their source"
         )
-    write_network(network, student.config["network"], folder / "unet")
-    return write_own(student, folder, ["network", "OneStepNetwork"])
+    write_network(network, student.config["network"], folder / "unet", dtype)
+    return write_custom_pipeline(student, folder, ["network", "OneStepNetwork"], dtype)
 
 
-def is_exact(scheduler: Any, denoiser: Denoiser) -> bool:
-    """Whether DDIM's one step, in fp32, is ours to 1e-5 where z and a noise prediction cancel but for an image.
+def ddim_is_exact(scheduler: Any, denoiser: Denoiser) -> bool:
+    """Tell whether DDIM's one step in fp32 equals the student's to 1e-5, where z and predicted noise nearly cancel.
 
-    On any machine: the roots of its abar may be rounded otherwise there, by a unit in the last place.
+    Computers may round the roots of abar differently by one unit in the last place, so its neighbours are tested too.
     """
-    path = denoiser.schedule
-    last = torch.tensor([path.t_max], dtype=torch.float64)
-    alpha, sigma = path.alpha(last), path.sigma(last)
+    schedule = denoiser.schedule
+    last = torch.tensor([schedule.t_max], dtype=torch.float64)
+    alpha, sigma = schedule.alpha(last), schedule.sigma(last)
     z = torch.linspace(-4, 4, 1001)
-    x = 0.5 * torch.sin(9 * z)  # of about an image's spread
+    x = 0.5 * torch.sin(9 * z)  # about the spread of an image
     f = ((z - alpha * x) / sigma).float() if isinstance(denoiser, EpsDenoiser) else x
     scheduler.set_timesteps(1)
     step = scheduler.step(f, scheduler.timesteps[0], z, return_dict=False)[0]
-    near = [sigma.float().nextafter(torch.tensor(end)) for end in (0.0, 1.0)]
-    expected = torch.stack([denoiser.mean(f, z, alpha.float(), one) for one in (sigma.float(), *near)])
+    neighbours = [sigma.float().nextafter(torch.tensor(end)) for end in (0.0, 1.0)]
+    expected = torch.stack([denoiser.mean(f, z, alpha.float(), one) for one in (sigma.float(), *neighbours)])
     return bool((step - expected).abs().max() < 1e-5 * expected.std())
 
 
-def write_ddim(scheduler: Any, network: DiffusersWrapper, folder: Path) -> str:
-    """Diffusers' own pipeline of an unconditional UNet2DModel. It always starts from noise of variance 1."""
+def write_ddim_pipeline(scheduler: Any, network: DiffusersWrapper, folder: Path, dtype: torch.dtype) -> str:
+    """Write diffusers' pipeline of an unconditional UNet2DModel, which always starts from noise of variance 1."""
     import diffusers
 
     diffusers.DDIMPipeline(unet=network.model, scheduler=scheduler).save_pretrained(folder)  # type: ignore[attr-defined]
-    return """pipeline = DiffusionPipeline.from_pretrained("{folder}")
-images = pipeline(batch_size=4, num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images"""
+    return usage_code(f"torch_dtype={dtype}", "num_inference_steps=1")
 
 
-def write_own(student: Student, folder: Path, unet: list[str]) -> str:
-    """Our pipeline's file and its configuration, in diffusers' custom-pipeline convention."""
+def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype: torch.dtype) -> str:
+    """Write the source and configuration of our pipeline, in the convention of diffusers' custom pipelines."""
     import diffusers
 
-    shutil.copy(source_of("dmdistill.commands.export.templates.pipeline"), folder / "pipeline.py")
-    numbers = one_step(student.denoiser, student.shape)
-    index = {"_class_name": ["pipeline", "OneStepPipeline"], "_diffusers_version": diffusers.__version__, "unet": unet}
+    shutil.copy(module_file("dmdistill.commands.export.templates.pipeline"), folder / "pipeline.py")
+    coefficients = one_step_coefficients(student.denoiser, student.shape)
     classes = len(student.conditions) if student.conditions is not None else 0
-    write_json(folder / "model_index.json", {**index, **numbers, "shape": list(student.shape), "classes": classes})
-    told = "class_labels=[0, 1, 2, 3], " if classes > 3 else "class_labels=[0] * 4, " if classes else ""
-    return f"""pipeline = DiffusionPipeline.from_pretrained("{{folder}}", trust_remote_code=True)
-images = pipeline(batch_size=4, {told}generator=torch.Generator().manual_seed(0)).images"""
+    index = {"_class_name": ["pipeline", "OneStepPipeline"], "_diffusers_version": diffusers.__version__, "unet": unet}
+    settings = {**coefficients, "shape": list(student.shape), "classes": classes}
+    write_json(folder / "model_index.json", index | settings)
+    labels = f"class_labels={[i % classes for i in range(4)]}" if classes else ""
+    return usage_code(f"torch_dtype={dtype}, trust_remote_code=True", labels)
+
+
+def usage_code(options: str, arguments: str) -> str:
+    """Return code that generates four images; {folder} stands for the exported folder."""
+    arguments = ", ".join(["batch_size=4", *filter(None, [arguments])])
+    return f"""import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{{folder}}", {options})
+images = pipeline({arguments}, generator=torch.Generator().manual_seed(0)).images"""
 
 
 @torch.no_grad()
-def one_step(denoiser: Denoiser, shape: tuple[int, ...]) -> dict[str, float]:
-    """The numbers of G(z) = gain (skip z + out F(scale z, time)), found by asking at z = 1 with an F that is constant.
+def one_step_coefficients(denoiser: Denoiser, shape: tuple[int, ...]) -> dict[str, float]:
+    """Find gain, skip, out, scale and time of G(z) = gain (skip z + out F(scale z, time)), from constant F at z = 1.
 
-    skip is at most 1: z and F may cancel to a thousandth, which gain then enlarges, and are to cancel as in `mean`.
+    |skip| is at most 1: z and F may cancel to a thousandth, which gain then enlarges, as in `Denoiser.mean`.
 
     ValueError for a denoiser that is not of this form.
     """
-    probe, twin = Constant(), copy.copy(denoiser)
+    probe, twin = ConstantNetwork(), copy.copy(denoiser)
     twin._modules = {**denoiser._modules, "net": probe}
     twin.precision = None
-    answers = []
+    outputs = []
     for probe.value in (0.0, 1.0, 3.0):
-        answers.append(Generator(twin)(torch.ones(1, *shape, dtype=torch.float64)).mean().item())
-    skip, out = answers[0], answers[1] - answers[0]
-    if abs(answers[2] - skip - 3 * out) > 1e-6 * (1 + abs(out)):
-        raise ValueError(f"{type(denoiser).__name__} is not linear in its network's answer and cannot be exported")
+        outputs.append(Generator(twin)(torch.ones(1, *shape, dtype=torch.float64)).mean().item())
+    skip, out = outputs[0], outputs[1] - outputs[0]
+    if abs(outputs[2] - skip - 3 * out) > 1e-6 * (1 + abs(out)):
+        raise ValueError(f"{type(denoiser).__name__} is not linear in its network's output and cannot be exported")
     gain = max(1.0, abs(skip))
-    return {"gain": gain, "skip": skip / gain, "out": out / gain, "scale": probe.asked[0], "time": probe.asked[1]}
+    return {"gain": gain, "skip": skip / gain, "out": out / gain, "scale": probe.scale, "time": probe.time}
 
 
-class Constant(nn.Module):
-    """A network that answers with one value, and keeps what it was asked: (mean of x, time)."""
+class ConstantNetwork(nn.Module):
+    """A network with a constant output, which records the mean of its input and its time."""
 
-    value = 0.0
-    asked = (0.0, 0.0)
+    value = scale = time = 0.0
 
     def forward(self, x: Tensor, time: Tensor, cond: Any = None) -> Tensor:
-        self.asked = (x.mean().item(), time.item())
+        """Return `value` in the shape of x."""
+        self.scale, self.time = x.mean().item(), time.item()
         return torch.full_like(x, self.value)
 
 
-def write_network(network: nn.Module, described: dict[str, Any], folder: Path) -> None:
-    """network.py, one file of our network's source, and the weights as diffusers stores them."""
+def write_network(network: nn.Module, settings: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    """Write network.py, the source of our network in one file, and its weights as diffusers stores them."""
     folder.mkdir()
-    source = joined_source(type(network).__module__, "dmdistill.commands.export.templates.network")
+    source = bundle_modules(type(network).__module__, "dmdistill.commands.export.templates.network")
     (folder / "network.py").write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("dmdistill_exported_network", folder / "network.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # our own source, just written
-    settings = {key: value for key, value in described.items() if key != "class"}
-    model = module.OneStepNetwork(network=type(network).__name__, settings=settings)
+    spec.loader.exec_module(module)  # the source that was just written
+    arguments = {key: value for key, value in settings.items() if key != "class"}
+    model = module.OneStepNetwork(network=type(network).__name__, settings=arguments)
     model.net.load_state_dict(network.state_dict())
-    model.save_pretrained(folder)
+    cast_network(model, dtype).save_pretrained(folder)  # type: ignore[operator]
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The network of an exported student as a model of diffusers. Its U-Net's source stands above this, in one file."""
+"""The network of an exported student as a diffusers model, at the end of the file that holds its U-Net's source."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 
 class OneHot:
-    """Labels as our networks take them: one_hot, B classes."""
+    """Class labels in the form that the U-Net takes: one_hot, B classes."""
 
     def __init__(self, one_hot: Tensor) -> None:
         self.one_hot = one_hot
 
 
 class OneStepNetwork(ModelMixin, ConfigMixin):
-    """F(sample, timestep, class_labels), called as diffusers calls a UNet2DModel.
+    """A U-Net with the call signature of diffusers' UNet2DModel.
 
     Args:
-        network: name of the U-Net's class. settings: its arguments.
+        network: name of the U-Net's class.
+        settings: its arguments.
     """
 
     @register_to_config
@@ -33,6 +34,7 @@ class OneStepNetwork(ModelMixin, ConfigMixin):
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> Any:
+        """Evaluate F(sample, timestep, class_labels)."""
         labels = F.one_hot(class_labels, self.net.label_dim).to(sample) if class_labels is not None else None
         f = self.net(sample, timestep, OneHot(labels) if labels is not None else None)
         return {"sample": f} if return_dict else (f,)

@@ -14,29 +14,34 @@ from torch import Tensor
 
 
 class OneStepPipeline(DiffusionPipeline):
-    """A network asked once, at one time, with the five numbers that its parameterisation comes to there.
+    """A pipeline that evaluates its network once, at one time, with the coefficients of its parameterisation there.
 
     Args:
-        unet: F(sample, timestep, class_labels).
-        gain, skip, out, scale, time: of the formula above.
-        shape: C H W of an image. classes: how many it knows; 0 for an unconditional model.
+        unet: the network F(sample, timestep, class_labels).
+        gain: factor of the whole image.
+        skip: factor of the noise.
+        out: factor of the network's output.
+        scale: factor of the network's input.
+        time: timestep of the network.
+        shape: C H W of an image.
+        classes: number of classes; 0 for an unconditional model.
     """
 
     def __init__(
         self,
         unet: object,
-        gain: float = 1.0,  # diffusers takes what has no default for a module
+        gain: float = 1.0,  # diffusers takes a parameter without a default for a module
         skip: float = 0.0,
         out: float = 1.0,
         scale: float = 1.0,
         time: float = 1.0,
-        shape: tuple[int, ...] = (),
+        shape: list | tuple = (),
         classes: int = 0,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
-        numbers = {"gain": gain, "skip": skip, "out": out, "scale": scale, "time": time}
-        self.register_to_config(**numbers, shape=list(shape), classes=classes)
+        coefficients = {"gain": gain, "skip": skip, "out": out, "scale": scale, "time": time}
+        self.register_to_config(**coefficients, shape=list(shape), classes=classes)
 
     @torch.no_grad()
     def __call__(
@@ -48,25 +53,25 @@ class OneStepPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Images of `noise` (B C H W, drawn where none is given), of random classes where none are given.
+        """Generate images.
 
-        output_type: pil, np (B H W C in [0, 1]) or pt (B C H W in about [-1, 1], not clipped).
+        Args:
+            batch_size: number of images, where no noise is given.
+            class_labels: one per image; drawn where None.
+            generator: of the random draws.
+            noise: B C H W; drawn where None.
+            output_type: pil, np (B H W C in [0, 1]) or pt (B C H W in about [-1, 1], not clipped).
+            return_dict: whether to return an ImagePipelineOutput; else a tuple.
         """
         config, device = self.config, self._execution_device
+        source = generator.device if generator is not None else device
         if noise is None:
-            source = generator.device if generator is not None else device
             noise = torch.randn(batch_size, *config.shape, generator=generator, device=source)
-        noise = noise.to(device, torch.float32)
-        labels = None
+        noise, labels = noise.to(device, torch.float32), None
         if config.classes:
             if class_labels is None:
-                source = generator.device if generator is not None else device
                 class_labels = torch.randint(config.classes, (len(noise),), generator=generator, device=source)
-            labels = torch.as_tensor(class_labels, device=device).long()
-            if labels.shape != (len(noise),) or not bool(((labels >= 0) & (labels < config.classes)).all()):
-                raise ValueError(
-                    f"class_labels {labels.tolist()}, expected {len(noise)} from 0 to {config.classes - 1}"
-                )
+            labels = self.check_labels(torch.as_tensor(class_labels, device=device).long(), len(noise))
         time = torch.full((len(noise),), config.time, device=device, dtype=torch.float32)
         f = self.unet((config.scale * noise).to(self.unet.dtype), time, class_labels=labels, return_dict=False)[0]
         images = config.gain * (config.skip * noise + config.out * f.float())
@@ -74,3 +79,10 @@ class OneStepPipeline(DiffusionPipeline):
             images = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
             images = self.numpy_to_pil(images) if output_type == "pil" else images
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_labels(self, labels: Tensor, count: int) -> Tensor:
+        """Return the labels. ValueError unless there is one for each image, all in range."""
+        classes = self.config.classes
+        if labels.shape != (count,) or not bool(((labels >= 0) & (labels < classes)).all()):
+            raise ValueError(f"class_labels {labels.tolist()}, expected {count} from 0 to {classes - 1}")
+        return labels
