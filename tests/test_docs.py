@@ -16,7 +16,7 @@ from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALL = {
-    "distill": "--steps 2 --pair-count 8 --report-images 8 --evaluate-images 8 --batch 4 --batch-reg 4",
+    "distill": "--steps 2 --pair-count 8 --report-images 0 --evaluate-images 8 --batch 4 --batch-reg 4",
     "teach": "--steps 2 --batch 4",
     "pairs": "--count 8",
     "bench": "--repeats 1 --max-batch 1 --solver-steps 2",
@@ -30,7 +30,7 @@ SMALL = {
 }
 SMALL_PYTHON = (
     "steps=500",
-    "steps=2, pair_count=8, report_images=8, evaluate_images=8, batch=4, batch_reg=4",
+    "steps=2, pair_count=8, report_images=0, evaluate_images=8, batch=4, batch_reg=4",
 )
 
 
