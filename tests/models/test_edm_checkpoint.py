@@ -10,8 +10,7 @@ from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.io.pickle_vm import Record
-from dmdistill.models import folder as folders
-from dmdistill.models.edm_checkpoint import read_edm, weights_of
+from dmdistill.models.edm_checkpoint import read_edm, read_state_dict
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.networks.song_unet import SongUNet
@@ -135,9 +134,9 @@ def test_other_preconditionings_are_refused(kind, edm, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"sigma_data": 0}, "sigma_data is no number"),
-        ({"sigma_data": float("nan")}, "sigma_data is no number"),
-        ({"sigma_data": "0.5"}, "sigma_data is no number"),
+        ({"sigma_data": 0}, "sigma_data is 0, expected"),
+        ({"sigma_data": float("nan")}, "sigma_data is nan, expected"),
+        ({"sigma_data": "0.5"}, "sigma_data is '0.5', expected"),
         ({"_modules": {}}, "no model under 'ema'"),
         ({"_modules": {"model": None}}, "no model under 'ema'"),
         ({"_modules": []}, "no model under 'ema'"),
@@ -151,18 +150,18 @@ def test_a_precond_that_makes_no_sense_is_refused(changes, match, edm, tmp_path)
     ("changes", "match"),
     [
         ({"num_blocks": 10**12}, "more blocks than weights"),
-        ({"channel_mult": [1] * 10**6}, "'channel_mult' is a list of a kind no network takes"),
-        ({"channel_mult": ["x"]}, "'channel_mult' is a list of a kind no network takes"),
-        ({"model_channels": 2**40}, "overflow"),
+        ({"channel_mult": [1] * 10**6}, "'channel_mult' is a list"),
+        ({"channel_mult": ["x"]}, "'channel_mult' is a list"),
+        ({"model_channels": 2**40}, "model_channels.* 1099511627776"),
         ({"model_channels": 2**24}, r"is \(.*\), the network's is \("),
         ({"model_channels": torch.ones(1)}, "'model_channels' is a Tensor"),
         ({"model_channels": 32}, r"is \(.*\), the network's is \("),
         ({"num_blocks": 2}, r"\d+ names differ"),
         ({"img_resolution": 8}, r"\d+ names differ"),
-        ({"img_resolution": "16"}, "no whole numbers"),
+        ({"img_resolution": "16"}, "resolution '16'"),
         ({"label_dim": 10**9}, "classes, expected"),
         ({"label_dim": 3}, r"map_label.weight is \(16, 10\), the network's is \(16, 3\)"),
-        ({"odd": 3}, "cannot be used"),
+        ({"odd": 3}, "no argument 'odd'"),
         ({"resample_filter": [1, 3, 3, 1]}, "is not the resample_filter that this network was built with"),
         ({"num_blocks": None}, "'num_blocks' is a NoneType"),
     ],
@@ -204,7 +203,7 @@ def test_weights_are_those_of_the_state_dict():
         tensors |= {name: value.data for name, value in module._parameters.items() if value is not None}
         return Record("x", module.__dict__ | {"_parameters": tensors, "_modules": children})
 
-    assert weights_of(record(net)).keys() == net.state_dict().keys()
+    assert read_state_dict(record(net)).keys() == net.state_dict().keys()
 
 
 def test_modules_that_hold_themselves_or_share_weights_are_refused():
@@ -219,7 +218,7 @@ def test_modules_that_hold_themselves_or_share_weights_are_refused():
         tree = module({"a": tree, "b": tree})
     for one in (circle, module({"a": shared, "b": shared}), module(a=weight, b=weight), deep, tree):
         with pytest.raises(ValueError, match="inside itself, or there twice"):
-            weights_of(one)
+            read_state_dict(one)
 
 
 def test_published_names_bring_their_licence(edm, tmp_path):
@@ -234,8 +233,7 @@ def test_many_classes_are_said_in_few_words():
     )
 
 
-def test_unknown_models_are_told_all_names(monkeypatch, tmp_path):
-    monkeypatch.setattr(folders, "bundled", dict)
+def test_an_unknown_model_lists_all_names():
     with pytest.raises(
         ValueError,
         match=r"did you mean 'edm-cifar10-32x32-cond-vp'\? Known: fashion, fashion-student, edm-cifar10-32x32-\{cond",

@@ -115,7 +115,7 @@ def test_a_file_that_was_put_there_is_used_and_watched(server, data, capsys):
     assert download_checkpoint(NAME) == file
     assert capsys.readouterr().err == ""
     file.write_bytes(data[:-1] + b"!")
-    with pytest.raises(ValueError, match="is not what it was when"):
+    with pytest.raises(ValueError, match="has changed since"):
         download_checkpoint(NAME)
     assert server.asked == []
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import resource
 import shutil
+import time
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from dmdistill.core.generators import Generator
 from dmdistill.io.weights import load_weights, save_weights
-from dmdistill.models import folder as folders
-from dmdistill.models.folder import build, save_model
+from dmdistill.models import load
+from dmdistill.models.folder import build_part, save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student, Teacher
 
@@ -86,7 +88,8 @@ def test_half_precision_is_half_the_size_and_loads_as_fp32(tiny_teacher, tmp_pat
 def test_every_kind_of_network_is_kept(kind, tmp_path):
     """Also what is drawn once and never trained, NCSN++'s frequencies."""
     sizes = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "channel_mult": [1, 2], "num_blocks": 1}
-    first, second = (build({"model_channels": 16} | sizes | kind).eval() for _ in range(2))
+    config = {"network": {"model_channels": 16} | sizes | kind}
+    first, second = (build_part(config, "network").eval() for _ in range(2))
     for parameter in first.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     save_weights(tmp_path / "weights", first)
@@ -122,7 +125,7 @@ def test_a_student_is_its_generator_and_no_teacher(model, rng):
     assert (student.evaluations, teacher.evaluations) == (1, 35)
     z, cond = student.sample_inputs(3, rng=rng)
     assert torch.equal(student.images(z, cond), Generator(teacher.denoiser)(z, cond))
-    with pytest.raises(ValueError, match="is a student; a teacher is wanted"):
+    with pytest.raises(ValueError, match="is a student, expected a teacher"):
         load_teacher(str(model))
 
 
@@ -131,8 +134,8 @@ def test_guidance_doubles_the_evaluations(model):
     assert load_teacher(str(model)).evaluations == 70
 
 
-def test_an_unknown_name_suggests_the_nearest(monkeypatch, tmp_path):
-    monkeypatch.setattr(folders, "bundled", lambda: {"fashion": tmp_path, "fashion-student": tmp_path})
+def test_an_unknown_name_suggests_the_nearest(monkeypatch, model):
+    monkeypatch.setattr(load, "bundled", lambda: {"fashion": model, "fashion-student": model})
     assert "did you mean 'fashion-student'? Known: fashion, fashion-student" in refused(
         "fashon-student", "unknown model 'fashon-student'"
     )
@@ -195,7 +198,7 @@ def test_a_description_that_lacks_something_says_what(key, model):
     config = json.loads(file.read_text())
     del config[key]
     file.write_text(json.dumps(config))
-    refused(model, f"config.json cannot be used: KeyError.'{key}'")
+    refused(model, f"config.json cannot be used: .*{key}")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,25 @@ def test_a_description_that_lacks_something_says_what(key, model):
         {"guidance": -1.0},
         {"classes": ["one", "two"]},
         {"solver": "euler"},
+        {"solver": ["heun"]},
         {"steps": "many"},
+        {"steps": True},
+        {"guidance": 1e30},
+        {"guidance": math.nan},
+        {"licence": 3},
+        {"licence": ["MIT"]},
+        {"licence": "MIT\nlicense: other"},
+        {"name": None},
+        {"name": {"a": 1}},
+        {"name": "x" * 10**6},
+        {"feature_extractor": ["fashion-classifier"]},
+        {"classes": "abcdefghij"},
+        {"classes": list(range(10))},
+        {"classes": None},
+        {"denoiser": {"class": "EDMDenoiser", "sigma_data": "0.5"}},
+        {"denoiser": {"class": "EDMDenoiser", "net": 3}},
+        {"denoiser": ["EDMDenoiser"]},
+        {"schedule": {"class": "EDM", "bins": 1e3}},
     ],
 )
 def test_a_description_that_makes_no_sense_is_one_line(changes, model):
@@ -226,13 +247,47 @@ def test_a_description_that_makes_no_sense_is_one_line(changes, model):
     refused(model, r"config\.json cannot be used")
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "Generator", "UNetBlock", "", None])
-@pytest.mark.parametrize("part", ["network", "path", "denoiser"])
-def test_no_other_class_is_ever_made(name, part, model):
-    change(model, **{part: {"class": name, "command": "false"}})
-    assert "unknown class" in refused(model, r"config\.json cannot be used")
-    with pytest.raises(TypeError, match="unknown class"):
-        build({"class": name})
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("num_blocks", value) for value in (10**4, 10**9, 10**30, -1, 1.5, True, None, [1])),
+        *(("model_channels", value) for value in (2**30, 2**40, 0)),
+        *(("channel_mult", value) for value in ([1] * 10**6, [2**60], [2**20, 2**20], [], 3, ["1"], [0])),
+        *(("attn_resolutions", value) for value in (8, [[8]], "8")),
+        *(("img_resolution", value) for value in (2**20, 2**40, 7)),
+        *(("label_dim", value) for value in (10**9, 3)),
+        *(("dropout", value) for value in ("0.1", math.inf, [0.1])),
+        *(("embedding_type", value) for value in ("x", 3, ["positional"])),
+        *(("resample_filter", value) for value in ("11", [math.nan, 1])),
+        ("odd", 1),
+    ],
+    ids=lambda value: f"{value!r:.20}",
+)
+def test_arguments_of_a_network_are_checked_before_any_memory_is_taken(argument, value, model):
+    network = json.loads((model / "config.json").read_text())["network"]
+    change(model, network=network | {argument: value})
+    seconds, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(model, r"config\.json cannot be used|model\.safetensors")
+    assert time.monotonic() - seconds < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200e3  # kilobytes
+
+
+@pytest.mark.parametrize("side", [2**20, 2**30])
+def test_a_sample_that_does_not_fit_in_memory_is_refused(side, model):
+    network = json.loads((model / "config.json").read_text())["network"]
+    change(model, network=network | {"img_resolution": side, "attn_resolutions": []}, shape=[1, side, side])
+    refused(model, r"config\.json cannot be used: it needs .* GB of memory, this computer has")
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "Generator", "UNetBlock", "", None, ["EDM"], {}])
+@pytest.mark.parametrize("part", ["network", "schedule", "denoiser"])
+def test_no_other_class_is_ever_built(name, part, model):
+    config = json.loads((model / "config.json").read_text())
+    spec = {**(config["network"] if part == "network" else {}), "class": name, "command": "false"}
+    change(model, **{part: spec})
+    assert "whose class is one of" in refused(model, rf"config\.json cannot be used: {part} is")
+    with pytest.raises(ValueError, match="whose class is one of"):
+        build_part({part: {"class": name}}, part)
 
 
 def test_nan_in_weights_reaches_the_images(model, rng):

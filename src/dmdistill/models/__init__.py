@@ -1,1 +1,1 @@
-"""Teachers: where a model comes from ends here; everything behind asks a Denoiser."""
+"""Teachers and students: where they are loaded from, and how they are saved."""

@@ -1,4 +1,4 @@
-"""Model cards: what a model is, how it was made, and the code to use it."""
+"""Model cards: what a model is, how it was trained, and the code to use it."""
 
 from __future__ import annotations
 
@@ -13,51 +13,60 @@ from dmdistill.metrics.classifier_features import ClassifierFeatures
 from dmdistill.models.load import display_name
 from dmdistill.models.model import Model, Student, Teacher
 
-__all__ = ["classifier_card", "export_card", "quality", "shown", "student_card", "teacher_card"]
+__all__ = ["classifier_card", "export_card", "quality_table", "student_card", "teacher_card"]
 
-LICENCES = (  # of the hub's names
+LICENCES = (  # as the hub names them
     *("unknown", "mit", "apache-2.0", "openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"),
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "bsd-3-clause"),
 )
 
-HERE = "path/to/this/folder"  # in a card's code: a name is that of a bundled model, which this is not
-
-USE = """```python
+PYTHON_USE = """```python
 import torch
 from dmdistill import load_model, save_grid
 
-model = load_model("{folder}")
+model = load_model("path/to/this/folder")
 images = model.images(*model.sample_inputs(64, rng=torch.Generator().manual_seed(0)))
 save_grid("images.png", images, columns=8)
 ```"""
 
-USE_TEXT = """```
-dmdistill sample {folder} --prompt "a red square"
+TEXT_USE = """```
+dmdistill sample path/to/this/folder --prompt "a red square"
 ```"""
 
 
 def teacher_card(teacher: Teacher, settings: dict[str, Any]) -> str:
-    """Markdown: what the teacher is, and every setting of its training."""
+    """Return the card of a teacher, in Markdown.
+
+    Args:
+        teacher: that it describes.
+        settings: of its training, all of which it lists.
+    """
     kind = "with EDM preconditioning" if isinstance(teacher.denoiser, EDMDenoiser) else "of diffusers"
     text = f"A diffusion model {kind}, sampled by {teacher.solver} in {teacher.steps} steps"
-    return card(teacher, f"{text} ({teacher.evaluations} network evaluations per image).", settings)
+    return model_card(teacher, f"{text} ({teacher.evaluations} network evaluations per image).", settings)
 
 
 def student_card(student: Student, settings: dict[str, Any]) -> str:
-    """Markdown: what the student is, and every setting of its distillation."""
+    """Return the card of a student, in Markdown.
+
+    Args:
+        student: that it describes.
+        settings: of its distillation, all of which it lists.
+    """
     text = (
         "A one-step image generator (1 network evaluation per image), distilled by distribution matching "
         f"distillation (Yin et al., CVPR 2024) from the teacher {settings['teacher']!r}"
     )
     if rank := settings["lora_student"]:
-        text += f". What is stored are adapters of rank {rank} to the weights of that teacher, which is needed as well"
-    return card(student, f"{text}.", settings)
+        text += f". This folder holds LoRA weights of rank {rank} for that teacher, which is needed as well"
+    return model_card(student, f"{text}.", settings)
 
 
-def card(model: Model, summary: str, settings: dict[str, Any]) -> str:
-    parameters = sum(p.numel() for p in model.network.parameters())
+def model_card(model: Model, summary: str, settings: dict[str, Any]) -> str:
+    """Return the card of a teacher or a student."""
     channels, height, width = model.shape
-    told = f"Conditioned on {model.conditions}." if model.conditions is not None else ""
+    images = f"{'Images' if model.autoencoder is None else 'Latents'}: {height} x {width}, {channels} channel(s)."
+    conditions = f"Conditioned on {model.conditions}." if model.conditions is not None else ""
     return f"""---
 license: {model.licence.lower()}
 library_name: dmdistill
@@ -66,24 +75,30 @@ pipeline_tag: {"unconditional-image-generation" if model.text is None else "text
 
 # {model.name}
 
-{summary} {parameters / 1e6:.2f} M parameters. Images: {height} x {width}, {channels} channel(s). {told}
+{summary} {model.num_parameters / 1e6:.2f} M parameters. {images} {conditions}
 
-{(USE if model.text is None else USE_TEXT).format(folder=HERE)}
+{PYTHON_USE if model.text is None else TEXT_USE}
 
 ## Settings
 
 ```json
-{json.dumps({key: shown(value) for key, value in settings.items()}, indent=2, default=str)}
+{json.dumps(public_settings(settings), indent=2, default=str)}
 ```
 """
 
 
 def export_card(student: Student, use: str, report: dict[str, Any]) -> str:
-    """Markdown of an exported student: what it is, where it comes from, how good it is, the code that draws with it."""
-    settings = {key: shown(value) for key, value in (student.config.get("distilled") or {}).items()}
+    """Return the card of an exported student, in Markdown.
+
+    Args:
+        student: that was exported.
+        use: lines of Python that sample images with it, with a place for {folder}.
+        report: of its distillation, of which the card shows the metrics; may be empty.
+    """
+    settings = public_settings(student.config.get("distilled") or {})
     teacher = settings.get("teacher", "unknown")
     base = f"base_model: {teacher}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(teacher)) else ""
-    kind = "adapters to the weights of" if "load_lora_weights" in use else "distilled from"
+    kind = "LoRA weights for" if "load_lora_weights" in use else "distilled from"
     return f"""---
 {licence_lines(student.licence)}
 library_name: diffusers
@@ -98,7 +113,7 @@ distillation (Yin et al., CVPR 2024) with dmdistill. Licence of the weights, as 
 ```python
 {use.format(folder="this folder, or its name on the hub")}
 ```
-{quality([report[who] for who in ("teacher", "student") if who in report])}
+{quality_table([report[who] for who in ("teacher", "student") if who in report])}
 ## Settings of the distillation
 
 ```json
@@ -108,35 +123,42 @@ distillation (Yin et al., CVPR 2024) with dmdistill. Licence of the weights, as 
 
 
 def licence_lines(licence: str) -> str:
-    """For the head of a card: the hub refuses a licence that it does not know, unless it is called other."""
+    """Return the licence's lines of a card's header: the hub takes the licences that it knows, and \"other\"."""
     name = licence.lower()
     return (
         f"license: {name}" if name in LICENCES else f"license: other\nlicense_name: {re.sub(r'[^a-z0-9.]+', '-', name)}"
     )
 
 
-def quality(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of what was measured of a teacher and its students; nothing where nothing was."""
+def quality_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table of a teacher's and its students' metrics; an empty text for no rows."""
     if not rows:
         return ""
     names = list(rows[0]["metrics"])
     titles = ["model", "evaluations per image", *names, "ms per image"]
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for row in rows:
-        figures = [f"{row['metrics'][name]:.4g}" for name in names]
-        cells = [row["model"], str(row["evaluations_per_image"]), *figures, f"{1e3 * row['seconds_per_image']:.4g}"]
+        metrics = [f"{row['metrics'][name]:.4g}" for name in names]
+        cells = [row["model"], str(row["evaluations_per_image"]), *metrics, f"{1e3 * row['seconds_per_image']:.4g}"]
         lines.append("| " + " | ".join(cells) + " |")
     measured = f"Of {rows[-1]['images']} images each.\n\n" if names else ""
     return "\n## Quality\n\n{}{}\n".format(measured, "\n".join(lines))
 
 
-def shown(value: Any) -> Any:
-    """A setting for others to read: paths of this machine by their last part."""
-    return display_name(str(value)) if isinstance(value, str | PurePath) else value
+def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings to publish, with absolute paths reduced to their last part."""
+    paths = {key: display_name(str(value)) for key, value in settings.items() if isinstance(value, str | PurePath)}
+    return settings | paths
 
 
-def classifier_card(extractor: ClassifierFeatures, figures: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Markdown: how good the judge is, and what its distances mean."""
+def classifier_card(extractor: ClassifierFeatures, metrics: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return the card of a classifier that serves as feature extractor, in Markdown.
+
+    Args:
+        extractor: that it describes.
+        metrics: its accuracy, the number of test images, and their Frechet distance to the training images.
+        settings: of its training, all of which it lists.
+    """
     return f"""---
 license: mit
 library_name: dmdistill
@@ -148,9 +170,9 @@ pipeline_tag: image-classification
 A small residual classifier. Its {extractor.classifier.num_features} pooled features define the Frechet distance that
 `dmdistill evaluate` reports as `frechet_{extractor.name}`. It is not FID, and comparable with nothing else.
 
-Accuracy {figures["accuracy"]:.2%} on the {figures["test_images"]} test images. reference.safetensors describes the
+Accuracy {metrics["accuracy"]:.2%} on the {metrics["test_images"]} test images. reference.safetensors describes the
 {extractor.reference.count} training images; the test images' own distance to them is
-{figures["frechet_test_images"]:.4g}, which is as good as generated images could be expected to be.
+{metrics["frechet_test_images"]:.4g}, which is as good as generated images could be expected to be.
 
 ## Settings
 

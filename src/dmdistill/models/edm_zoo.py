@@ -1,7 +1,7 @@
-"""The models that EDM's authors published (Karras et al. 2022): by name, downloaded once, checked ever after.
+"""The models that EDM's authors published (Karras et al. 2022), by name: downloaded once, checked at every use.
 
 Their weights are licensed CC BY-NC-SA 4.0. No hashes of them were published: what is downloaded is checked by its size
-and by being readable, and its hash is kept beside it and compared at every later use.
+and by reading it; its hash is stored beside it and compared at every later use.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ NAMES = (
 
 
 def summary() -> str:
-    """All names, in few words."""
+    """Return all names, abbreviated."""
     return "edm-cifar10-32x32-{cond,uncond}-{vp,ve}, edm-{ffhq,afhqv2}-64x64-uncond-{vp,ve}, " + NAMES[-1]
 
 
 def download_checkpoint(name: str) -> Path:
-    """The file of a published model: from the cache, else downloaded into it.
+    """Return the file of a published model, downloaded into the cache if it is not there.
 
-    $DMDISTILL_EDM_URL names a mirror. ValueError, saying what to do, where it cannot be had or is not what it was.
+    $DMDISTILL_EDM_URL names a mirror. ValueError, saying what to do, where it cannot be downloaded or has changed.
     """
     file = cache_folder() / f"{name}.pkl"
     if not file.is_file():
         download(f"{os.environ.get('DMDISTILL_EDM_URL', URL).rstrip('/')}/{name}.pkl", file, check=read_pickle)
-    check(file)
+    check_hash(file)
     return file
 
 
-def check(file: Path) -> None:
-    """The hash of the first use is kept; ValueError where a later one differs."""
+def check_hash(file: Path) -> None:
+    """Store the hash of a file at its first use; ValueError where a later one differs."""
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     record = file.with_name(f"{file.name}.sha256")
     if not record.exists():
         with atomic_write(record) as temporary:
             temporary.write_text(f"{found}  {file.name}\n", encoding="utf-8")
-        Console(stderr=True).print(f"sha256 {found}, kept in {record}", highlight=False, markup=False, soft_wrap=True)
+        Console(stderr=True).print(f"sha256 {found}, stored in {record}", highlight=False, markup=False, soft_wrap=True)
     elif record.read_text(encoding="utf-8").split()[:1] != [found]:
-        raise ValueError(f"{file} is not what it was when {record.name} was written: remove both to download it again")
+        raise ValueError(f"{file} has changed since {record.name} was written: remove both to download it again")

@@ -6,85 +6,92 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dmdistill.core.denoisers import EDMDenoiser
+from dmdistill.core.denoisers import Denoiser, EDMDenoiser
 from dmdistill.core.schedules import EDM
-from dmdistill.core.solvers import evaluations
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.io.atomic import atomic_write, read_json, write_json
-from dmdistill.io.weights import load_weights, save_weights
+from dmdistill.io.atomic import atomic_write, read_safetensors, write_json
+from dmdistill.io.errors import first_line
+from dmdistill.io.weights import check_weights, fill, save_weights
+from dmdistill.models.config_json import check_arguments, check_config, check_memory, read_config
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
+from dmdistill.networks.layers import is_filter
+from dmdistill.networks.parameter_budget import build_on_meta
 from dmdistill.networks.song_unet import SongUNet
 
-__all__ = [
-    "build_model",
-    "load_folder",
-    "save_model",
-]
+__all__ = ["build_model", "load_folder", "save_model"]
 
-CLASSES = {cls.__name__: cls for cls in (SongUNet, DhariwalUNet, EDM, EDMDenoiser)}
+CLASSES = {  # by the key of config.json: no other class is built
+    "network": (SongUNet, DhariwalUNet),
+    "schedule": (EDM,),
+    "denoiser": (EDMDenoiser,),
+}
+FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def load_folder(folder: Path) -> Model:
-    """The model of a folder. ValueError, naming the file, where one is missing, cut short or of something else."""
-    model = build_model(read_json(folder / "config.json"), folder / "config.json")
-    load_weights(folder / "model.safetensors", model.network)
+    """Load a model's folder. ValueError, naming the file, where one is missing, cut short or of something else."""
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    config, weights = read_config(config_file), read_safetensors(weights_file)
+    model = build_model(config, weights, config_file=config_file, weights_file=weights_file)
+    fill(model.network, weights)
     return model
 
 
-def build_model(config: Any, file: Path) -> Model:
-    """The model that a config.json, of this file, describes, its weights still to come."""
-    if not isinstance(config, dict) or config.get("kind") not in ("teacher", "student"):
-        raise ValueError(f"{file} describes no teacher or student of dmdistill")
+def build_model(config: dict[str, Any], weights: dict[str, Tensor], *, config_file: Path, weights_file: Path) -> Model:
+    """Build the model that a config describes, with fresh weights, once it is known that the given ones will fit.
+
+    Sizes are compared before any memory is taken. ValueError, naming the file, where config and weights are not of one
+    network, or do not fit in this computer's memory.
+    """
+    elements = sum(tensor.numel() for tensor in weights.values())
     try:
-        check_values(config)
-        denoiser = build(config["denoiser"], net=build(config["network"]), schedule=build(config["schedule"]))
-        classes = config.get("classes")
-        fields = {
-            "name": config["name"],
-            "denoiser": denoiser,
-            "shape": tuple(config["shape"]),
-            "conditions": LabelSpace(tuple(classes)) if classes else None,
-            "licence": config.get("licence", "unknown"),
-            "feature_extractor": config.get("feature_extractor"),
-            "config": config,
-        }
-        if config["kind"] == "teacher":
-            fields |= {key: config[key] for key in ("solver", "steps", "guidance")}
-            evaluations(config["solver"], config["steps"])  # a KeyError where no such solver is
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be used: {error!r}") from None
-    return Teacher(**fields) if config["kind"] == "teacher" else Student(**fields)
+        check_config(config)
+        check_memory(elements, config["shape"])
+        with build_on_meta(len(weights)):
+            sketch = build_denoiser(config)
+    except FAILURES as error:
+        raise ValueError(f"{config_file} cannot be used: {first_line(error)}") from None
+    check_weights({name: weights[name] for name in weights if not is_filter(name)}, sketch.net, weights_file)
+    fields = {key: config[key] for key in ("name", "licence", "feature_extractor") if config.get(key)}
+    fields |= {"denoiser": build_denoiser(config), "shape": tuple(config["shape"]), "config": config}
+    if config.get("classes"):
+        fields["conditions"] = LabelSpace(tuple(config["classes"]))
+    if config["kind"] == "student":
+        return Student(**fields)
+    return Teacher(**fields, **{key: config[key] for key in ("solver", "steps", "guidance")})
 
 
-def check_values(config: dict[str, Any]) -> None:
-    """ValueError where a number in a config.json is none that it could be."""
-    sizes = config["shape"]
-    if not (isinstance(sizes, list) and len(sizes) == 3 and all(type(size) is int and size > 0 for size in sizes)):
-        raise ValueError(f"shape {sizes!r}, expected [C, H, W]")
-    classes, known = config.get("classes") or [], config["network"].get("label_dim", 0)
-    if classes and known and len(classes) != known:
-        raise ValueError(f"{len(classes)} classes, the network knows {known}")
-    if config["kind"] == "teacher":
-        steps, guidance = config["steps"], config["guidance"]
-        if type(steps) is not int or steps < 1:
-            raise ValueError(f"steps {steps!r}, expected an integer above 0")
-        if type(guidance) not in (int, float) or guidance < 0:
-            raise ValueError(f"guidance {guidance!r}, expected a number of at least 0")
+def build_denoiser(config: dict[str, Any]) -> Denoiser:
+    """Build the denoiser of a config on a fresh network."""
+    network, schedule = build_part(config, "network"), build_part(config, "schedule")
+    return build_part(config, "denoiser", network, schedule)
+
+
+def build_part(config: dict[str, Any], key: str, *parts: Any) -> Any:
+    """Build the object under a key of config.json, {"class": name, argument: value, ...}, of a class for that key."""
+    spec = config.get(key)
+    known = {kind.__name__: kind for kind in CLASSES[key]}
+    name = spec.get("class") if isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not isinstance(name, str) or name not in known:
+        raise ValueError(f"{key} is {spec!r:.200}, expected an object whose class is one of {', '.join(known)}")
+    arguments = {argument: value for argument, value in spec.items() if argument != "class"}
+    check_arguments(known[name], arguments)
+    return known[name](*parts, **arguments)
 
 
 def save_model(folder: Path, model: Model, *, card: str, dtype: torch.dtype = torch.float32) -> None:
-    """Write the three files. Weights are stored in `dtype`; loading gives fp32 again."""
+    """Write the three files of a model's folder.
+
+    Args:
+        folder: to write in.
+        model: whose network and config are written.
+        card: the README.md.
+        dtype: of the stored weights; loading gives fp32 again.
+    """
     save_weights(folder / "model.safetensors", model.network, dtype=dtype)
     write_json(folder / "config.json", model.config)
     with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
-
-
-def build(spec: dict[str, Any], **parts: Any) -> Any:
-    """An object of a class we know from {"class": name, argument: value, ...}. No other class is ever made."""
-    arguments = {key: value for key, value in spec.items() if key != "class"}
-    if spec["class"] not in CLASSES:
-        raise TypeError(f"unknown class {spec['class']!r}, known: {', '.join(CLASSES)}")
-    return CLASSES[spec["class"]](**parts, **arguments)

@@ -1,4 +1,4 @@
-"""Models by name: ours, EDM's, those of diffusers, and your own."""
+"""Models by name: bundled ones, EDM's, those of diffusers, and your own."""
 
 from __future__ import annotations
 
@@ -7,52 +7,51 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dmdistill.io.atomic import read_json
 from dmdistill.io.errors import did_you_mean, import_optional
-from dmdistill.io.weights import bundled, check_weights, load_weights
+from dmdistill.io.weights import bundled, load_weights
 from dmdistill.models.diffusers_pipeline import is_diffusers, load_diffusers
-from dmdistill.models.edm_checkpoint import read_edm
+from dmdistill.models.edm_checkpoint import load_edm
 from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
-from dmdistill.models.folder import build_model, load_folder
+from dmdistill.models.folder import load_folder
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.models.python_function import is_python_function, load_python_function
 from dmdistill.networks.lora import add_lora
 
 __all__ = ["absolute_name", "display_name", "load_model", "load_teacher"]
 
-BASE = ("network", "schedule", "denoiser", "shape")  # of config.json: what adapters must find in their teacher
+SHARED_KEYS = ("network", "schedule", "denoiser", "shape")  # of config.json: alike in a student and its teacher
+FORMS = "the folder of a model or run, a checkpoint of EDM (.pkl), a folder or hub id of diffusers, module:function"
 
 
 def load_model(name: str, *, teacher: Teacher | None = None) -> Model:
-    """A teacher or a student, frozen, by
+    """Load a teacher or a student, frozen and in evaluation mode.
 
-    - the name of one that is bundled, or that EDM's authors published
-    - the folder of a model, or of the run that made it
-    - a checkpoint of EDM's (.pkl)
-    - a folder or a hub id (owner/name) of diffusers
-    - package.module:function, which answers with a `Teacher`.
+    Args:
+        name: of a bundled model or one that EDM's authors published; the folder of a model or of the run that made it;
+            a checkpoint of EDM (.pkl); a folder or a hub id (owner/name) of diffusers; or `package.module:function`,
+            a function that returns a `Teacher`.
+        teacher: that a student is built on if its folder holds LoRA weights only, or a network that is not ours;
+            None for the one that its config.json names.
 
-    A student of a teacher that is not of our networks, and one that is stored as adapters, is built on its teacher:
-    `teacher`, whose frozen weights adapters then share, or the one that its config.json names.
-
-    ValueError, saying what was found, for an unknown name and for missing, truncated or foreign files.
+    Raises:
+        ValueError: for an unknown name, and for missing, truncated, damaged or foreign files, which it names.
     """
-    model = find(name, teacher)
+    model = find_model(name, teacher)
     model.denoiser.eval().requires_grad_(False)
     return model
 
 
 def load_teacher(name: str) -> Teacher:
-    """`load_model`, for teachers only."""
+    """Load a teacher by a name that `load_model` takes. ValueError where it is a student's."""
     model = load_model(name)
     if not isinstance(model, Teacher):
-        raise ValueError(f"{name} is a student; a teacher is wanted here")
+        raise ValueError(f"{name} is a student, expected a teacher")
     return model
 
 
-def find(name: str, teacher: Teacher | None) -> Model:
+def find_model(name: str, teacher: Teacher | None) -> Model:
+    """Load what a name stands for."""
     if name in bundled():
         return load_folder(bundled()[name])
     if name in NAMES:
@@ -64,9 +63,9 @@ def find(name: str, teacher: Teacher | None) -> Model:
         if is_diffusers(folder):
             return load_diffusers(str(folder))
         if (folder / "config.json").is_file():
-            return load_ours(folder, teacher)
+            return load_own_folder(folder, teacher)
     if path.exists():
-        raise ValueError(f"{name} holds no config.json, student/ or teacher/: not a model's folder or run")
+        raise ValueError(f"{name} holds no config.json, student/ or teacher/: not the folder of a model or run")
     if is_python_function(name):
         return load_python_function(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".pkl":
@@ -76,11 +75,11 @@ def find(name: str, teacher: Teacher | None) -> Model:
             if path.parent.is_dir():  # owner/name of the hub looks just like a path
                 raise ValueError(f"there is no folder {name}, and as a name of the hub: {error}") from None
             raise
-    raise unknown(name)
+    raise unknown_model(name)
 
 
-def load_ours(folder: Path, teacher: Teacher | None) -> Model:
-    """A model's folder. One that describes no network of its own, or adapters, is built on its teacher."""
+def load_own_folder(folder: Path, teacher: Teacher | None) -> Model:
+    """Load a folder of ours; onto its teacher, where it holds LoRA weights or a network that is not ours."""
     file = folder / "config.json"
     config = read_json(file)
     if not isinstance(config, dict) or not config.get("lora" if config.get("network") else "teacher"):
@@ -91,53 +90,44 @@ def load_ours(folder: Path, teacher: Teacher | None) -> Model:
 
 
 def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None) -> Student:
-    """A student that is all its teacher's but for the weights, which are still to be filled."""
-    name = config.get("teacher")
+    """Build a student on its teacher, with the weights of the teacher."""
+    name, lora = config.get("teacher"), config.get("lora")
     try:
-        if config.get("lora"):
+        if lora:
             import_optional("peft", str(file), extra="diffusers")
         base = teacher or load_teacher(str(name))
-        if odd := [key for key in BASE if base.config.get(key) != config.get(key)]:
-            raise ValueError(f"{base.name} is another model: its {odd[0]} differs")
-        lora = config.get("lora")
+        if other := [key for key in SHARED_KEYS if base.config.get(key) != config.get(key)]:
+            raise ValueError(f"{base.name} is another model: its {other[0]} differs")
         denoiser = add_lora(base.denoiser, **lora) if lora else copy.deepcopy(base.denoiser)
-        about = {"licence": base.licence, "feature_extractor": base.feature_extractor, "config": config}
-        told = {"conditions": base.conditions, "autoencoder": base.autoencoder, "text": base.text}
-        return Student(name=config["name"], denoiser=denoiser, shape=base.shape, **told, **about)
+        return Student(
+            name=config["name"],
+            denoiser=denoiser,
+            shape=base.shape,
+            conditions=base.conditions,
+            autoencoder=base.autoencoder,
+            text=base.text,
+            licence=base.licence,
+            feature_extractor=base.feature_extractor,
+            config=config,
+        )
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: a student of the teacher {name!r}, which is needed: {error}") from None
 
 
 def absolute_name(name: str) -> str:
-    """What a model can be loaded by from anywhere on this machine: a path becomes absolute, another name stays."""
+    """Return a name that loads the model from any working directory: a path becomes absolute, other names stay."""
     return str(Path(name).resolve()) if name not in bundled() and Path(name).exists() else name
 
 
 def display_name(name: str) -> str:
-    """A model's name for others to read: of a path of this machine the last part, another name as it is."""
+    """Return a name to publish: the last part of an absolute path, other names as they are."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def load_edm(file: Path) -> Model:
-    """A teacher from EDM's checkpoint, whose sizes are compared before any memory is asked for."""
-    config, weights = read_edm(file)
-    with torch.device("meta"):
-        sketch = build_model(config, file).network
-    check_weights({name: weights[name] for name in weights if not name.endswith(".resample_filter")}, sketch, file)
-    model = build_model(config, file)
-    try:
-        model.network.load_state_dict(weights)  # which compares the filters with the network's own
-    except RuntimeError as error:
-        raise ValueError(f"{file} is not of this network: {' '.join(str(error).split())[:300]}") from None
-    return model
-
-
-def unknown(name: str) -> ValueError:
-    known = [
+def unknown_model(name: str) -> ValueError:
+    """Return the error for an unknown name, with the names that are known and the nearest of them."""
+    models = [
         name for name, folder in bundled().items() if read_json(folder / "config.json")["kind"] != "feature_extractor"
     ]
-    hint = did_you_mean(name, [*known, *NAMES]) or "."
-    places = (
-        "the folder of a model or run, a checkpoint of EDM (.pkl), a folder or hub id of diffusers, module:function"
-    )
-    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*known, summary(), places])}")
+    hint = did_you_mean(name, [*models, *NAMES]) or "."
+    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*models, summary(), FORMS])}")

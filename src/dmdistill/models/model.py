@@ -1,4 +1,4 @@
-"""Teachers and students: a network with all that is needed to make images with it."""
+"""Teachers and students: a denoiser with all that is needed to sample images from it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from dmdistill.models.autoencoder import Autoencoder
 
 __all__ = ["Model", "Student", "Teacher", "fingerprint"]
 
-MULTIPLYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and no subclass, which may have other uses for a weight
+MATMUL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # exactly these: a subclass may use its weight otherwise
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Model(ABC):
-    """What teachers and students share.
+    """Base class of `Teacher` and `Student`: a denoiser and all that is needed to sample images from it.
 
     Attributes:
-        denoiser: the network as posterior mean; a student's is asked at the last time only.
-        shape: C H W of what the network makes: of an image, or of its latents where there is a codec.
-        conditions: the classes or prompts it can be told; None for an unconditional model.
-        codec: makes images of latents; None for a model of pixels.
-        text: encodes prompts, from which its conditions are made; None for a model that is told no text.
+        name: what tables and model cards call it.
+        denoiser: the network as posterior mean E[x | x_t]; a student's is called at the schedule's last time only.
+        shape: (C, H, W) of a sample: of an image, or of its latents if there is an autoencoder.
+        conditions: the classes or prompts that it can be conditioned on; None for an unconditional model.
+        autoencoder: decodes latents to images; None for a model of pixels.
+        text: encodes the prompts that conditions are made of; None for a model without text.
         licence: of the weights.
-        judge: name of the classifier whose features measure its images; None where there is none.
-        config: what its config.json says, from which `load_model` builds it.
+        feature_extractor: name of the classifier whose features measure its images; None for no such classifier.
+        config: the content of its config.json, from which `load_model` builds it.
     """
 
     name: str
@@ -46,6 +47,15 @@ class Model(ABC):
     feature_extractor: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Return one line; the network is at `network`."""
+        size = f"{'images' if self.autoencoder is None else 'latents'} {' x '.join(map(str, self.shape))}"
+        conditions = str(self.conditions or "unconditional").partition(":")[0]
+        parameters = f"{self.num_parameters / 1e6:.2f} M parameters"
+        return (
+            f"{type(self).__name__}({self.name!r}, {size}, {conditions}, {parameters}, evaluations={self.evaluations})"
+        )
+
     @property
     @abstractmethod
     def evaluations(self) -> int:
@@ -53,15 +63,15 @@ class Model(ABC):
 
     @abstractmethod
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        """x (B *shape) from z ~ N(0, I) of that shape; the same z gives the same x."""
+        """Sample x (B *shape), images or latents, from noise z ~ N(0, I) of that shape. Deterministic in z."""
 
     @torch.no_grad()
     def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        """Images (B C H W, in about [-1, 1]) from z ~ N(0, I), B *shape."""
+        """Sample images (B C H W, in about [-1, 1]) from noise z ~ N(0, I), B *shape."""
         return self.decode(self.generate(z, cond))
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images of what `generate` makes, with their graph."""
+        """Decode samples (B *shape) to images, differentiably; samples of a pixel model are its images."""
         return self.autoencoder.decode(x) if self.autoencoder is not None else x
 
     @property
@@ -70,15 +80,28 @@ class Model(ABC):
         return self.denoiser.net
 
     @property
+    def num_parameters(self) -> int:
+        """The number of the network's parameters."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
     def device(self) -> torch.device:
+        """The device of the network's parameters."""
         return next(self.network.parameters(), torch.zeros(())).device
 
     def to(
-        self, device: torch.device, precision: torch.dtype | None = None, *, network_device: torch.device | None = None
+        self,
+        device: torch.device,
+        precision: torch.dtype | None = None,
+        *,
+        network_device: torch.device | None = None,
     ) -> Self:
-        """Move to a device, where the network will compute in `precision`; channels_last, which is faster in bf16.
+        """Move to a device, in place, in the memory format channels_last, which is faster in bf16.
 
-        network_device: where the network goes for now, if not to the device, as before it is sharded.
+        Args:
+            device: of the autoencoder and the network.
+            precision: dtype of the network's forward pass, by autocast; None for the weights' own.
+            network_device: where the network goes instead, such as the CPU before it is sharded.
         """
         self.denoiser.to(network_device or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
@@ -87,49 +110,50 @@ class Model(ABC):
         return self
 
     def cast_weights(self) -> Self:
-        """Keep the weights that are multiplied as they are multiplied, in `precision`, and not cast them in each pass.
+        """Cast the weights of linear layers and convolutions to `precision`, so that no pass has to.
 
-        The images stay the same, bit for bit. For a model that will draw and no more: it can no longer be trained, and
-        saving it would store rounded weights.
+        Images stay the same, bit for bit. For inference only: the model can no longer be trained, and saving it would
+        store rounded weights.
         """
         if (precision := self.denoiser.precision) is not None:
             for module in self.network.modules():
-                own = dict(module.named_parameters(recurse=False)) if type(module) in MULTIPLYING else {}
-                for name, parameter in own.items():
+                parameters = dict(module.named_parameters(recurse=False)) if type(module) in MATMUL_LAYERS else {}
+                for name, parameter in parameters.items():
                     setattr(module, name, nn.Parameter(parameter.detach().to(precision), parameter.requires_grad))
         return self
 
     def move_inputs(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
-        """Noise and conditions on the model's device."""
+        """Move noise and conditions to the model's device."""
         device = self.device
         return z.to(device), cond.to(device) if cond is not None else None
 
     def sample_inputs(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Condition | None]:
-        """n draws of z and of conditions, each as likely as any other, on rng's device."""
+        """Sample the inputs of n images: noise z (n *shape) and uniformly distributed conditions, on rng's device."""
         z, index = self.sample_noise(n, rng=rng)
         return z, self.condition(index)
 
     def sample_noise(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """The same, with the conditions by their numbers."""
+        """Sample as `sample_inputs` does, but return the index (n,) of each condition, or None without conditions."""
         z = torch.randn(n, *self.shape, generator=rng, device=rng.device)
         if self.conditions is None:
             return z, None
         return z, torch.randint(len(self.conditions), (n,), generator=rng, device=rng.device)
 
     def condition(self, index: Tensor | None) -> Condition | None:
-        """The conditions of these numbers, integers (B,), on the model's device; None of none."""
+        """Select conditions by their index, integers (B,), on the model's device; None for None."""
         if self.conditions is None or index is None:
             return None
         return self.conditions.select(index).to(self.device)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Teacher(Model):
-    """A pretrained denoiser and the deterministic solver that samples it.
+    """A pretrained diffusion model and the deterministic solver that samples it.
 
     Attributes:
-        solver, steps: heun, ddim or pndm, and its number of steps.
-        guidance: scale of classifier-free guidance; 1 is none.
+        solver: "heun", "ddim" or "pndm".
+        steps: of the solver.
+        guidance: the scale of classifier-free guidance; 1 is without.
     """
 
     solver: str = "heun"
@@ -138,33 +162,37 @@ class Teacher(Model):
 
     @property
     def evaluations(self) -> int:
+        """Network evaluations per image; guidance takes two a solver evaluation."""
         return evaluations(self.solver, self.steps) * (1 if self.guidance == 1 else 2)
 
     @property
     def guided_denoiser(self) -> Denoiser:
-        """The denoiser with guidance: mu_real."""
+        """The denoiser with classifier-free guidance: mu_real."""
         return GuidedDenoiser(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
 
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+        """Sample x (B *shape) from noise z ~ N(0, I) by the solver."""
         return SOLVERS[self.solver](self.guided_denoiser, *self.move_inputs(z, cond), steps=self.steps)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Student(Model):
-    """A one-step generator."""
+    """A one-step generator: one network evaluation per image."""
 
     @property
     def evaluations(self) -> int:
+        """Network evaluations per image: 1."""
         return 1
 
     @torch.no_grad()
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+        """Generate x (B *shape) from noise z ~ N(0, I) in one step."""
         return Generator(self.denoiser)(*self.move_inputs(z, cond))
 
 
-def fingerprint(teacher: Model) -> str:
-    """Its name and eight hexadecimal digits of its weights' hash."""
+def fingerprint(model: Model) -> str:
+    """Return the model's name and eight hexadecimal digits of the hash of its weights."""
     sha = hashlib.sha256()
-    for _, tensor in sorted(teacher.network.state_dict().items()):
+    for _, tensor in sorted(model.network.state_dict().items()):
         sha.update(tensor.contiguous().cpu().numpy().tobytes())
-    return f"{teacher.name} {sha.hexdigest()[:8]}"
+    return f"{model.name} {sha.hexdigest()[:8]}"

@@ -1,7 +1,6 @@
-"""A teacher with a hard edge that is known exactly: the uniform density on a box, and its scores.
+"""The exact denoiser of a uniform distribution on a box.
 
-A mixture of Gaussians is positive everywhere. Where one wants two densities with no point in common, as in Fig. 4, it
-takes a box.
+A Gaussian mixture is positive everywhere; two boxes can be two distributions without a common point, as in Fig. 4.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ __all__ = ["UniformBox"]
 
 
 class UniformBox(Denoiser):
-    """mu(x_t, t) of x ~ U[low, high]^D, in closed form: the mean of a normal density cut off at the edges.
+    """The posterior mean mu(x_t, t) of x ~ U[low, high]^D, in closed form: that of a truncated normal distribution.
 
     With a = (alpha low - x_t)/sigma and b = (alpha high - x_t)/sigma, each coordinate's diffused density is
     (Phi(b) - Phi(a)) / (alpha (high - low)), and alpha mu = x_t - sigma (phi(b) - phi(a)) / (Phi(b) - Phi(a)).
 
     Args:
-        low, high: the edges, the same in every coordinate.
-        path: of the teacher; times with sigma = 0 or alpha = 0 have no answer here.
+        low: the lower edge, in every coordinate.
+        high: the upper edge.
+        schedule: of the noise; mu is defined where sigma > 0 and alpha > 0.
     """
 
     def __init__(self, low: float, high: float, schedule: NoiseSchedule) -> None:
@@ -35,7 +35,7 @@ class UniformBox(Denoiser):
         self.low, self.high = low, high
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """mu of x_t (B ...) at times t (B): same shape, same precision; fp64 inside."""
+        """Return mu of x_t (B ...) at times t (B), in the dtype of x_t; computed in fp64."""
         near, far, side, alpha, sigma = self.edges(x_t, t)
         slope = (
             (-(near**2) / 2 - log_mass(near, far)).exp() * -((near**2 - far**2) / 2).expm1() / math.sqrt(2 * math.pi)
@@ -43,14 +43,14 @@ class UniformBox(Denoiser):
         return ((x_t.double() - sigma * side * slope) / alpha).to(x_t.dtype)
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Log density of x_t (B ...) at times t (B), differentiable: fp64, shape (B,)."""
+        """Return the log density of x_t (B ...) at times t (B), differentiable: fp64, shape (B,)."""
         near, far, _, alpha, _ = self.edges(x_t, t)
         return (log_mass(near, far) - (alpha * (self.high - self.low)).log()).flatten(1).sum(1)
 
     def edges(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """b and a, mirrored so that both lie as low as they can, far <= near; 1 or -1 where mirrored; alpha, sigma.
+        """Return b and a, mirrored to the lower tail, far <= near; 1, or -1 where mirrored; alpha, sigma.
 
-        Far out Phi of either edge is 1 to all digits that fp64 has; in the mirror it is a small number and exact.
+        In the upper tail Phi of both edges is 1 to all digits of fp64; in the lower it is a small number, and exact.
         """
         x = x_t.double()
         alpha, sigma = (expand(c, x) for c in (self.schedule.alpha(t.double()), self.schedule.sigma(t.double())))
@@ -59,16 +59,16 @@ class UniformBox(Denoiser):
         return torch.where(mirrored, -a, b), torch.where(mirrored, -b, a), 1.0 - 2.0 * mirrored, alpha, sigma
 
     def weight(self, t: Tensor) -> Tensor:
-        """1: an exact mean is the minimum under every weight."""
+        """Return 1: the exact mean is the minimum under every weight."""
         return torch.ones_like(t)
 
     def sample(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        """Points of the box, fp64, on rng's device."""
+        """Sample points of the box, fp64, on rng's device."""
         uniform = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
         return self.low + (self.high - self.low) * uniform
 
 
 def log_mass(near: Tensor, far: Tensor) -> Tensor:
-    """log(Phi(near) - Phi(far)) for far < near."""
+    """Return log(Phi(near) - Phi(far)) for far < near."""
     high, low = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
     return high + (-(low - high).expm1()).log()

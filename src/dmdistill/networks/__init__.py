@@ -1,1 +1,1 @@
-"""Networks of our own: EDM's U-Nets, and the small classifier that judges."""
+"""Networks: EDM's U-Nets, wrappers of diffusers' networks, a small classifier, LoRA."""

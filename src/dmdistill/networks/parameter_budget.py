@@ -1,0 +1,35 @@
+"""A bound on the size of a network while it is built from a config that may be of anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+__all__ = ["build_on_meta"]
+
+
+@contextmanager
+def build_on_meta(tensors: int) -> Iterator[None]:
+    """Within the block, build networks on the meta device, which takes no memory, and in bounded time.
+
+    Args:
+        tensors: how many tensors the file of the network's weights holds. ValueError once a network has more.
+    """
+    count = 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += parameter is not None
+        if count > 2 * tensors + 16:  # twice, as a layer may replace its first weights
+            raise ValueError(f"the network has more layers than its weights, which are {tensors} tensors")
+
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        hook.remove()
