@@ -15,12 +15,12 @@ import shutil
 from pathlib import Path
 
 from lease import compute, ending_after, rate, steps_of
+from light_checkpoint import pack_run, unpack_run
 from parcels import split
 
 from dmdistill.commands.cli import main as dmdistill
 from dmdistill.commands.presets import with_run
 from dmdistill.commands.teach.config import TeachConfig
-from dmdistill.training.light import pack_run, unpack_run
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from dmdistill.training.checkpoints import Checkpoints, DamagedCheckpointError, 
 def state(seed):
     rng = torch.Generator().manual_seed(seed)
     moments = {i: {"step": torch.tensor(3.0), "exp_avg": torch.randn(5, 3, generator=rng)} for i in range(2)}
-    return {"step": seed, "rng": rng.get_state(), "sums": {}, "updates": {"a": {"optimiser": moments, "count": seed}}}
+    return {"step": seed, "rng": rng.get_state(), "sums": {}, "updates": {"a": {"optimizer": moments, "count": seed}}}
 
 
 def same(a, b):
@@ -93,7 +93,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(kept):
     said = []
     spoil(third)
     file, found = kept.newest(say=said.append)
-    assert (file, said) == (second, [f"{third} cannot be used, {told(said)}: going on from the one before it"])
+    assert (file, said) == (second, [f"{third} cannot be used, {told(said)}: resuming from the one before it"])
     assert same(found, state(6))
     spoil(second)
     assert same(kept.newest(say=said.append)[1], state(3))
@@ -103,14 +103,14 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(kept):
 
 def told(said):
     """The reason in a line."""
-    return said[0].split("cannot be used, ")[1].removesuffix(": going on from the one before it")
+    return said[0].split("cannot be used, ")[1].removesuffix(": resuming from the one before it")
 
 
 def test_where_none_is_whole_it_is_one_clear_line(kept):
     for file in kept.files():
         file.write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"step-00000003\.pt cannot be used.* those after it; remove .* anew"
+        ValueError, match=r"step-00000003\.pt cannot be used.* those after it; remove .*checkpoints"
     ) as caught:
         kept.newest(say=lambda line: None)
     assert "\n" not in str(caught.value)
@@ -140,7 +140,7 @@ def test_what_is_written_is_the_state_at_the_call_however_long_the_disk_takes(tm
     checkpoints, mine = Checkpoints(tmp_path, keep=2), state(3)
     checkpoints.write(3, mine)
     assert (checkpoints.files(), checkpoints.steps()) == ([], [3])
-    mine["updates"]["a"]["optimiser"][0]["exp_avg"].zero_()
+    mine["updates"]["a"]["optimizer"][0]["exp_avg"].zero_()
     mine["updates"]["a"]["count"] = mine["step"] = 99
     slow_disk.set()
     assert same(checkpoints.newest(say=refuse)[1], state(3))  # which waits

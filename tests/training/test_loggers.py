@@ -155,7 +155,7 @@ def test_a_tracker_that_does_not_begin_is_one_line(tracker, monkeypatch, tmp_pat
 
     monkeypatch.setattr(sys.modules["wandb"], "init", init)
     trainer = Trainer(tmp_path, steps=1, updates={}, rng=torch.Generator())
-    with pytest.raises(ValueError, match=r"wandb did not begin \(No API key configured\.\).*leave --log-to out"):
+    with pytest.raises(ValueError, match=r"wandb did not start \(No API key configured\.\).*leave --log-to out"):
         logging_to(trainer, "wandb", {}).__enter__()
 
 

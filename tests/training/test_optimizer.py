@@ -44,24 +44,24 @@ def test_update_is_a_plain_adamw_loop(decay):
     for loss in losses(net):
         update(loss)
 
-    optimiser = torch.optim.AdamW(plain.parameters(), betas=(0.8, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.8, 0.95), weight_decay=0.1, fused=True)
     clipped = []
     for step, loss in enumerate(losses(plain)):
         cosine = (1 + math.cos(math.pi * step / STEPS)) / 2 if decay else 1
-        optimiser.param_groups[0]["lr"] = LR * (min(1, (step + 1) / WARMUP) * cosine)
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = LR * (min(1, (step + 1) / WARMUP) * cosine)
+        optimizer.zero_grad()
         loss.backward()
         norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()
         clipped.append(bool(norm > CLIP))
         nn.utils.clip_grad_norm_(plain.parameters(), CLIP)
-        optimiser.step()
+        optimizer.step()
         torch.testing.assert_close(update.gradient_norm, norm) if step == STEPS - 1 else None
     assert same(net, plain)
     assert 0 < sum(clipped) < STEPS  # both kinds of step were met
 
 
-def test_a_clipped_gradient_has_the_length_asked_for():
-    """AdamW forgets a gradient's scale, so SGD's view: what reaches the optimiser has norm `clip` at most."""
+def test_a_clipped_gradient_has_norm_clip():
+    """AdamW forgets a gradient's scale, so SGD's view: what reaches the optimizer has norm `clip` at most."""
     net = network()
     update = build(net, clip=0.01)
     seen = []
@@ -93,7 +93,7 @@ def test_frozen_parameters_stay():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_moves_nothing(bad):
+def test_a_non_finite_loss_changes_nothing(bad):
     net = network()
     update = build(net)
     for loss in losses(net, end=2):
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(bad):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_when_it_is_not_careful_the_network_stands_still_from_then_on(bad):
+def test_without_the_check_the_network_stays_as_it_is_from_then_on(bad):
     """Weights and moments; the averages stay finite. Loading a state makes it move again."""
     net = network()
     update = build(net)
@@ -127,8 +127,8 @@ def test_when_it_is_not_careful_the_network_stands_still_from_then_on(bad):
     assert update.nonfinite == 1
     after = update.state_dict()
     assert flat(after["network"]) == flat(before["network"])
-    assert flat(after["optimiser"]["state"]) == flat(before["optimiser"]["state"])
-    assert all(torch.isfinite(w).all() for average in after["averages"] for w in average.values())
+    assert flat(after["optimizer"]["state"]) == flat(before["optimizer"]["state"])
+    assert all(torch.isfinite(w).all() for average in after["emas"] for w in average.values())
     update.load_state_dict(before)
     for loss in losses(net, start=2):
         update(loss)
@@ -148,7 +148,7 @@ def flat(state):
     return state.tolist() if isinstance(state, torch.Tensor) else state
 
 
-def test_a_state_goes_on_bit_for_bit():
+def test_a_state_resumes_bit_for_bit():
     straight = network()
     whole = build(straight)
     for loss in losses(straight):
@@ -174,7 +174,7 @@ def constant(net, value):
             p.fill_(value)
 
 
-def averaged(net, halflife):
+def following_ema(net, halflife):
     average = EMA(net, halflife=halflife)
     average.follow(net)
     return average
@@ -184,7 +184,7 @@ def averaged(net, halflife):
 def test_half_of_the_old_is_left_after_a_halflife(halflife):
     net = network()
     constant(net, 4.0)
-    average = averaged(net, halflife)
+    average = following_ema(net, halflife)
     constant(net, 2.0)
     for count in range(int(halflife)):
         average.update(count + 10_000)  # long past the ramp-up
@@ -196,7 +196,7 @@ def test_the_start_is_forgotten_during_the_ramp_up():
     """After n updates the half-life is n/10 at most, so the first network weighs next to nothing."""
     net = network()
     constant(net, 1e3)
-    average = averaged(net, 1e6)
+    average = following_ema(net, 1e6)
     constant(net, 0.0)
     weight = 1.0
     for count in range(1, 31):
@@ -207,7 +207,7 @@ def test_the_start_is_forgotten_during_the_ramp_up():
     assert weight < 1e-11
 
 
-def test_an_average_is_a_copy_that_asks_for_no_gradient():
+def test_an_ema_is_a_copy_that_requires_no_gradient():
     net = network()
     average = EMA(net, halflife=3)
     assert not any(p.requires_grad for p in average.network.parameters())
@@ -224,7 +224,7 @@ def adapted():
     return net
 
 
-def test_an_average_shares_what_is_frozen(adapted):
+def test_an_ema_shares_frozen_parameters(adapted):
     before = copy.deepcopy(adapted)
     update = build(adapted, halflives=[1.0])
     for loss in losses(adapted, end=4):
@@ -240,7 +240,7 @@ def test_an_average_shares_what_is_frozen(adapted):
     assert not same(average[3], adapted[3])  # statistics in the making are the network's own
 
 
-def test_a_state_holds_what_was_trained_and_goes_on_bit_for_bit(adapted):
+def test_a_state_holds_the_trained_weights_and_resumes_bit_for_bit(adapted):
     straight, first, second = (copy.deepcopy(adapted) for _ in range(3))
     whole, half = build(straight), build(first)
     for loss in losses(straight):
@@ -248,7 +248,7 @@ def test_a_state_holds_what_was_trained_and_goes_on_bit_for_bit(adapted):
     for loss in losses(first, end=5):
         half(loss)
     saved = copy.deepcopy(half.state_dict())
-    for weights in (saved["network"], *saved["averages"]):
+    for weights in (saved["network"], *saved["emas"]):
         assert {name.split(".")[0] for name in weights} == {"2", "3"}
     nn.init.zeros_(second[2].weight)
     rest = build(second)
@@ -263,12 +263,12 @@ def test_a_state_holds_what_was_trained_and_goes_on_bit_for_bit(adapted):
 def test_a_state_of_other_names_is_refused(change, adapted):
     update = build(adapted)
     state = copy.deepcopy(update.state_dict())
-    change(state["averages"][1])
+    change(state["emas"][1])
     with pytest.raises(KeyError, match="1 names differ from the network's"):
         update.load_state_dict(state)
 
 
-def test_a_restart_rises_anew():
+def test_a_restart_repeats_the_warm_up():
     """The rate of each update, where one of 20 begins a new warm-up of 4; and the state knows where it is."""
     update = build(network(), lr=1.0, steps=20, warmup=4, restart=10, halflives=[])
     rates = []
@@ -279,7 +279,7 @@ def test_a_restart_rises_anew():
     assert rates == pytest.approx([r * (1 + math.cos(math.pi * i / 20)) / 2 for i, r in enumerate(2 * rises)])
 
 
-def test_averages_follow_each_its_own_halflife():
+def test_each_ema_has_its_own_halflife():
     net = network()
     update = build(net, lr=0.5, warmup=1, decay=False, weight_decay=0.0, halflives=[0.1, 1e6])
     start = copy.deepcopy(net)
@@ -293,7 +293,7 @@ def test_averages_follow_each_its_own_halflife():
     assert gap(quick, net) < gap(slow, net) < gap(start, net)
 
 
-def test_moments_are_laid_out_as_their_weights_are():
+def test_moments_have_the_memory_layout_of_their_weights():
     """AdamW's kernel walks through memory: a state that was saved with other strides must not go to other weights."""
     torch.manual_seed(0)
     nets = [nn.Conv2d(3, 5, 2), nn.Conv2d(3, 5, 2).to(memory_format=torch.channels_last)]

@@ -82,7 +82,7 @@ def whole(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stop", [0, 4, 5, 9])
 def test_stopped_and_resumed_is_as_never_stopped(stop, number, whole, tmp_path):
-    """Weights, optimisers, averages, random draws and the log, bit for bit."""
+    """Weights, optimizers, EMAs, random draws and the log, bit for bit."""
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     folder = tmp_path / "stopped"
     first = Toy(folder)
@@ -275,22 +275,22 @@ def test_nan_without_a_checkpoint_to_go_back_to_is_said(tmp_path):
         toy.fit()
 
 
-def test_until_the_first_checkpoint_every_step_is_careful(tmp_path):
-    toy, careful = Toy(tmp_path, save_every=4), []
-    toy.before = lambda step: careful.append(toy.updates["fake"].check_finite)
+def test_until_the_first_checkpoint_every_step_is_checked(tmp_path):
+    toy, checked = Toy(tmp_path, save_every=4), []
+    toy.before = lambda step: checked.append(toy.updates["fake"].check_finite)
     toy.fit()
-    assert careful == [True] * 4 + [False] * (STEPS - 4)
+    assert checked == [True] * 4 + [False] * (STEPS - 4)
     again = Toy(tmp_path, resume=True, steps=STEPS + 2)
-    again.before = lambda step: careful.append(again.updates["fake"].check_finite)
+    again.before = lambda step: checked.append(again.updates["fake"].check_finite)
     again.fit()
-    assert careful[STEPS:] == [False, False]
+    assert checked[STEPS:] == [False, False]
 
 
 def held(update):
-    """Every tensor of the optimiser and the averages."""
-    for moments in update["optimiser"]["state"].values():
+    """Every tensor of the optimizer and the EMAs."""
+    for moments in update["optimizer"]["state"].values():
         yield from moments.values()
-    for average in update["averages"]:
+    for average in update["emas"]:
         yield from average.values()
 
 
@@ -343,7 +343,7 @@ def test_a_failed_save_leaves_the_checkpoints_before(tmp_path, monkeypatch):
     toy = Toy(tmp_path)
 
     def full(state, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed\nmore")
 
     def fill(step):

@@ -53,7 +53,7 @@ class Parallelism:
         return self.sharder is not None
 
     def build_device(self, device: torch.device) -> torch.device:
-        """Device to build networks on: `device` itself, or the CPU if they are sharded from there."""
+        """Return the device to build networks on: `device` itself, or the CPU if they are sharded from there."""
         return torch.device("cpu") if self.is_sharded else device
 
     def shard(self, network: nn.Module) -> None:
@@ -177,5 +177,5 @@ def shard_like(tensor: Tensor, shard: Any) -> Tensor:
 
 
 def accumulating(network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-    """Context of a microbatch's forward and backward pass: DDP exchanges gradients after the last one only."""
+    """Return the context of a microbatch's passes, forward and backward: DDP exchanges gradients after the last."""
     return network.no_sync() if isinstance(network, Replicated) and not last else nullcontext()

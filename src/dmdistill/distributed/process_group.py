@@ -1,4 +1,4 @@
-"""Several processes at one piece of work, as torchrun starts them."""
+"""Processes that work together, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -22,25 +22,31 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """rank: which of `world_size` processes this one is. One process exchanges nothing.
+    """Collective operations among processes; a single process exchanges nothing.
 
-    All but `is_main` and `split` wait for the others, who must ask for the same.
+    Every method but `split` waits for the other processes, all of which must call it.
+
+    Args:
+        rank: index of this process.
+        world_size: number of processes.
+        group: gloo group for values on CPUs; values on GPUs are exchanged in the default group, by NCCL.
     """
 
     rank: int = 0
     world_size: int = 1
-    group: Any = None  # of the CPUs, by gloo; GPUs exchange by NCCL, in the default group
+    group: Any = None
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def split(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every `world_size`-th item, from the `rank`-th on."""
+        """Return this rank's share of a sequence: every `world_size`-th item, from index `rank` on."""
         return items[self.rank :: self.world_size]
 
     def gather(self, value: Item) -> list[Item]:
-        """Each process's value, in the order of their ranks, for the first; [] for the others."""
+        """Return each process's value, by rank, on rank 0; [] on the others."""
         if self.world_size == 1:
             return [value]
         values: list[Item] | None = [value] * self.world_size if self.is_main else None
@@ -48,39 +54,39 @@ class ProcessGroup:
         return values or []
 
     def all_gather(self, value: Item) -> list[Item]:
-        """Each process's value, in the order of their ranks, for all."""
+        """Return each process's value, by rank, on every process."""
         return self.broadcast(self.gather(value))
 
     def broadcast(self, value: Item) -> Item:
-        """The first process's value, for all."""
+        """Return rank 0's value on every process."""
         if self.world_size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, group=self.group)
         return values[0]
 
-    def on_main(self, work: Callable[[], Item]) -> Item:
-        """What the first process's work answers with, for all; where it ends in an error, the error."""
+    def on_main(self, function: Callable[[], Item]) -> Item:
+        """Call a function on rank 0; return its result, or raise its ValueError or OSError, on every process."""
         if self.world_size == 1:
-            return work()
-        answer: Any = None
+            return function()
+        result: Any = None
         error: Exception | None = None
         if self.is_main:
             try:
-                answer = work()
+                result = function()
             except (ValueError, OSError) as caught:
                 error = caught
-        answer, error = self.broadcast((answer, error))
+        result, error = self.broadcast((result, error))
         if error is not None:
             raise error
-        return answer
+        return result
 
     def barrier(self) -> None:
-        """Until all others have come here."""
+        """Wait until every process is here."""
         self.all_max(0)
 
     def all_max(self, value: int) -> int:
-        """The largest of the processes' values."""
+        """Return the largest of the processes' values."""
         if self.world_size == 1:
             return value
         values = torch.tensor(value)
@@ -88,7 +94,7 @@ class ProcessGroup:
         return int(values)
 
     def all_mean(self, value: Tensor) -> Tensor:
-        """The mean of the processes' tensors, without a graph. A GPU is not waited for."""
+        """Return the mean of the processes' tensors, detached, without waiting for a GPU."""
         value = value.detach()
         if self.world_size == 1:
             return value
@@ -102,45 +108,48 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextmanager
 def join_process_group(device: str = "cpu") -> Iterator[ProcessGroup]:
-    """All that torchrun started, or this one alone. Of several the first alone prints.
+    """Join the processes that torchrun started; yield `SINGLE_PROCESS` without torchrun. Only rank 0 prints.
 
-    device: of this process. ValueError for more processes on this machine than it has GPUs. Where several fail, one
-    says why: the first to fail, from which the others' errors follow; they exit with code 2.
+    ValueError for more processes on a host than it has GPUs. If several processes fail, only the first to fail
+    reports its error, from which those of the others follow; the others exit with code 2.
+
+    Args:
+        device: name of this process's device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE_PROCESS
         return
-    store, rank, count = next(rendezvous("env://"))
-    store = PrefixStore(f"attempt {attempt()}", store)  # torchrun's own may still hold what the dead ones wrote
-    dist.init_process_group(backend(device), store=store, rank=rank, world_size=count)
+    store, rank, world_size = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt {restart_count()}", store)  # torchrun's may still hold keys of dead processes
+    dist.init_process_group(choose_backend(device), store=store, rank=rank, world_size=world_size)
     try:
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may make pairs when others are done
-        processes = ProcessGroup(rank, count, patient)
-        with open(os.devnull, "w") as nothing, nullcontext() if processes.is_main else redirect_stdout(nothing):
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # rank 0 may work while the others wait
+        processes = ProcessGroup(rank, world_size, group)
+        with open(os.devnull, "w") as devnull, nullcontext() if processes.is_main else redirect_stdout(devnull):
             yield processes
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if not first_to_fail(store):
+        if not is_first_failure(store):
             raise SystemExit(2) from error
-        if is_of_others(error):
-            raise OSError("a process of the run is gone, and the others cannot go on without it") from error
+        if is_connection_error(error):
+            raise OSError("a process of the run is gone, and the others cannot continue without it") from error
         raise
     finally:
         dist.destroy_process_group()
 
 
-def backend(device: str) -> str:
-    """NCCL for what is on this process's GPU, else gloo."""
+def choose_backend(device: str) -> str:
+    """Choose the default group's backend: NCCL if this process has a GPU, which becomes its current one, else gloo."""
     if not device.startswith("cuda"):
         return "gloo"
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if here > gpus:
-        raise ValueError(f"{here} processes on a machine with {gpus} GPUs: give torchrun --nproc-per-node {gpus}")
+    local_size, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if local_size > gpus:
+        raise ValueError(f"{local_size} processes on a host with {gpus} GPUs: give torchrun --nproc-per-node {gpus}")
     torch.cuda.set_device(device)
     return "nccl"
 
 
-def first_to_fail(store: Any) -> bool:
-    """Whether no other process failed before this one; True where that cannot be known."""
+def is_first_failure(store: Any) -> bool:
+    """Whether no other process failed before this one; True if that cannot be known."""
     own = str(dist.get_rank())
     try:
         return store.compare_set("failed", "", own).decode() == own
@@ -148,13 +157,13 @@ def first_to_fail(store: Any) -> bool:
         return True
 
 
-def is_of_others(error: Exception) -> bool:
-    """Whether an error is only that another process no longer answers."""
+def is_connection_error(error: Exception) -> bool:
+    """Whether an error only says that another process no longer responds."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def local_device(name: str) -> str:
-    """The GPU of this process among those of its machine, where auto or cuda is asked for; else what is asked for."""
+    """Return the name of this process's GPU for "auto" and "cuda" under torchrun; any other name as it is."""
     local = os.environ.get("LOCAL_RANK")
     if local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
@@ -162,9 +171,10 @@ def local_device(name: str) -> str:
 
 
 def is_elastic_restart() -> bool:
-    """Whether torchrun started this process anew, after one of its processes had failed."""
-    return attempt() > 0
+    """Whether torchrun restarted this process after one of its processes had failed."""
+    return restart_count() > 0
 
 
-def attempt() -> int:
+def restart_count() -> int:
+    """Return how often torchrun has restarted this process."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

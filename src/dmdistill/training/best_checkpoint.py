@@ -62,7 +62,7 @@ class BestCheckpoint:
         return read_safetensors(self.file(self.step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Value, step and name of the best, and every step whose weights are on disk."""
+        """Return value, step and name of the best, and every step whose weights are on disk."""
         return {"value": self.value, "step": self.step, "name": self.name, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -91,10 +91,10 @@ class BestCheckpoint:
             file.unlink()
 
     def needed_steps(self) -> set[int]:
-        """Steps that were the best when one of the training checkpoints on disk was written."""
+        """List the steps that were the best when one of the training checkpoints on disk was written."""
         saved_steps = self.trainer.checkpoints.steps()
         return {max(earlier) for saved in saved_steps if (earlier := [step for step in self.steps if step <= saved])}
 
     def file(self, step: int) -> Path:
-        """Weights file of a step."""
+        """Return the weights file of a step."""
         return self.folder / f"best-{step:08d}.safetensors"

@@ -1,9 +1,9 @@
-"""The states of a run on disk, each verified before it is believed.
+"""Training checkpoints on disk, each verified when it is read.
 
-    FOLDER/checkpoints/step-00000500.pt    what `Trainer` needs to go on after 500 steps
+    FOLDER/checkpoints/step-00000500.pt    all that `Trainer` needs to resume after 500 steps
 
-A file is PyTorch's zip: it holds the CRC-32 of every part, so what a disk or a power cut spoilt is known. It is written
-by a thread from a copy in the host's memory, so that training waits for the copy alone.
+A file is PyTorch's zip archive, which holds a CRC-32 of each part, so damage by a disk or a power cut is detected. A
+thread writes it from a copy in the host's memory, so that training waits only for the copy.
 """
 
 from __future__ import annotations
@@ -25,73 +25,78 @@ __all__ = ["Checkpoints", "DamagedCheckpointError", "map_tensors", "read_checkpo
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint is cut short or spoilt. The message is the reason alone."""
+    """A checkpoint file is cut short or damaged. The message is only the reason."""
 
 
 class Checkpoints:
-    """Keeps the last few states of a run.
+    """The last few checkpoints of a run.
 
     Args:
-        folder: of the run. keep: how many states stay.
-        background: write by a thread; else training waits for the disk.
+        folder: the run's folder.
+        keep: number of checkpoints that stay on disk.
+        background: write by a thread; otherwise training waits for the disk.
     """
 
     def __init__(self, folder: Path, *, keep: int, background: bool = True) -> None:
         self.folder, self.keep, self.background = folder / "checkpoints", keep, background
         self.thread = ThreadPoolExecutor(1, "checkpoints")
-        self.writing: Future[None] | None = None
-        self.begun = 0  # the step whose state was handed over last
+        self.pending: Future[None] | None = None
+        self.pending_step = 0
 
     def files(self) -> list[Path]:
-        """Oldest first."""
+        """List the files of the checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*.pt"))
 
     def steps(self) -> list[int]:
-        """Of the states on disk, and of the one that is being written."""
-        return sorted({step_of(file) for file in self.files()} | ({self.begun} if self.writing is not None else set()))
+        """List the steps of the checkpoints on disk and of the one that is being written."""
+        pending = {self.pending_step} if self.pending is not None else set()
+        return sorted({file_step(file) for file in self.files()} | pending)
 
     def write(self, step: int, state: dict[str, Any]) -> None:
-        """Begin to write a state, once the one before is on disk. Its tensors may change as soon as this returns.
+        """Begin to write a checkpoint, once the one before is on disk; the state's tensors may then change.
 
-        OSError, naming the file, where the one before could not be written.
+        OSError, naming the file, if the one before could not be written.
         """
         self.wait()
-        if not self.background:
-            return self.put(step, state)
-        self.begun, self.writing = step, self.thread.submit(self.put, step, map_tensors(on_host, state))
-        return None
+        if self.background:
+            self.pending_step = step
+            self.pending = self.thread.submit(self.write_file, step, map_tensors(copy_to_host, state))
+        else:
+            self.write_file(step, state)
 
     def wait(self) -> None:
-        """Until nothing is being written. OSError, naming the file, where it could not be."""
-        if self.writing is not None:
-            writing, self.writing = self.writing, None
-            writing.result()
+        """Wait until nothing is being written. OSError, naming the file, if it could not be."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
 
     def wait_quietly(self) -> None:
-        """The same without an error: for when another one is on its way."""
+        """Wait until nothing is being written, without an error, for when another error is on its way."""
         with suppress(Exception):
             self.wait()
 
     @property
     def failed(self) -> bool:
         """Whether `wait` would raise at once."""
-        return self.writing is not None and self.writing.done() and self.writing.exception() is not None
+        return self.pending is not None and self.pending.done() and self.pending.exception() is not None
 
-    def put(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state whole, then drop all but the last few. Files of later steps are of no past of this run."""
+    def write_file(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint, then remove all but the last few up to it, and those of later steps."""
         with atomic_write(self.folder / f"step-{step:08d}.pt") as temporary:
             try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # how torch says that the disk is full
+                with temporary.open("wb") as file:  # given the name alone, torch hides why the disk refused
+                    torch.save(state, file)
+            except RuntimeError as error:
                 raise OSError(first_line(error)) from None
-        past = [file for file in self.files() if step_of(file) <= step]
-        for file in set(self.files()) - set(past[-self.keep :]):
+        earlier = [file for file in self.files() if file_step(file) <= step]
+        for file in set(self.files()) - set(earlier[-self.keep :]):
             file.unlink()
 
     def newest(self, *, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-        """The newest whole state and its file; None where nothing was ever saved.
+        """Read the newest undamaged checkpoint; None if there is no checkpoint, ValueError if all are damaged.
 
-        say: told, in one line, of each damaged file that is passed over. ValueError where none is whole.
+        Args:
+            say: called with one line for each damaged checkpoint that is skipped.
         """
         self.wait_quietly()
         files = self.files()
@@ -101,25 +106,25 @@ class Checkpoints:
             except DamagedCheckpointError as error:
                 reason = f"{file} cannot be used, it is cut short or damaged ({error})"
                 if i < len(files):
-                    say(f"{reason}: going on from the one before it")
+                    say(f"{reason}: resuming from the one before it")
                 else:
-                    raise ValueError(
-                        f"{reason}{', and so are those after it' if i > 1 else ''}; remove {self.folder} to start anew"
-                    ) from None
+                    later = ", and so are those after it" if i > 1 else ""
+                    raise ValueError(f"{reason}{later}; remove {self.folder} to start from step 0") from None
         return None
 
 
-def step_of(file: Path) -> int:
+def file_step(file: Path) -> int:
+    """Return the training step of a checkpoint file."""
     return int(file.stem.removeprefix("step-"))
 
 
-def on_host(tensor: Tensor) -> Tensor:
-    """A copy of its own, on the CPU."""
+def copy_to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor into the host's memory, also if it is there already."""
     return tensor.detach().to("cpu", copy=True)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """A value of dicts, lists and tuples, with function(tensor) in the place of each tensor."""
+    """Copy a value of dicts, lists and tuples with function(tensor) in the place of each tensor."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -128,11 +133,11 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """What `write` wrote. DamagedError where a byte of it that matters is another."""
+    """Read and verify a checkpoint. DamagedCheckpointError if any byte that matters has changed."""
     try:
-        with zipfile.ZipFile(file) as parts:
-            if (spoilt := parts.testzip()) is not None:
-                raise DamagedCheckpointError(f"the checksum of {spoilt} differs")
+        with zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise DamagedCheckpointError(f"the checksum of {damaged} differs")
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip and torch have many ways of stumbling over bytes that mean nothing
+    except Exception as error:  # zipfile and torch raise many kinds at bytes that mean nothing
         raise DamagedCheckpointError(first_line(error)) from None

@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["choose_device", "choose_precision", "is_out_of_memory"]
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: cuda where there is one, else cpu. ValueError for a device this machine lacks."""
+    """Return the device of a name; "auto" is a GPU if there is one, else the CPU. ValueError if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -27,7 +27,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype networks compute in, None for fp32. auto: bf16 where the hardware is faster in it."""
+    """Return the autocast dtype of a name, "fp32", "bf16" or "auto"; None for fp32.
+
+    "auto" is bf16 if the device is faster in it.
+    """
     if name == "auto":
         cuda = device.type == "cuda"
         faster = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_prefers_bf16()
@@ -38,21 +41,23 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
 def cpu_prefers_bf16() -> bool:
     """Whether this CPU is faster in bf16 than in fp32: with AMX, or with AVX-512 BF16 if it is not Intel's.
 
-    Intel's cores without AMX have the instruction and convolve at 0.6 of fp32's speed with it (docs/experiments).
+    Intel's cores without AMX have the instruction and convolve at 0.6 of fp32's speed with it (docs/results.md).
     Without either bf16 is emulated.
     """
-    return supports("amx_tile") or (supports("avx512_bf16") and not is_intel())
+    return cpu_supports("amx_tile") or (cpu_supports("avx512_bf16") and not is_intel())
 
 
-def supports(instructions: str) -> bool:
+def cpu_supports(instructions: str) -> bool:
+    """Whether this CPU has an instruction set, as far as PyTorch knows."""
     return bool(getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)())
 
 
 def is_intel() -> bool:
+    """Whether this CPU is Intel's."""
     file = Path("/proc/cpuinfo")
     return "GenuineIntel" in (file.read_text() if file.is_file() else platform.processor())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says; the CPU's allocator has no class of its own for it."""
+    """Whether an error says that memory ran out; the CPU's allocator has no exception class of its own for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -6,34 +6,38 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.distributed.data_parallel import local_tensor
-from dmdistill.networks.copying import copy_sharing_frozen
+from dmdistill.networks.lora import copy_sharing_frozen
 
 __all__ = ["EMA"]
 
 
 class EMA:
-    """Exponential moving average of a network's trained parameters; the others are shared with it.
+    """Exponential moving average of a network's trained parameters; frozen ones are shared with the network.
 
     Args:
-        halflife: in updates, after which a state counts half; before, it is at most a tenth of the updates so far, so
-            that the average forgets its start (Karras et al. 2022's ramp-up).
+        network: network to copy.
+        halflife: number of updates after which a state's weight has halved. It is at most a tenth of the updates so
+            far, so that the average forgets its start (the ramp-up of Karras et al. 2022).
+
+    Attributes:
+        network: the averaged copy, which requires no gradient.
     """
 
     def __init__(self, network: nn.Module, *, halflife: float) -> None:
         self.network = copy_sharing_frozen(network).requires_grad_(False)
         self.halflife = halflife
+        self.averages: list[Tensor] = []
+        self.sources: list[Tensor] = []
 
     def follow(self, network: nn.Module) -> None:
-        """Average this network's parameters. Call it before the first update, after both are spread over processes."""
-        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        trained = [
-            (local_tensor(mine), local_tensor(theirs.detach())) for mine, theirs in pairs if theirs.requires_grad
-        ]
-        self.mine: list[Tensor] = [mine for mine, _ in trained]
-        self.theirs: list[Tensor] = [theirs for _, theirs in trained]
+        """Average this network's parameters; call it before the first update, once both networks are sharded."""
+        pairs = [*zip(self.network.parameters(), network.parameters(), strict=True)]
+        trained = [(average, source.detach()) for average, source in pairs if source.requires_grad]
+        self.averages = [local_tensor(average) for average, _ in trained]
+        self.sources = [local_tensor(source) for _, source in trained]
 
     def update(self, count: int) -> None:
-        """Take in the network's state after its `count`-th update."""
+        """Include the network's state after its update number `count`, from 1."""
         halflife = min(self.halflife, count / 10)
         weight = 1 - 0.5 ** (1 / max(halflife, 1e-6))
-        torch._foreach_lerp_(self.mine, self.theirs, weight)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(self.averages, self.sources, weight)  # pyright: ignore[reportPrivateImportUsage]

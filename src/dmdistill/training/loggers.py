@@ -1,4 +1,4 @@
-"""Where a run's figures go beside metrics.jsonl: TensorBoard, Weights & Biases, trackio; none is a default."""
+"""Experiment loggers beside metrics.jsonl: TensorBoard, Weights & Biases, trackio; none by default."""
 
 from __future__ import annotations
 
@@ -21,24 +21,35 @@ from dmdistill.training.trainer import Trainer
 __all__ = ["Logger", "TensorBoard", "Tracker", "logging_to", "require_logger"]
 
 
+HELP = {
+    "wandb": "Log in by `wandb login`, set WANDB_MODE=offline",
+    "trackio": "Unset TRACKIO_SPACE_ID and TRACKIO_SERVER_URL to keep the run on this computer",
+}
+
+
 class Logger(Protocol):
-    """Takes what a run has to show."""
+    """Receiver of a run's metrics and samples."""
 
     def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
-        """A row of metrics.jsonl."""
+        """Log the metrics of a row of metrics.jsonl."""
         ...
 
     def log_image(self, step: int, file: Path) -> None:
-        """A grid of samples, a .png."""
+        """Log a PNG file, a grid of samples."""
         ...
 
     def close(self) -> None:
-        """The run is over, or interrupted."""
+        """Finish, after the run or its interruption."""
         ...
 
 
 class TensorBoard:
-    """Event files in the run's tensorboard/. step: of the run so far; what was written after it is dropped."""
+    """Event files for TensorBoard, in the run's folder tensorboard/.
+
+    Args:
+        folder: the run's folder.
+        step: last step of the run so far; events after it are dropped.
+    """
 
     def __init__(self, folder: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -46,70 +57,74 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Write one scalar event per metric."""
         for name, value in row.items():
             self.writer.add_scalar(name, value, step)
 
     def log_image(self, step: int, file: Path) -> None:
+        """Write an image event."""
         with Image.open(file) as image:
             self.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
+        """Write what is left and close the file."""
         self.writer.close()
 
 
 class Tracker:
-    """A run of Weights & Biases, or of trackio, whose functions have the same names.
+    """A run of Weights & Biases or trackio, whose functions have the same names.
 
-    A resumed run goes on with its own, also where its folder was renamed. No step is sent twice: tracker.json in the
-    folder has the run's name and the last steps of which each package was sent figures and samples.
-    name: of the package. config: what was asked for, shown beside the run.
-    ValueError where the package does not begin.
+    A resumed run continues its own, also if its folder was renamed. No step is sent twice: tracker.json in the folder
+    holds the run's name and, for each package, the last steps whose metrics and samples were sent. ValueError if the
+    package cannot start.
+
+    Args:
+        name: of the package, "wandb" or "trackio".
+        folder: the run's folder.
+        config: settings to show beside the run.
     """
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
         self.package: Any = importlib.import_module(name)
         self.file = folder / "tracker.json"
         new = {"run": f"{folder.name}-{uuid.uuid4().hex[:8]}"}
-        self.known: dict[str, Any] = read_json(self.file) if self.file.exists() else new
-        self.sent: dict[str, int] = self.known.setdefault(name, {})
-        write_json(self.file, self.known)
-        run = self.known["run"]
+        self.state: dict[str, Any] = read_json(self.file) if self.file.exists() else new
+        self.sent: dict[str, int] = self.state.setdefault(name, {})
+        write_json(self.file, self.state)
+        run = self.state["run"]
         own = {"id": run, "dir": str(folder)} if name == "wandb" else {}
         try:
             with without_stdin():
                 self.package.init(project="dmdistill", name=run, config=dict(config), resume="allow", **own)
         except Exception as error:  # each package has its own
             raise ValueError(
-                f"--log-to {name}: {name} did not begin ({first_line(error)}). {HELP[name]}, "
-                f"or leave --log-to out: metrics.jsonl has every figure"
+                f"--log-to {name}: {name} did not start ({first_line(error)}). {HELP[name]}, "
+                f"or leave --log-to out: metrics.jsonl has every metric"
             ) from None
 
     def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Send the metrics of a step, once."""
         self.send("metrics", step, row)
 
     def log_image(self, step: int, file: Path) -> None:
+        """Send the samples of a step, once."""
         self.send("samples", step, {"samples": self.package.Image(str(file))})
 
     def send(self, kind: str, step: int, content: Mapping[str, Any]) -> None:
-        """Unless it was sent before."""
+        """Send content of a kind, unless that step's was sent before."""
         if step > self.sent.get(kind, 0):
             self.package.log(dict(content), step=step)
             self.sent[kind] = step
-            write_json(self.file, self.known)
+            write_json(self.file, self.state)
 
     def close(self) -> None:
+        """Finish the run and send what is left."""
         self.package.finish()
-
-
-HELP = {
-    "wandb": "Log in by `wandb login`, set WANDB_MODE=offline",
-    "trackio": "Unset TRACKIO_SPACE_ID and TRACKIO_SERVER_URL to keep the run on this machine",
-}
 
 
 @contextmanager
 def without_stdin() -> Iterator[None]:
-    """Inside, no package finds a terminal to ask for a password at: a run would wait there for ever."""
+    """Hide the terminal within the block: a package that prompts for a password would wait there for ever."""
     terminal = sys.stdin
     with open(os.devnull, encoding="utf-8") as sys.stdin:
         try:
@@ -119,7 +134,7 @@ def without_stdin() -> Iterator[None]:
 
 
 def require_logger(name: str | None) -> None:
-    """ValueError, saying what to do, where a logger's package is missing or, online, knows no account."""
+    """Check that a logger's package is installed and has an account. ValueError, with the remedy, if not."""
     if name is None:
         return
     package = import_optional(name, f"--log-to {name}", extra=name)
@@ -133,7 +148,13 @@ def require_logger(name: str | None) -> None:
 
 @contextmanager
 def logging_to(trainer: Trainer, name: str | None, config: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, the trainer's rows go to the logger of this name too; to metrics.jsonl alone where there is none."""
+    """Attach a logger to the trainer within the block.
+
+    Args:
+        trainer: the run's trainer, at the step from which it continues.
+        name: "tensorboard", "wandb" or "trackio"; None for no logger.
+        config: settings to show beside the run.
+    """
     if name is None:
         yield
         return

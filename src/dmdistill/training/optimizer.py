@@ -1,4 +1,4 @@
-"""Moving a network: what happens to a loss once the algorithm has it."""
+"""Optimizer of one network: from a loss to updated weights and averages."""
 
 from __future__ import annotations
 
@@ -16,19 +16,33 @@ __all__ = ["NetworkOptimizer"]
 
 
 class NetworkOptimizer:
-    """Takes losses and moves one network: backward, clip, AdamW, schedule, averages.
+    """Backward pass, gradient clipping, AdamW, learning-rate schedule and EMAs of one network.
 
     Args:
-        lr: reached after `warmup` updates; with decay it then falls by a cosine to zero at the last of `steps`.
-        restart: the update from which it rises once more over `warmup`, as where a loss of another kind begins.
+        network: network to train; it is sharded in place if `parallel` shards.
+        lr: learning rate after warm-up.
+        steps: number of updates at which a decaying learning rate reaches zero.
         name: of the network, for messages.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        warmup: number of updates over which the learning rate rises linearly.
+        restart: update at which it rises once more over `warmup`, for a loss of another kind.
+        decay: multiply the learning rate by a cosine that falls from 1 to 0.
         clip: largest L2 norm of the gradient.
-        halflives: of the averages kept, in updates.
-        parallel: how a batch is divided: a loss is that of a part, and the network moves after the last, by their mean.
+        halflives: half-life of each EMA, in updates.
+        parallel: how a batch is divided. Each call takes the loss of a microbatch; the network is updated after the
+            last, by their mean over all processes.
 
     Attributes:
-        careful: wait for the device after each gradient, to say at once where one is not finite.
-        bad: 1 from the first loss or gradient on that is not finite, on the device; the network stands still from then.
+        emas: averages of the network, in the order of `halflives`.
+        parameters: trained parameters.
+        optimizer: the AdamW optimizer.
+        scheduler: its learning-rate scheduler.
+        count: number of updates.
+        gradient_norm: L2 norm of the last gradient before clipping.
+        check_finite: wait for the device after each gradient, and raise if it or the loss is not finite.
+        nonfinite: 1 from the first non-finite loss or gradient on, else 0, on the device; the network then stays as it
+            is.
     """
 
     def __init__(
@@ -47,33 +61,14 @@ class NetworkOptimizer:
         halflives: Sequence[float] = (),
         parallel: Parallelism = NOT_PARALLEL,
     ) -> None:
-        self.network, self.parallel = network, parallel
-        self.losses: list[Tensor] = []  # of the parts so far
         if not any(p.requires_grad for p in network.parameters()):
-            raise ValueError("the network has no parameters to train")
-        self.emas: list[EMA] = []
-        for halflife in halflives:  # one after the other: no more than one is whole
-            self.emas.append(EMA(network, halflife=halflife))
-            parallel.shard(self.emas[-1].network)
-        parallel.shard(network)
-        for average in self.emas:
-            average.follow(network)
+            raise ValueError(f"the {name} has no parameters to train")
+        self.network, self.name, self.clip, self.parallel = network, name, clip, parallel
+        self.emas = sharded_emas(network, halflives, parallel)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         named = network.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
-        self.name = name
-        self.clip = clip
-        self.count = 0
-        self.check_finite = True
-        self.nonfinite = torch.zeros(())
-        self.gradient_norm = torch.zeros(())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=lr,
-            betas=betas,
-            weight_decay=weight_decay,
-            fused=True,
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
         def factor(count: int) -> float:
             since = count - restart if count >= restart else count
@@ -81,24 +76,27 @@ class NetworkOptimizer:
             return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / steps)) if decay else 1.0)
 
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.losses: list[Tensor] = []  # of the microbatches so far
+        self.count = 0
+        self.gradient_norm = torch.zeros(())
+        self.check_finite = True
+        self.nonfinite = torch.zeros(())
 
     def __call__(self, loss: Tensor) -> None:
-        """Add the gradient of a part's loss; after the last part, move the network.
+        """Add the gradient of a microbatch's loss; after the last microbatch, update the network.
 
-        It stands still where a loss or a gradient, or one before it, is not finite.
-
-        That is decided on the device and noted in `bad`. Only where it is careful is the device waited for, and
-        FloatingPointError raised.
+        Whether all was finite is decided on the device and recorded in `nonfinite`. FloatingPointError if
+        `check_finite` and the loss or the gradient is not.
         """
-        parts = self.parallel.microbatches
-        (loss if parts == 1 else loss / parts).backward()
+        microbatches = self.parallel.microbatches
+        (loss if microbatches == 1 else loss / microbatches).backward()
         self.losses.append(loss.detach())
-        if len(self.losses) == parts:
-            mean = self.losses[0] if parts == 1 else torch.stack(self.losses).mean()
-            self.move(self.parallel.processes.all_mean(mean))
+        if len(self.losses) == microbatches:
+            mean = self.losses[0] if microbatches == 1 else torch.stack(self.losses).mean()
+            self.update(self.parallel.processes.all_mean(mean))
 
-    def move(self, loss: Tensor) -> None:
-        """One update by the gradient there is, which is that of this loss."""
+    def update(self, loss: Tensor) -> None:
+        """Update the network and its EMAs by the accumulated gradient of this loss."""
         self.losses = []
         self.gradient_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
         finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss)
@@ -107,52 +105,66 @@ class NetworkOptimizer:
             norm = self.gradient_norm.item()
             raise FloatingPointError(f"the {self.name}'s loss is {loss.item()}, the norm of its gradient {norm}")
         self.nonfinite = torch.maximum(self.nonfinite.to(finite.device), (~finite).float())
-        setattr(self.optimizer, "found_inf", self.nonfinite)  # noqa: B010  fused AdamW then leaves weights and moments alone
+        setattr(self.optimizer, "found_inf", self.nonfinite)  # noqa: B010  if 1, fused AdamW changes nothing
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.count += 1
-        for average in self.emas:
-            average.update(self.count)
+        for ema in self.emas:
+            ema.update(self.count)
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """What may differ from the network's start, in it or in an average: all but the frozen parameters."""
+        """Return the state dict of the network or of an EMA of it, without the frozen parameters."""
         return {name: tensor for name, tensor in network.state_dict().items() if name not in self.frozen}
 
     def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
+        """Load what `weights` returned into the network or an EMA of it. KeyError if the names differ."""
         own = self.weights(network)
-        if odd := sorted(weights.keys() ^ own.keys()):
-            raise KeyError(f"{len(odd)} names differ from the {self.name}'s, first {odd[0]!r}")
+        if differing := sorted(weights.keys() ^ own.keys()):
+            raise KeyError(f"{len(differing)} names differ from the {self.name}'s, first {differing[0]!r}")
         network.load_state_dict({name: shard_like(w, own[name]) for name, w in weights.items()}, strict=False)
 
-    def shard_moments(self, index: int, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-        """AdamW's state of a parameter, spread and laid out in memory as the parameter is, which its kernel relies on.
-
-        The count of its steps is one number.
-        """
-        like = self.parameters[index].detach()
-        laid = {name: torch.empty_like(like).copy_(shard_like(one, like)) for name, one in moments.items() if one.ndim}
-        return moments | laid
-
     def state_dict(self) -> dict[str, Any]:
+        """Return the weights, AdamW's state, weights of the EMAs, number of updates."""
         return {
             "network": self.weights(self.network),
-            "optimiser": self.optimizer.state_dict(),
-            "averages": [self.weights(average.network) for average in self.emas],
+            "optimizer": self.optimizer.state_dict(),
+            "emas": [self.weights(ema.network) for ema in self.emas],
             "count": self.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a state; learning rate, betas and weight decay stay as they are set here."""
         self.load_weights(self.network, state["network"])
         self.nonfinite, self.losses = torch.zeros(()), []
         self.optimizer.zero_grad()
-        groups = self.optimizer.state_dict()["param_groups"]  # learning rate, betas: this run's, not the earlier one's
-        moments = {i: self.shard_moments(i, found) for i, found in state["optimiser"]["state"].items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {i: self.shard_moments(i, found) for i, found in state["optimizer"]["state"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for average, weights in zip(self.emas, state["averages"], strict=True):
-            self.load_weights(average.network, weights)
+        for ema, weights in zip(self.emas, state["emas"], strict=True):
+            self.load_weights(ema.network, weights)
         self.count = self.scheduler.last_epoch = state["count"]
         for group, base, factor in zip(
             self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
         ):
             group["lr"] = base * factor(self.count)
+
+    def shard_moments(self, index: int, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Shard AdamW's state of a parameter as the parameter is, in the memory layout that its kernel relies on."""
+        like = self.parameters[index].detach()
+        return {
+            name: torch.empty_like(like).copy_(shard_like(moment, like)) if moment.ndim else moment  # step is a scalar
+            for name, moment in moments.items()
+        }
+
+
+def sharded_emas(network: nn.Module, halflives: Sequence[float], parallel: Parallelism) -> list[EMA]:
+    """Build the EMAs of a network; shard them, one after another to save memory, and then the network."""
+    emas = []
+    for halflife in halflives:
+        emas.append(EMA(network, halflife=halflife))
+        parallel.shard(emas[-1].network)
+    parallel.shard(network)
+    for ema in emas:
+        ema.follow(network)
+    return emas

@@ -1,4 +1,4 @@
-"""Progress with an ETA, for every long piece of work."""
+"""Progress bars with an ETA."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ Advance = Callable[..., None]
 
 @contextmanager
 def progress_bar(name: str, total: int, *, start: int = 0) -> Iterator[Advance]:
-    """Yields advance(done, figures={}), which shows a bar, the ETA and the figures; in a log file, a line per tenth."""
+    """Show progress; yield a function (completed, metrics=None) that updates it.
+
+    A terminal or notebook gets a bar with an ETA and the metrics; a log file gets a line per tenth of the total.
+
+    Args:
+        name: description in front of the bar.
+        total: number of steps.
+        start: number of steps that are completed already.
+    """
     console = Console()
     if not console.is_terminal and not console.is_jupyter:
-        yield lines(console, name, total, start)
+        yield line_progress(console, name, total, start)
         return
     columns = [
         TextColumn("{task.description}"),
@@ -31,40 +39,43 @@ def progress_bar(name: str, total: int, *, start: int = 0) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[metrics]}"),
     ]
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(name, total=total, completed=start, figures="")
+        task = progress.add_task(name, total=total, completed=start, metrics="")
 
-        def advance(done: int, figures: Mapping[str, Any] | None = None) -> None:
-            progress.update(task, completed=done, figures=text(figures))
+        def advance(completed: int, metrics: Mapping[str, Any] | None = None) -> None:
+            progress.update(task, completed=completed, metrics=format_metrics(metrics))
 
         yield advance
 
 
-def lines(console: Console, name: str, total: int, start: int) -> Advance:
-    """Progress for what is no terminal."""
-    began = time.perf_counter()
-    shown = [start * 10 // max(total, 1)]
+def line_progress(console: Console, name: str, total: int, start: int) -> Advance:
+    """Print a line per tenth of the total, for output that is no terminal."""
+    started = time.perf_counter()
+    shown = start * 10 // max(total, 1)
 
-    def advance(done: int, figures: Mapping[str, Any] | None = None) -> None:
-        tenth = done * 10 // max(total, 1)
-        if tenth > shown[0]:
-            shown[0] = tenth
-            left = (time.perf_counter() - began) / max(done - start, 1) * (total - done)
+    def advance(completed: int, metrics: Mapping[str, Any] | None = None) -> None:
+        nonlocal shown
+        tenth = completed * 10 // max(total, 1)
+        if tenth > shown:
+            shown = tenth
+            left = (time.perf_counter() - started) / max(completed - start, 1) * (total - completed)
             eta = timedelta(seconds=round(left))
-            console.print(f"{name} {done}/{total} ETA {eta} {text(figures)}", highlight=False, soft_wrap=True)
+            text = f"{name} {completed}/{total} ETA {eta} {format_metrics(metrics)}"
+            console.print(text, highlight=False, soft_wrap=True)
 
     return advance
 
 
-def text(figures: Mapping[str, Any] | None) -> str:
-    return "  ".join(f"{key} {value:.4g}" for key, value in (figures or {}).items())
+def format_metrics(metrics: Mapping[str, Any] | None) -> str:
+    """Format names and values in one line."""
+    return "  ".join(f"{key} {value:.4g}" for key, value in (metrics or {}).items())
 
 
 def track(items: Sequence[Item], name: str) -> Iterator[Item]:
-    """The items, with a progress bar."""
+    """Iterate over items with a progress bar."""
     with progress_bar(name, len(items)) as advance:
-        for done, item in enumerate(items, 1):
+        for completed, item in enumerate(items, 1):
             yield item
-            advance(done)
+            advance(completed)

@@ -1,21 +1,43 @@
-"""Ctrl-C and SIGTERM, as an event that a loop asks for between its steps."""
+"""Signals that end training after the present step, with a checkpoint."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["interrupt_event"]
+__all__ = ["exit_on_interrupt", "interrupt_event", "stop_signals"]
+
+VARIABLE = "DMDISTILL_STOP_SIGNALS"
+DEFAULT = "SIGTERM SIGHUP SIGUSR1"  # of kill, of a closed terminal, of Slurm's --signal
+
+
+def stop_signals() -> list[signal.Signals]:
+    """List the signals that end training: SIGINT and those that $DMDISTILL_STOP_SIGNALS names, separated by spaces.
+
+    By default these are SIGTERM, SIGHUP and SIGUSR1, as far as the system has them. ValueError for an unknown name.
+    """
+    names = os.environ.get(VARIABLE, DEFAULT).replace(",", " ").split()
+    known = {one.name: one for one in signal.Signals}
+    unknown = [name for name in names if name not in known]
+    if unknown and VARIABLE in os.environ:
+        raise ValueError(f"${VARIABLE} {unknown[0]!r}, expected names such as {DEFAULT}, separated by spaces")
+    return [signal.SIGINT, *(known[name] for name in names if name in known)]
 
 
 @contextmanager
-def interrupt_event(*, alone: bool = True) -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step in hand can end. A second Ctrl-C interrupts at once.
+def interrupt_event(*, single: bool = True) -> Iterator[threading.Event]:
+    """Yield an event that `stop_signals` set, so that training can finish its step. A second Ctrl-C raises at once.
 
-    alone: False where torchrun passes on what the terminal has already sent: then a second signal says nothing new.
+    SIGHUP stays ignored if the process was started so, as by nohup.
+
+    Args:
+        single: whether this is the only process. Otherwise torchrun repeats the signals of the terminal, and a second
+            one says nothing new.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -23,13 +45,40 @@ def interrupt_event(*, alone: bool = True) -> Iterator[threading.Event]:
         return
 
     def handle(number: int, frame: Any) -> None:
-        if event.is_set() and alone:
+        if event.is_set() and single and number == signal.SIGINT:
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = {number for number in stop_signals() if number.name == "SIGHUP" and is_ignored(number)}
+    before = {number: signal.signal(number, handle) for number in {*stop_signals()} - ignored}
     try:
         yield event
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether the process ignores a signal."""
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Within the block, Ctrl-C ends the process at once, in one line and with exit code 130.
+
+    It is for imports, where there is nothing to clean up and a KeyboardInterrupt would become a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        print("dmdistill: interrupted", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -109,7 +109,7 @@ class Trainer:
         """
         self.processes.on_main(lambda: self.metrics_log.truncate(self.step))
         single = self.processes.world_size == 1
-        with interrupt_event(alone=single) as interrupted, progress_bar(name, self.steps, start=self.step) as progress:
+        with interrupt_event(single=single) as interrupted, progress_bar(name, self.steps, start=self.step) as progress:
             try:
                 completed = self.train(iterate, hooks, interrupted, progress)
             except BaseException:

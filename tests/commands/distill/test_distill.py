@@ -238,7 +238,7 @@ def test_with_adapters_the_base_weights_are_there_once_and_stay(settings, monkey
         assert torch.equal(job.teacher.network.state_dict()[name], tensor)
     state = torch.load(config.out / "checkpoints" / "step-00000006.pt", weights_only=True)
     for update in state["updates"].values():
-        assert all(".lora_" in name for weights in (update["network"], *update["averages"]) for name in weights)
+        assert all(".lora_" in name for weights in (update["network"], *update["emas"]) for name in weights)
 
 
 @pytest.mark.parametrize("which", ["lora_student", "lora_fake"])
@@ -364,7 +364,7 @@ def test_the_student_is_the_generator_of_the_longest_average(settings, tmp_path,
     distilling.distill(config)
     student, teacher = load_model(str(config.out / "student")), load_teacher(config.teacher)
     state = torch.load(config.out / "checkpoints" / "step-00000006.pt", weights_only=True)
-    average = {name.removeprefix("denoiser."): w for name, w in state["updates"]["generator"]["averages"][-1].items()}
+    average = {name.removeprefix("denoiser."): w for name, w in state["updates"]["generator"]["emas"][-1].items()}
     for name, tensor in student.denoiser.state_dict().items():
         assert torch.equal(tensor, average[name])
 

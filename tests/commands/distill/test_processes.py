@@ -69,7 +69,7 @@ def weights(folder, step=4):
     updates = torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["updates"]
     found = []
     for update in updates.values():
-        for tensors in (update["network"], *update["averages"], *update["optimiser"]["state"].values()):
+        for tensors in (update["network"], *update["emas"], *update["optimizer"]["state"].values()):
             found += [tensor.flatten() for tensor in tensors.values()]
     return torch.cat(found)
 
