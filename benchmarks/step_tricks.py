@@ -138,7 +138,7 @@ def averaged_one_by_one(ours: Ours) -> Iterator[None]:
     averages = ours.job.update_generator.emas
 
     def update(average: Any, count: int) -> None:
-        for mine, theirs in zip(average.mine, average.theirs, strict=True):
+        for mine, theirs in zip(average.averages, average.sources, strict=True):
             mine.copy_(theirs.lerp(mine, 0.999))
 
     for average in averages:

@@ -57,13 +57,13 @@ def with_preset(config: Config, name: str, section: str) -> Config:
 
 
 def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
-    """A preset's configuration (Teach, MakePairs, Distill ...) with some fields changed: what flags do, in Python."""
+    """A preset's configuration (TeachConfig, PairsConfig, DistillConfig ...) with some fields changed: what flags do, in Python."""
     section = {
-        "Teach": "teach",
-        "MakePairs": "pairs",
-        "Distill": "distill",
-        "Plan": "distill",
-        "Classifier": "classifier",
+        "TeachConfig": "teach",
+        "PairsConfig": "pairs",
+        "DistillConfig": "distill",
+        "PlanConfig": "distill",
+        "ClassifierConfig": "classifier",
     }[kind.__name__]
     return dataclasses.replace(with_preset(kind(), name, section), **changes)  # type: ignore[type-var]
 
