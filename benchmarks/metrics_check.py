@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.metrics.inception import load_inception
-from dmdistill.metrics.kid import squared_discrepancy
+from dmdistill.metrics.kid import squared_mmd
 from dmdistill.metrics.lpips import load_lpips
 from dmdistill.metrics.precision_recall import density_coverage, precision_recall
-from dmdistill.metrics.registry import METRICS, Settings, compute
+from dmdistill.metrics.registry import MetricOptions, compute_metrics
 
 LAYERS = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]  # VGG16's
 MANIFOLD = ("precision", "recall", "density", "coverage")
@@ -212,7 +212,7 @@ def agreement(x: Tensor, y: Tensor, pairwise: int) -> list[tuple[str, str, str, 
     x, y = (f[:, : len(f) // 2] for f in (x, y))
     measures: list[tuple[str, Callable[[], float], Callable[..., Iterator[tuple[str, float]]]]] = [
         ("FID", lambda: frechet_distance(statistics(x), statistics(y)), frechet_others),
-        ("KID, all images at once", lambda: float(squared_discrepancy(x, y)), kernel_others),
+        ("KID, all images at once", lambda: float(squared_mmd(x, y)), kernel_others),
     ]
     for metric, ours, others in measures:
         mine = ours()
@@ -232,8 +232,9 @@ def describe(features: Tensor) -> FeatureStatistics:
 
 def figures(generated: Tensor, reference: Tensor, size: int) -> list[str]:
     """All six, as text."""
-    settings, rng = Settings(kid_subsets=20, kid_size=size), torch.Generator().manual_seed(0)
-    found = compute(METRICS[:6], describe(generated), describe(reference), rng=rng, settings=settings)
+    options, rng = MetricOptions(kid_subsets=20, kid_subset_size=size), torch.Generator().manual_seed(0)
+    names = ("fid", "kid", *MANIFOLD)
+    found = compute_metrics(names, describe(generated), describe(reference), rng=rng, options=options)
     return [f"{value:.5f}" for value in found.values()]
 
 

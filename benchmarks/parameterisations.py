@@ -23,8 +23,10 @@ from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.run_folder import setup_compute
+from dmdistill.data.image_tensors import to_uint8
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.metrics.classifier_features import load_classifier_features
+from dmdistill.metrics.frechet import accumulate_moments, frechet_distance
 from dmdistill.models.model import fingerprint
 
 PAIRS = 1000
@@ -50,7 +52,8 @@ def student(kind: str, seed: int, out: Path, *, own_pairs: bool) -> float:
         distill(from_preset(DistillConfig, "fashion", out=run, **given, **SETTINGS))
     model = load_model(str(run / "student"))
     feature_extractor = load_classifier_features("fashion-classifier", model.device)
-    return feature_extractor.distance(generate_images(model, 2000, batch=500, seed=3))
+    images = map(to_uint8, generate_images(model, 2000, batch=500, seed=3))
+    return frechet_distance(accumulate_moments(feature_extractor, images).statistics(), feature_extractor.reference)
 
 
 def shared_pairs(teacher: str, out: Path) -> Path:

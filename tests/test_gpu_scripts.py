@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmdistill.commands.evaluate import compute as figures
+from dmdistill.commands.evaluate import compute
 from dmdistill.commands.teach import command as teaching
 from dmdistill.data.pairs import open_pairs
 from dmdistill.models.load import load_model
@@ -173,7 +173,7 @@ def test_a_student_is_made_and_measured(script, taught, cifar, lpips, tmp_path, 
         def __call__(self, images):
             return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
-    monkeypatch.setattr(figures, "load_inception", lambda *_, **__: Pooled())
+    monkeypatch.setattr(compute, "load_inception", lambda *_, **__: Pooled())
     models = f"teacher={taught / 'teacher'} student={tmp_path / 'home' / 'student'}"
     for _ in range(2):  # the second time all is there
         script("cifar10_evaluate", f"--data {cifar} --out {tmp_path / 'table'} --images 12 --batch 6 {models}")

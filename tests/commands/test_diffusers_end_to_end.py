@@ -41,7 +41,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("dmdistill.models.diffusers_pipeline.FLUX_SIZE", 8)
-    monkeypatch.setattr("dmdistill.commands.distill.command.draw_curves", lambda _: None)
+    monkeypatch.setattr("dmdistill.commands.distill.report.draw_curves", lambda _: None)
     monkeypatch.setattr(evaluating, "seconds_per_image", lambda _, **__: 1.0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])

@@ -92,8 +92,8 @@ def teacher(asked, tmp_path, monkeypatch):
                     load.__name__,
                     lambda name, load=load, **given: replace(load(str(name), **given), text=encoder),
                 )
-    monkeypatch.setattr("dmdistill.commands.distill.command.draw_curves", lambda _: None)
-    monkeypatch.setattr("dmdistill.commands.distill.command.draw_comparison", lambda *_, **__: None)
+    monkeypatch.setattr("dmdistill.commands.distill.report.draw_curves", lambda _: None)
+    monkeypatch.setattr("dmdistill.commands.distill.report.draw_comparison", lambda *_, **__: None)
     monkeypatch.setattr(evaluating, "seconds_per_image", lambda _, **__: 1.0)
     torch.manual_seed(0)
     path, network = EDM(), Told()

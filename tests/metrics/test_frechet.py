@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from dmdistill.metrics.frechet import (
     Moments,
     Statistics,
+    accumulate_moments,
     frechet_distance,
-    gather,
     load_edm_statistics,
     load_statistics,
     save_statistics,
 )
+from helpers.feature_statistics import feature_statistics
 
 
 def draw(*shape, seed=0):
@@ -31,7 +32,7 @@ def flat(x):
     return x.flatten(1)
 
 
-def root(matrix):
+def matrix_sqrt(matrix):
     values, vectors = torch.linalg.eigh(matrix)
     return vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
 
@@ -56,7 +57,7 @@ def test_two_dimensions_in_closed_form():
 def test_the_symmetric_form_of_the_root():
     """tr (C_a C_b)^(1/2) = tr (C_a^(1/2) C_b C_a^(1/2))^(1/2)."""
     a, b = gaussian(16, 1), gaussian(16, 2)
-    overlap = root(root(a.covariance) @ b.covariance @ root(a.covariance)).trace()
+    overlap = matrix_sqrt(matrix_sqrt(a.covariance) @ b.covariance @ matrix_sqrt(a.covariance)).trace()
     expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
@@ -70,7 +71,9 @@ def test_agrees_with_torchmetrics():
     x, y = draw(300, 2, 3, 4, seed=1).exp(), draw(200, 2, 3, 4, seed=2)
     metric.update(x, real=True)
     metric.update(y, real=False)
-    assert frechet_distance(gather(flat, [x]), gather(flat, [y])) == pytest.approx(float(metric.compute()), rel=1e-10)
+    assert frechet_distance(feature_statistics(flat, [x]), feature_statistics(flat, [y])) == pytest.approx(
+        float(metric.compute()), rel=1e-10
+    )
 
 
 def test_rotation_leaves_the_distance():
@@ -82,7 +85,7 @@ def test_rotation_leaves_the_distance():
 
 @pytest.mark.parametrize("count", [2, 10, 100, 1000])
 def test_zero_for_the_same_whatever_the_rank(count):
-    statistics = gather(flat, [draw(count, 128).relu()])
+    statistics = feature_statistics(flat, [draw(count, 128).relu()])
     assert 0 <= frechet_distance(statistics, statistics) < 1e-8
 
 
@@ -100,7 +103,7 @@ def test_covariances_that_lack_rank():
 @pytest.mark.parametrize("size", [1, 7, 256])
 def test_streamed_equals_all_at_once(size):
     x = draw(600, 3, 2, 4).float() + 3
-    whole, streamed = gather(flat, [x]), gather(flat, iter(x.split(size)))
+    whole, streamed = feature_statistics(flat, [x]), feature_statistics(flat, iter(x.split(size)))
     torch.testing.assert_close(streamed.mean, whole.mean, rtol=1e-10, atol=0)
     torch.testing.assert_close(streamed.covariance, whole.covariance, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(whole.covariance, torch.cov(flat(x).double().T), rtol=1e-10, atol=1e-10)
@@ -115,10 +118,10 @@ def test_grows_with_noise_and_with_blur():
         torch.nn.Conv2d(1, 24, 5, stride=3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()
     )
     x = draw(500, 1, 24, 20).float()
-    reference = gather(features, x[:250].split(64))
+    reference = feature_statistics(features, x[:250].split(64))
 
     def distance(images):
-        return frechet_distance(reference, gather(features, images.split(64)))
+        return frechet_distance(reference, feature_statistics(features, images.split(64)))
 
     noise = draw(250, 1, 24, 20, seed=1).float()
     noisy = [distance(x[250:] + level * noise) for level in (0, 1, 2, 4)]
@@ -130,7 +133,7 @@ def test_grows_with_noise_and_with_blur():
 
 
 def test_round_trip(tmp_path):
-    statistics = gather(flat, [draw(50, 3, 2)])
+    statistics = feature_statistics(flat, [draw(50, 3, 2)])
     save_statistics(tmp_path / "new" / "reference.safetensors", statistics)
     loaded = load_statistics(tmp_path / "new" / "reference.safetensors")
     assert torch.equal(loaded.mean, statistics.mean)
@@ -143,7 +146,7 @@ def test_wrong_files_are_named(tmp_path):
     path = tmp_path / "reference.safetensors"
     with pytest.raises(ValueError, match=r"reference\.safetensors"):
         load_statistics(path)
-    save_statistics(path, gather(flat, [draw(50, 3, 2)]))
+    save_statistics(path, feature_statistics(flat, [draw(50, 3, 2)]))
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"reference\.safetensors") as error:
         load_statistics(path)
@@ -156,24 +159,21 @@ def test_wrong_files_are_named(tmp_path):
         load_statistics(path)
 
 
-def test_what_cannot_be_gathered_is_refused():
+def test_features_without_statistics_are_refused():
     with pytest.raises(ValueError, match="1 images"):
-        gather(flat, [draw(1, 3, 2)])
+        feature_statistics(flat, [draw(1, 3, 2)])
     with pytest.raises(ValueError, match="0 images"):
-        gather(flat, [])
+        feature_statistics(flat, [])
     with pytest.raises(ValueError, match="NaN"):
-        gather(flat, [draw(4, 3, 2).log()])
+        feature_statistics(flat, [draw(4, 3, 2).log()])
     with pytest.raises(ValueError, match=r"\(4, 3, 2\)"):
-        gather(lambda x: x, [draw(4, 3, 2)])
+        feature_statistics(lambda x: x, [draw(4, 3, 2)])
     with pytest.raises(ValueError, match="of 6 and of 8 features"):
         frechet_distance(gaussian(6, 0), gaussian(8, 0))
 
 
 def moments(batches):
-    sums = Moments()
-    for batch in batches:
-        sums.add(batch)
-    return sums
+    return accumulate_moments(lambda batch: batch, batches)
 
 
 def test_shares_add_up():
@@ -200,7 +200,7 @@ def test_rounding_does_not_show():
 
 def test_what_does_not_add_is_refused():
     sums = moments([draw(5, 3)])
-    with pytest.raises(ValueError, match="4 features of an image after 3"):
+    with pytest.raises(ValueError, match="4 features per image after 3"):
         sums.add(draw(5, 4))
     with pytest.raises(ValueError, match="sums of 3 and of 4 features"):
         _ = sums + moments([draw(5, 4)])
@@ -209,7 +209,7 @@ def test_what_does_not_add_is_refused():
 
 def test_edms_references(tmp_path):
     """mu and sigma as EDM's fid.py writes them; their count is not known, here or after a round trip."""
-    statistics = gather(flat, [draw(50, 3, 2)])
+    statistics = feature_statistics(flat, [draw(50, 3, 2)])
     np.savez(tmp_path / "ref.npz", mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy())
     loaded = load_edm_statistics(tmp_path / "ref.npz")
     assert torch.equal(loaded.mean, statistics.mean)
@@ -239,7 +239,7 @@ def test_damaged_references_are_named(tmp_path):
         ({"mean": np.zeros(3)}, "damaged, or no .npz with mu and sigma"),
         (good | {"sigma": np.array([object()])}, "allow_pickle"),
         (good | {"sigma": np.eye(4)}, r"mu \(3,\) and sigma \(4, 4\), expected \(D,\) and \(D, D\)"),
-        (good | {"mu": np.full(3, np.nan)}, "holds NaN"),
+        (good | {"mu": np.full(3, np.nan)}, "contains NaN"),
     ):
         np.savez(path, **wrong)
         refused(match)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,10 @@ from torch import nn
 from dmdistill.io.folders import cache_folder
 from dmdistill.metrics import inception as module
 from dmdistill.metrics.classifier_features import load_classifier_features
-from dmdistill.metrics.features import Classifying
+from dmdistill.metrics.features import ClassPredictor
 from dmdistill.metrics.inception import FILE, Inception, load_inception
 from dmdistill.metrics.resizing import resize_bicubic, resize_tensorflow
 from helpers.http_server import Server
-
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 
 def draw(*shape, seed=0):
@@ -24,7 +23,7 @@ def draw(*shape, seed=0):
 
 
 class Whole(nn.Module):
-    """Of the parts of NVIDIA's file, at a size of nothing: layers, and the last layer."""
+    """Of the parts of NVIDIA's file, at a size of nothing: layers, and the output layer."""
 
     def __init__(self):
         super().__init__()
@@ -62,9 +61,9 @@ def folders(tmp_path, monkeypatch):
 def write(file, network, monkeypatch, constant="ORIGINAL"):
     """The network as TorchScript, whose hash is a known one from now on."""
     torch.manual_seed(0)
-    traced = torch.jit.trace(network().eval(), torch.zeros(1, 3, 299, 299))
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.jit.save(traced, str(file))
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.trace(network().eval(), torch.zeros(1, 3, 299, 299)), str(file))
     monkeypatch.setattr(module, constant, hashlib.sha256(file.read_bytes()).hexdigest())
     return file
 
@@ -79,7 +78,8 @@ def refused(match, *arguments):
 def test_found_in_order(folders, monkeypatch):
     """An explicit path, else the assets, else the cache."""
     path = write(folders / "own.pt", Whole, monkeypatch)
-    assert load_inception(path).last is not None
+    with warnings.catch_warnings(action="error"):  # TorchScript is deprecated, which no user can change
+        assert load_inception(path).output_weight is not None
     refused("cannot be reached")
     write(cache_folder() / FILE, Whole, monkeypatch)
     load_inception()
@@ -135,15 +135,15 @@ def test_probabilities_leave_out_the_bias(folders, monkeypatch):
     torch.manual_seed(0)
     plain = Whole()
     features, probabilities = network.classify(draw(4, 3, 17, 23))
-    assert isinstance(network, Classifying)
+    assert isinstance(network, ClassPredictor)
     torch.testing.assert_close(probabilities, (features.clone() @ plain.output.weight.detach().T).softmax(1))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
 
 
-def test_the_copy_without_the_last_layer(folders, monkeypatch):
+def test_the_copy_without_the_output_layer(folders, monkeypatch):
     network = load_inception(write(folders / "own.pt", Layers, monkeypatch, "LAYERS"))
     assert network(draw(4, 3, 17, 23)).shape == (4, 5)
-    with pytest.raises(ValueError, match="lacks the last layer"):
+    with pytest.raises(ValueError, match="lacks the output layer"):
         network.classify(draw(4, 3, 17, 23))
 
 
@@ -159,16 +159,16 @@ def test_the_known_file():
     torch.testing.assert_close(network(images[1:]), features[1:], rtol=1e-3, atol=1e-4)
 
 
-def test_a_judge_is_features_too():
-    feature_extractor = load_classifier_features("fashion-classifier", torch.device("cpu"))
+def test_a_classifier_is_a_feature_extractor():
+    extractor = load_classifier_features("fashion-classifier", torch.device("cpu"))
     images = draw(5, 1, 28, 28)
-    assert feature_extractor(images).shape == (5, feature_extractor.classifier.num_features)
-    torch.testing.assert_close(feature_extractor(images), feature_extractor.features(images / 127.5 - 1))
-    assert feature_extractor.id.startswith("fashion-classifier-")
-    assert feature_extractor.id == load_classifier_features("fashion-classifier", torch.device("cpu")).id
-    before = feature_extractor.id
-    feature_extractor.classifier.stem.weight[0] += 1
-    assert feature_extractor.id != before
-    assert not isinstance(feature_extractor, Classifying)
-    with pytest.raises(ValueError, match="images of 3 channels, the judge fashion-classifier knows 1"):
-        feature_extractor(images.expand(-1, 3, -1, -1))
+    assert extractor(images).shape == (5, extractor.classifier.num_features)
+    torch.testing.assert_close(extractor(images), extractor.classifier.features(images / 127.5 - 1))
+    assert extractor.id.startswith("fashion-classifier-")
+    assert extractor.id == load_classifier_features("fashion-classifier", torch.device("cpu")).id
+    before = extractor.id
+    extractor.classifier.stem.weight[0] += 1
+    assert extractor.id != before
+    assert not isinstance(extractor, ClassPredictor)
+    with pytest.raises(ValueError, match="images have 3 channels, the classifier fashion-classifier takes 1"):
+        extractor(images.expand(-1, 3, -1, -1))

@@ -170,3 +170,23 @@ def test_published_weights_grow_with_noise(weight_file):
     noise = draw(3, 3, 48, 36, seed=1)
     distances = torch.stack([model(x, x + level * noise) for level in (0, 0.02, 0.1, 0.3)])
     assert (distances.diff(dim=0) > 0).all()
+
+
+def test_a_mere_name_is_looked_for_in_the_assets_and_the_cache(tmp_path, monkeypatch):
+    name = "lpips_vgg16.safetensors"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DMDISTILL_ASSETS", str(tmp_path / "assets"))
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=f"--lpips-weights {name}.*{tmp_path}/assets.*{tmp_path}/cache"):
+        load_lpips(Path(name))
+    for folder in ("cache", "assets", "."):  # each comes before those that have the file already
+        (tmp_path / folder).mkdir(exist_ok=True)
+        save_file({"foreign": torch.zeros(1)}, tmp_path / folder / name)
+        file = name if folder == "." else f"{tmp_path / folder / name}"
+        with pytest.raises(ValueError, match=f"^{file} is no LPIPS"):
+            load_lpips(Path(name))
+    monkeypatch.delenv("DMDISTILL_ASSETS")
+    with pytest.raises(ValueError, match=r"\$DMDISTILL_ASSETS \(not set\)"):
+        load_lpips(Path("other.safetensors"))
+    with pytest.raises(ValueError, match=r"empty/other\.safetensors does not exist"):
+        load_lpips(tmp_path / "empty" / "other.safetensors")

@@ -24,11 +24,11 @@ def brute(x, y, k):
     return precision, recall, inside.sum() / (k * len(x)), (between.min(0) <= reach_y).mean()
 
 
-@pytest.mark.parametrize("places", [1 << 23, 200, 1])
+@pytest.mark.parametrize("block", [1 << 23, 200, 1])
 @pytest.mark.parametrize(("n", "m", "k", "shift"), [(90, 70, 3, 0.5), (60, 101, 5, 1.0), (8, 6, 5, 0.0)])
-def test_brute_force(n, m, k, shift, places, monkeypatch):
+def test_brute_force(n, m, k, shift, block, monkeypatch):
     """Whatever the pieces that the rows come in."""
-    monkeypatch.setattr(manifold, "PLACES", places)
+    monkeypatch.setattr(manifold, "BLOCK", block)
     x, y = draw(n, 7) * 0.8 + shift, draw(m, 7, seed=1)
     found = (*precision_recall(x, y, k=k), *density_coverage(x, y, k=k))
     assert found == pytest.approx(brute(x, y, k), abs=1e-12)
@@ -80,5 +80,5 @@ def test_what_cannot_be_compared_is_refused(measure, k):
         measure(x, x[:k])
     with pytest.raises(ValueError, match="sets of 6 and 8 features"):
         measure(x, draw(30, 8))
-    with pytest.raises(ValueError, match="the 30 reference images hold NaN"):
+    with pytest.raises(ValueError, match="the 30 reference images contain NaN"):
         measure(x, x.log())

@@ -1,1 +1,1 @@
-"""Distances between images and between sets of images."""
+"""Distances and scores of sets of images, and the networks in whose features they are measured."""

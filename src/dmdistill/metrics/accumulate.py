@@ -1,34 +1,39 @@
-"""What the metrics know of a set of images, gathered batch by batch in memory that does not grow with their number."""
+"""Features of a set of images, accumulated batch by batch in memory that does not grow with their number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dmdistill.metrics.features import Classifying, Features
+from dmdistill.data.seeds import derive_seed
 from dmdistill.metrics.frechet import Moments, Statistics
 from dmdistill.metrics.inception_score import ClassScores
 
-__all__ = ["KEPT", "FeatureAccumulator", "FeatureStatistics", "describe"]
+__all__ = ["CAPACITY", "FeatureAccumulator", "FeatureStatistics"]
 
-KEPT = 10_000  # images whose features are kept: 80 MB of Inception's
+CAPACITY = 10_000  # images whose features are stored: 80 MB of Inception's
+PENDING = 32  # batches between two merges into the stored features, each of which copies them
+KEY = 2  # of the seeds of sampling keys, which are no image's noise
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What `compute` takes of generated and of reference images.
+    """What the metrics are computed from: the features of a set of images in one network.
 
-    source: the features' id; only sets of one source are compared. name: of the features, "inception" or a judge's.
-    statistics: of all images. features: of some, drawn evenly, fp32 on the CPU: n D; None where only statistics are
-    known, as from EDM's references. classes: for the Inception score, or None. clip: the mean CLIP score, or None.
+    Attributes:
+        source: id of the feature extractor; only sets of the same one are compared.
+        name: of the feature extractor, "inception" or a classifier's.
+        statistics: of all images; None where only CLIP scores are known.
+        features: of a random sample of the images, N D, fp32, on the CPU; None where only statistics are known.
+        classes: sums of the Inception score, or None.
+        clip: the mean CLIP score, or None.
     """
 
     source: str
     name: str
-    statistics: Statistics
+    statistics: Statistics | None
     features: Tensor | None = None
     classes: ClassScores | None = None
     clip: float | None = None
@@ -36,82 +41,88 @@ class FeatureStatistics:
 
 @dataclass
 class FeatureAccumulator:
-    """The sums and the sample that a description is made of; processes' shares are added by `+`.
+    """Sums over images and a random sample of their features; those of several processes are added by `+`.
 
-    source, name: the features' id and name. keep: how many images' features are kept, all the same likely: those with
-    the least of random keys. features, keys: theirs.
+    The sample consists of the images with the least keys. A key is a hash of the image's number, so the sample depends
+    neither on batches nor on processes.
+
+    Attributes:
+        source: id of the feature extractor.
+        name: of the feature extractor.
+        capacity: images whose features are stored.
+        moments: of all features.
+        features: of the sample, as its keys are.
+        keys: of the sample, ascending.
+        pending: features and keys that are yet to be merged into the sample.
+        classes: sums of the Inception score.
+        clip: number of images with a CLIP score, and the sum of these.
     """
 
     source: str
     name: str
-    keep: int = KEPT
+    capacity: int = CAPACITY
     moments: Moments = field(default_factory=Moments)
     features: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     keys: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     classes: ClassScores = field(default_factory=ClassScores)
-    clip: tuple[int, float] = (0, 0.0)  # images, and the sum of their scores
+    clip: tuple[int, float] = (0, 0.0)
 
-    def add(self, features: Tensor, *, rng: torch.Generator) -> None:
-        """Features, B D, of B more images. rng: on the CPU, another seed in each process."""
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return max(self.moments.count, self.clip[0])
+
+    def add(self, features: Tensor, *, first: int) -> None:
+        """Add features, B D. ValueError where they are of another D or not finite.
+
+        Args:
+            features: B D, on any device.
+            first: number of the first image in its set.
+        """
         self.moments.add(features)
-        keys = torch.rand(len(features), generator=rng, dtype=torch.float64)
-        if len(self.keys) == self.keep and self.keep:
-            least = (keys < self.keys.max()).nonzero()[:, 0]
-            features, keys = features[least.to(features.device)], keys[least]
-        self.sample(features.detach().float().cpu(), keys)
+        if self.capacity:
+            seeds = [derive_seed(0, first + i, KEY) for i in range(len(features))]
+            self.pending.append((features.detach().float().cpu(), torch.tensor(seeds, dtype=torch.float64)))
+        if len(self.pending) >= PENDING:
+            self.merge()
 
-    def sample(self, features: Tensor, keys: Tensor) -> None:
-        """Keep of these and the kept ones those with the least keys."""
-        if len(keys) and self.keep:
-            held = self.features if len(self.features) else features[:0]
-            keys, order = torch.cat([self.keys, keys]).sort(stable=True)
-            self.keys, self.features = keys[: self.keep], torch.cat([held, features])[order[: self.keep]]
+    def merge(self) -> None:
+        """Merge what is pending into the sample."""
+        if self.pending:
+            stored = [(self.features, self.keys)] if len(self.keys) else []
+            features, keys = map(torch.cat, zip(*stored, *self.pending, strict=True))
+            keys, order = keys.sort(stable=True)
+            self.features, self.keys, self.pending = features[order[: self.capacity]], keys[: self.capacity], []
 
     def add_clip(self, scores: Tensor) -> None:
-        """CLIP scores of more images."""
+        """Add CLIP scores, B."""
         self.clip = (self.clip[0] + len(scores), self.clip[1] + float(scores.double().sum()))
 
     def __add__(self, other: FeatureAccumulator) -> FeatureAccumulator:
-        """Of both sets together. ValueError where they were seen through different features, or keep differently."""
-        if (self.source, self.keep) != (other.source, other.keep):
+        """Add another set's. ValueError where feature extractor or capacity differ."""
+        if (self.source, self.capacity) != (other.source, other.capacity):
             raise ValueError(
-                f"sets seen through {self.source}, {self.keep} kept, and {other.source}, {other.keep} kept, expected "
-                "the same of both"
+                f"features of {self.source} with capacity {self.capacity} and of {other.source} with capacity "
+                f"{other.capacity} cannot be added: expected the same"
             )
         clip = (self.clip[0] + other.clip[0], self.clip[1] + other.clip[1])
-        both = FeatureAccumulator(self.source, self.name, self.keep, self.moments + other.moments, clip=clip)
+        both = FeatureAccumulator(self.source, self.name, self.capacity, self.moments + other.moments, clip=clip)
         both.classes = self.classes + other.classes
-        for share in (self, other):
-            both.sample(share.features, share.keys)
+        both.pending = [(one.features, one.keys) for one in (self, other) if len(one.keys)]
+        both.pending += self.pending + other.pending
+        both.merge()
         return both
 
-    def description(self) -> FeatureStatistics:
-        """ValueError for fewer than two images."""
+    def statistics(self) -> FeatureStatistics:
+        """Compute what the metrics need. ValueError for fewer than two images."""
+        self.merge()
+        only_clip = self.clip[0] and not self.moments.count
         return FeatureStatistics(
             self.source,
             self.name,
-            self.moments.statistics(),
-            features=self.features if self.keep else None,
+            None if only_clip else self.moments.statistics(),
+            features=self.features if self.capacity else None,
             classes=self.classes if int(self.classes.counts.sum()) else None,
             clip=self.clip[1] / self.clip[0] if self.clip[0] else None,
         )
-
-
-def describe(
-    features: Features, batches: Iterable[Tensor], *, rng: torch.Generator, keep: int = KEPT, classes: bool = False
-) -> FeatureStatistics:
-    """A description of batches of images, uint8 B C H W. classes: for the Inception score too.
-
-    ValueError for features that know no classes, fewer than two images, features that are not finite.
-    """
-    gathering = FeatureAccumulator(features.id, features.name, keep)
-    for images in batches:
-        if classes:
-            if not isinstance(features, Classifying):
-                raise ValueError(f"the Inception score needs Inception's classes, {features.name} has none")
-            found, probabilities = features.classify(images)
-            gathering.classes.add(probabilities)
-        else:
-            found = features(images)
-        gathering.add(found, rng=rng)
-    return gathering.description()

@@ -1,4 +1,4 @@
-"""What the metrics see images through: a network's features of 8-bit images."""
+"""What the metrics need of a feature extractor: features of 8-bit images."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Classifying", "Features", "check_bytes"]
+__all__ = ["ClassPredictor", "FeatureExtractor", "check_uint8"]
 
 
-class Features(Protocol):
-    """A network in evaluation mode, and all that is done to an image before it.
+class FeatureExtractor(Protocol):
+    """A network in evaluation mode, together with the preprocessing of its images.
 
-    id: of the weights and of the resizing: equal ids give equal features, so caches are named by it.
-    name: of its metrics, in words: "inception", or a judge's.
+    Attributes:
+        id: names the weights and the preprocessing. Equal ids give equal features, so caches are named by it.
+        name: of the network, which ends the names of its metrics: "inception", or a classifier's.
     """
 
     @property
@@ -24,24 +25,24 @@ class Features(Protocol):
     def name(self) -> str: ...
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """images: uint8, B C H W, of C 1 or 3 and any size, on any device. Returns B D, fp32, on the network's."""
+        """Compute features, B D, fp32, on the network's device, of uint8 images, B C H W, C 1 or 3, any size."""
         ...
 
 
 @runtime_checkable
-class Classifying(Protocol):
-    """Features that know classes too: what the Inception score is made of."""
+class ClassPredictor(Protocol):
+    """A feature extractor that also predicts classes, which the Inception score needs."""
 
     def classify(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
-        """images as above. Returns the features and each class's probability, B D and B classes."""
+        """Compute features, B D, and class probabilities, B classes, of uint8 images, B C H W."""
         ...
 
 
-def check_bytes(images: Tensor) -> Tensor:
-    """The images. ValueError where they are not uint8, B C H W with 1 or 3 channels: what a viewer would get."""
+def check_uint8(images: Tensor) -> Tensor:
+    """Return the images. ValueError where they are not uint8, B C H W with 1 or 3 channels."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"images are {images.dtype} {tuple(images.shape)}, expected uint8 B C H W with 1 or 3 channels: round with "
-            "to_bytes first"
+            f"images are {images.dtype} {tuple(images.shape)}, expected uint8 B C H W with 1 or 3 channels: convert "
+            "with to_uint8 first"
         )
     return images

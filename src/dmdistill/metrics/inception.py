@@ -1,7 +1,7 @@
-"""The Inception network of FID (Heusel et al. 2017): TensorFlow's of 2015-12-05, as NVIDIA's TorchScript file of it.
+"""The Inception network of FID (Heusel et al. 2017): TensorFlow's of 2015-12-05, in NVIDIA's TorchScript file.
 
-TorchScript is code, so no file is loaded but the two whose hashes are known: NVIDIA's, and a copy of its layers alone,
-whose last layer is missing and with it the Inception score.
+TorchScript is code, so only two files are loaded, whose hashes are known: NVIDIA's, and a copy of its layers without
+the output layer, which the Inception score needs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from dmdistill.io.download import download
 from dmdistill.io.errors import first_line
 from dmdistill.io.folders import cache_folder
-from dmdistill.metrics.features import check_bytes
+from dmdistill.metrics.assets import asset_places, find_asset
+from dmdistill.metrics.features import check_uint8
 from dmdistill.metrics.resizing import resize_bicubic, resize_tensorflow
 
 __all__ = ["FILE", "Inception", "load_inception"]
@@ -25,90 +27,95 @@ __all__ = ["FILE", "Inception", "load_inception"]
 FILE = "inception-2015-12-05.pt"
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
 ORIGINAL = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # sha256 of NVIDIA's file
-LAYERS = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"  # and of the copy without the last layer
-AT_ONCE = 4  # images, on a CPU: its caches hold the first layers of no more, and 64 at once take a third longer
+LAYERS = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"  # and of the copy without output layer
+BATCH, BATCH_CPU = 64, 4  # activations of 500 images take gigabytes; 4 fit in the caches of a CPU, a third faster
 RESIZINGS = {"tensorflow": resize_tensorflow, "clean": resize_bicubic}
 
 
 class Inception:
-    """Features: 2048 of an image, and where the file has the last layer the probabilities of its 1008 classes.
+    """Inception as feature extractor: 2048 features of an image, and the probabilities of its 1008 classes.
 
     Args:
         layers: B 3 299 299 in [-1, 1) -> B 2048 1 1, in evaluation mode.
-        last: the last layer's weights, 1008 2048, or None.
-        resizing: "tensorflow" is FID as EDM reports it, "clean" as clean-fid does, on the CPU.
+        output_weight: of the output layer, 1008 2048; None where the file lacks it.
+        resizing: "tensorflow" gives FID as EDM reports it, "clean" as clean-fid does, on the CPU.
     """
 
     name = "inception"
 
-    def __init__(self, layers: nn.Module, last: Tensor | None = None, *, resizing: str = "tensorflow") -> None:
+    def __init__(self, layers: nn.Module, output_weight: Tensor | None = None, *, resizing: str = "tensorflow") -> None:
         if resizing not in RESIZINGS:
             raise ValueError(f"resizing {resizing!r}, expected one of {', '.join(RESIZINGS)}")
         self.layers: nn.Module = layers.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.last, self.resizing = last, resizing
+        self.output_weight, self.resizing = output_weight, resizing
         self.id = f"inception-2015-12-05-{resizing}"
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return next(self.layers.parameters()).device
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 B 1|3 H W -> B 2048, fp32. Grey is three equal channels."""
-        parts = check_bytes(images).split(AT_ONCE if self.device.type == "cpu" else max(1, len(images)))
+        """Compute features, B 2048, fp32, of uint8 images, B C H W. A grey image counts as three equal channels."""
+        parts = check_uint8(images).split(BATCH_CPU if self.device.type == "cpu" else BATCH)
         return torch.cat([self.features(part.to(self.device)) for part in parts])
 
     def features(self, images: Tensor) -> Tensor:
+        """Compute the features of a few images in one pass."""
         x = RESIZINGS[self.resizing](images)
-        x = (x - 128) / 128  # TensorFlow's graph has it so: 255 is not quite 1
+        x = (x - 128) / 128  # as in TensorFlow's graph: 255 is not quite 1
         x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)  # a fifth faster on CPUs
         return self.layers(x).flatten(1).float()
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and probabilities, which leave out the last layer's bias, as the Inception score always has."""
-        if self.last is None:
-            raise ValueError(f"this copy of {FILE} lacks the last layer, which the Inception score needs: {where()}")
+        """Compute features and class probabilities, without the output layer's bias as in every Inception score."""
+        if self.output_weight is None:
+            raise ValueError(f"this copy of {FILE} lacks the output layer, which the Inception score needs: {advice()}")
         features = self(images)
-        return features, (features @ self.last.T).softmax(1)
+        return features, (features @ self.output_weight.T).softmax(1)
 
 
 def load_inception(
     path: Path | None = None, *, device: torch.device | str = "cpu", resizing: str = "tensorflow"
 ) -> Inception:
-    """The network from `path`, else $DMDISTILL_ASSETS, else the cache, else downloaded into it.
+    """Load the network. ValueError, naming the file, where it cannot be had, or has another hash than the known ones.
 
-    ValueError, naming the file, where it cannot be had, or is another than the two known.
+    Args:
+        path: its file; by default it is looked for in $DMDISTILL_ASSETS and the cache, else downloaded into the cache.
+        device: where it computes.
+        resizing: see `Inception`.
     """
-    file = path if path is not None else find()
-    module = torch.jit.load(io.BytesIO(known(file)), map_location=device).eval()
-    module = getattr(module, "net", module)  # so does the copy name it
-    last = module.output.weight if hasattr(module, "output") else None
-    return Inception(module.layers, last, resizing=resizing)
+    content = io.BytesIO(read_verified(path or find_asset(FILE) or download_file()))
+    with warnings.catch_warnings():  # TorchScript is deprecated, but no other format of this file is published
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(content, map_location=device).eval()
+    module = getattr(module, "net", module)  # where the copy holds it
+    output_weight = module.output.weight if hasattr(module, "output") else None
+    return Inception(module.layers, output_weight, resizing=resizing)
 
 
-def find() -> Path:
-    """The file in the first folder that has it; in none, it is downloaded."""
-    cached = cache_folder() / FILE
-    assets = os.environ.get("DMDISTILL_ASSETS")
-    if assets and (Path(assets) / FILE).is_file():
-        return Path(assets) / FILE
-    if not cached.is_file():
-        download(os.environ.get("DMDISTILL_INCEPTION_URL", URL).rstrip("/") + f"/{FILE}", cached, check=known)
-    return cached
+def download_file() -> Path:
+    """Download the file into the cache."""
+    file = cache_folder() / FILE
+    url = os.environ.get("DMDISTILL_INCEPTION_URL", URL).rstrip("/")
+    download(f"{url}/{FILE}", file, check=read_verified)
+    return file
 
 
-def known(file: Path) -> bytes:
-    """The file's content. ValueError where it is missing, or its hash is not a known one."""
+def read_verified(file: Path) -> bytes:
+    """Read the file. ValueError where it is missing, or its hash is not a known one."""
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror or first_line(error)}): {where()}") from None
+        raise ValueError(f"{file} cannot be read ({error.strerror or first_line(error)}): {advice()}") from None
     sha = hashlib.sha256(content).hexdigest()
     if sha not in (ORIGINAL, LAYERS):
-        raise ValueError(f"{file} has sha256 {sha}, expected {ORIGINAL}: it is code, and not run. {where()}")
+        raise ValueError(f"{file} has sha256 {sha}, expected {ORIGINAL}: it is code, and not run. {advice()}")
     return content
 
 
-def where() -> str:
-    return f"put {URL}{FILE} into $DMDISTILL_ASSETS or {cache_folder()}"
+def advice() -> str:
+    """Say where to get the file and where to put it."""
+    return f"put {URL}{FILE} into {asset_places()}"

@@ -1,4 +1,4 @@
-"""The Inception score (Salimans et al. 2016): are single images clear, and all of them various?"""
+"""The Inception score (Salimans et al. 2016): are single images recognisable, and are all of them diverse?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ SPLITS = 10
 
 @dataclass
 class ClassScores:
-    """The sums the score is made of, fp64, on the CPU: batch after batch, and processes' shares by `+`.
+    """Sums from which the score is computed, fp64, on the CPU; sums of batches or processes are added by `+`.
 
-    Images are dealt to SPLITS hands in turn. counts: of each hand's images. total: SPLITS classes, of probabilities.
-    certainty: of sum p ln p.
+    Images are dealt to the SPLITS splits in turn.
+
+    Attributes:
+        counts: images of each split.
+        total: SPLITS classes, the sum of the probabilities.
+        certainty: of each split the sum of p ln p.
     """
 
     counts: Tensor = field(default_factory=lambda: torch.zeros(SPLITS, dtype=torch.int64))
@@ -26,27 +30,29 @@ class ClassScores:
     certainty: Tensor = field(default_factory=lambda: torch.zeros(SPLITS, dtype=torch.float64))
 
     def add(self, probabilities: Tensor, *, first: int | None = None) -> None:
-        """Of more images: B classes, rows of sum 1. ValueError where they are none.
+        """Add class probabilities of images, B classes. ValueError where a row's sum is not 1.
 
-        first: the number of the first of them in all processes together, whose turn it is; as many as came where None.
+        Args:
+            probabilities: B classes.
+            first: number of the first image, which decides its split; by default the number of images added so far.
         """
         p = probabilities.double().cpu()
         if p.ndim != 2 or not torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-3):  # half precision is near enough
             raise ValueError(f"probabilities have shape {tuple(p.shape)}, expected (images, classes) of sum 1")
         start = int(self.counts.sum()) if first is None else first
-        hands = (start + torch.arange(len(p))) % SPLITS
-        self.counts = self.counts + torch.bincount(hands, minlength=SPLITS)
-        self.total = (self.total + p.new_zeros(SPLITS, p.shape[1])).index_add(0, hands, p)
-        self.certainty = self.certainty.index_add(0, hands, torch.special.xlogy(p, p).sum(1))
+        splits = (start + torch.arange(len(p))) % SPLITS
+        self.counts = self.counts + torch.bincount(splits, minlength=SPLITS)
+        self.total = (self.total + p.new_zeros(SPLITS, p.shape[1])).index_add(0, splits, p)
+        self.certainty = self.certainty.index_add(0, splits, torch.special.xlogy(p, p).sum(1))
 
     def __add__(self, other: ClassScores) -> ClassScores:
-        """Of both sets together."""
+        """Add the sums of another set."""
         return ClassScores(self.counts + other.counts, self.total + other.total, self.certainty + other.certainty)
 
     def score(self) -> tuple[float, float]:
-        """exp E KL(p(class | image), p(class)): the mean over the hands, and their standard deviation.
+        """Compute exp E KL(p(class | image), p(class)): its mean over the splits, and their standard deviation.
 
-        ValueError for fewer images than hands.
+        ValueError for fewer images than splits.
         """
         if int(self.counts.min()) < 1:
             raise ValueError(f"{int(self.counts.sum())} images, the Inception score needs at least {SPLITS}")

@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmdistill.io.atomic import read_safetensors
+from dmdistill.metrics.assets import asset_places, find_asset
 
 __all__ = ["LPIPS", "load_lpips"]
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
-FLOOR = 1e-10  # of a place's length: the published one
+FLOOR = 1e-10  # added to the length of features, as published
 
 
 def vgg(blocks: Sequence[tuple[int, int]]) -> nn.Sequential:
-    """VGG's convolutions (Simonyan & Zisserman 2015) up to the last block's ReLU, numbered as torchvision's."""
+    """Build VGG's convolutions (Simonyan & Zisserman 2015) up to the last block's ReLU, numbered as torchvision's."""
     layers: list[nn.Module] = []
     width = 3
     for channels, convolutions in blocks:
@@ -30,11 +31,13 @@ def vgg(blocks: Sequence[tuple[int, int]]) -> nn.Sequential:
 
 
 class LPIPS(nn.Module):
-    """The distance of two images by VGG16's features: each place's features of unit length, their squared difference
-    weighted by channel, averaged over places, summed over five layers. Frozen: gradients reach the first image only.
+    """The perceptual distance of two images in VGG16's features. Frozen: gradients reach the first image only.
+
+    The features at each position are normalised to unit length; their squared differences are weighted by channel,
+    averaged over positions and summed over five layers.
 
     Args:
-        resize: side in pixels that images are brought to bilinearly, 224 as in the paper; None leaves their size.
+        resize: side in pixels that images are brought to bilinearly, 224 as in the paper; None keeps their size.
         blocks: (channels, convolutions) of each block; the published weights are VGG16's.
     """
 
@@ -51,63 +54,75 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor | Sequence[Tensor]) -> Tensor:
-        """x: B 1|3 H W in [-1, 1]. y: images like x, or `features` of such. Returns B distances, fp32 (or fp64)."""
+        """Compute B distances, fp32 (or fp64).
+
+        Args:
+            x: images, B C H W in [-1, 1], C 1 or 3.
+            y: images like x, or the `features` of such.
+        """
         targets = self.features(y) if isinstance(y, Tensor) else y
         distances = []
         for f, target, head in zip(self.layers(x), targets, self.heads, strict=True):
             if f.shape != target.shape:
                 raise ValueError(f"x and y differ in shape: features are {tuple(f.shape)} and {tuple(target.shape)}")
-            places = (f - target).square().mean((2, 3), keepdim=True)  # linear heads: the mean may come first
-            distances.append((places * head).sum((1, 2, 3)))
+            means = (f - target).square().mean((2, 3), keepdim=True)  # heads are linear: the mean may come first
+            distances.append((means * head).sum((1, 2, 3)))
         return torch.stack(distances).sum(0)
 
     @torch.no_grad()
     def features(self, y: Tensor) -> list[Tensor]:
-        """What `forward` takes in place of y, to be kept where y is asked again. 24 MB an image at 224 pixels."""
+        """Compute what `forward` takes in place of y, for an image that is used again: 24 MB at 224 pixels."""
         return self.layers(y)
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """The last features of each block, of unit length at each place: B C h w, fp32 (or fp64)."""
+        """Compute the last features of each block, of unit length at each position: B C h w, fp32 (or fp64)."""
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"images have shape {tuple(x.shape)}, expected B C H W with 1 or 3 channels")
         if self.resize is not None and x.shape[2:] != (self.resize, self.resize):
             x = F.interpolate(x, size=(self.resize, self.resize), mode="bilinear")
         least = 2 ** (len(self.heads) - 1)
         if min(x.shape[2:]) < least:
-            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} pixels, expected {least} or more, or a resize")
+            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} pixels, expected at least {least}, or a resize")
         h = (x - self.shift) / self.scale  # grey becomes three channels here, by broadcasting
-        found = []
+        features = []
         for module in self.vgg:
             if isinstance(module, nn.MaxPool2d):
-                found.append(unit_length(h))
+                features.append(unit_length(h))
             h = module(h)
-        return [*found, unit_length(h)]
+        return [*features, unit_length(h)]
 
 
 def unit_length(h: Tensor) -> Tensor:
-    """Features divided by their length at each place, where they are not all 0. fp32 at least, whatever h is."""
+    """Divide features by their length at each position, where they are not all 0; in fp32 at least."""
     f = h.to(torch.promote_types(h.dtype, torch.float32))
     length = torch.linalg.vector_norm(f, dim=1, keepdim=True)  # a root's gradient is infinite at 0, this one's is 0
     return f / (length + FLOOR)
 
 
 def load_lpips(path: Path, *, resize: int | None = 224) -> LPIPS:
-    """LPIPS from a safetensors file with the published names: features.N.weight and .bias, linN.model.1.weight.
+    """Load LPIPS from a safetensors file. ValueError, naming the file, where it is missing, damaged or another kind.
 
-    ValueError, naming the file, where it is missing, cut short or something else.
+    Its tensors have the published names: features.N.weight and .bias of VGG16, linN.model.1.weight of the heads.
+
+    Args:
+        path: the file. A mere name is also looked for in $DMDISTILL_ASSETS and the cache.
+        resize: see `LPIPS`.
     """
-    found = read_safetensors(path)
+    file = path if path.is_file() or path.name != str(path) else find_asset(path.name)
+    if file is None:
+        raise ValueError(f"--lpips-weights {path} is neither here nor in {asset_places()}")
+    weights = read_safetensors(file)
     model = LPIPS(resize=resize)
     expected = {published_name(name): tensor for name, tensor in model.state_dict().items()}
-    for name in sorted(expected.keys() | found.keys()):
-        given, wanted = (tuple(tensors[name].shape) if name in tensors else None for tensors in (found, expected))
+    for name in sorted(expected.keys() | weights.keys()):
+        given, wanted = (tuple(tensors[name].shape) if name in tensors else None for tensors in (weights, expected))
         if given != wanted:
-            raise ValueError(f"{path} is no LPIPS: {name} is {given or 'missing'}, expected {wanted or 'none'}")
-    model.load_state_dict({name: found[published_name(name)] for name in model.state_dict()})
+            raise ValueError(f"{file} is no LPIPS: {name} is {given or 'missing'}, expected {wanted or 'none'}")
+    model.load_state_dict({name: weights[published_name(name)] for name in model.state_dict()})
     return model
 
 
 def published_name(name: str) -> str:
-    """vgg.0.weight -> features.0.weight; heads.0 -> lin0.model.1.weight."""
+    """Translate vgg.0.weight to features.0.weight, heads.0 to lin0.model.1.weight."""
     part, rest = name.split(".", 1)
     return f"features.{rest}" if part == "vgg" else f"lin{rest}.model.1.weight"

@@ -1,155 +1,232 @@
-"""All metrics of a set of generated images, by name."""
+"""All metrics of a set of generated images: what each needs, and how it is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dmdistill.io.errors import did_you_mean
 from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.frechet import frechet_distance
 from dmdistill.metrics.kid import kernel_inception_distance
 from dmdistill.metrics.precision_recall import density_coverage, precision_recall
 
-__all__ = ["METRICS", "NEEDS_FEATURES", "NEEDS_REFERENCE", "Settings", "check_names", "compute", "qualified_name"]
-
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "is", "clip")
-NEEDS_REFERENCE = METRICS[:6]
-NEEDS_FEATURES = METRICS[1:6]  # of both sets, not only statistics
+__all__ = ["METRICS", "Metric", "MetricOptions", "check_metrics", "compute_metrics", "metric_label", "parse_metrics"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """kid_subsets, kid_size: of the kernel distance. recall_k, coverage_k: which neighbour a ball reaches to.
+class MetricOptions:
+    """Parameters of the metrics.
 
-    device: where distances of kept features are computed.
+    Attributes:
+        kid_subsets: random subsets of the kernel distance.
+        kid_subset_size: images in each.
+        precision_recall_k: which nearest neighbour the balls of precision and recall reach to.
+        density_coverage_k: the same of density and coverage.
+        device: where distances between stored features are computed.
     """
 
     kid_subsets: int = 100
-    kid_size: int = 1000
-    recall_k: int = 3
-    coverage_k: int = 5
+    kid_subset_size: int = 1000
+    precision_recall_k: int = 3
+    density_coverage_k: int = 5
     device: torch.device | str = "cpu"
 
 
-def compute(
+@dataclass(frozen=True)
+class Comparison:
+    """Inputs of one metric.
+
+    Attributes:
+        metric: its name.
+        generated: features of the generated images.
+        reference: features of the images to compare with, or None.
+        options: of all metrics.
+        rng: draws random subsets, on the CPU.
+    """
+
+    metric: str
+    generated: FeatureStatistics
+    reference: FeatureStatistics | None
+    options: MetricOptions
+    rng: torch.Generator
+
+    def sets(self) -> tuple[FeatureStatistics, FeatureStatistics]:
+        """Return both sets. ValueError where there is no reference, or one in other features."""
+        if self.reference is None:
+            raise ValueError(f"{self.metric} compares with reference images, and there are none")
+        if self.generated.source != self.reference.source:
+            raise ValueError(
+                f"{self.metric}: the images' features are {self.generated.source}'s, the reference's are "
+                f"{self.reference.source}'s: expected one feature extractor"
+            )
+        return self.generated, self.reference
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Return both sets' features, on the device. ValueError where a set has only statistics."""
+        features = []
+        for role, statistics in zip(("generated images", "reference"), self.sets(), strict=True):
+            if statistics.features is None:
+                raise ValueError(f"{self.metric} needs features of single images, the {role} has only statistics")
+            features.append(statistics.features.to(self.options.device))
+        return features[0], features[1]
+
+
+def frechet(inputs: Comparison) -> dict[str, float]:
+    """Compute the Frechet distance, named by the metric: fid or frechet."""
+    generated, reference = inputs.sets()
+    if generated.statistics is None or reference.statistics is None:
+        raise ValueError(f"{inputs.metric} needs features, which were not extracted")
+    return {inputs.metric: frechet_distance(generated.statistics, reference.statistics)}
+
+
+def kid(inputs: Comparison) -> dict[str, float]:
+    """Compute the kernel Inception distance and its standard error."""
+    subsets, size = inputs.options.kid_subsets, inputs.options.kid_subset_size
+    mean, error = kernel_inception_distance(*inputs.features(), rng=inputs.rng, subsets=subsets, subset_size=size)
+    return {"kid": mean, "kid_error": error}
+
+
+def manifold_overlap(inputs: Comparison) -> dict[str, float]:
+    """Compute precision and recall."""
+    values = precision_recall(*inputs.features(), k=inputs.options.precision_recall_k)
+    return dict(zip(("precision", "recall"), values, strict=True))
+
+
+def ball_overlap(inputs: Comparison) -> dict[str, float]:
+    """Compute density and coverage."""
+    values = density_coverage(*inputs.features(), k=inputs.options.density_coverage_k)
+    return dict(zip(("density", "coverage"), values, strict=True))
+
+
+def inception_score(inputs: Comparison) -> dict[str, float]:
+    """Compute the Inception score and its standard deviation over the splits."""
+    if inputs.generated.classes is None:
+        raise ValueError("is needs class probabilities of Inception, which were not extracted")
+    return dict(zip(("is", "is_std"), inputs.generated.classes.score(), strict=True))
+
+
+def clip_score(inputs: Comparison) -> dict[str, float]:
+    """Return the mean CLIP score."""
+    if inputs.generated.clip is None:
+        raise ValueError("clip needs CLIP scores of images and their prompts, which were not extracted")
+    return {"clip": inputs.generated.clip}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: what it needs, and how it is computed.
+
+    Attributes:
+        label: to show.
+        compute: returns its values by name; values of other metrics that come with them are used, too.
+        extractor: the network whose features or scores it is defined for; None for any feature extractor.
+        lower_is_better: the direction.
+        needs_reference: needs reference images, or their statistics. (A classifier has statistics of its own.)
+        needs_features: needs features of single images of both sets, not only their statistics.
+        needs_classes: needs class probabilities.
+        min_images: images of each set.
+    """
+
+    label: str
+    compute: Callable[[Comparison], Mapping[str, float]]
+    extractor: Literal["inception", "classifier", "clip"] | None = None
+    lower_is_better: bool = False
+    needs_reference: bool = True
+    needs_features: bool = True
+    needs_classes: bool = False
+    min_images: int = 2
+
+
+METRICS = {
+    "fid": Metric("FID", frechet, extractor="inception", lower_is_better=True, needs_features=False),
+    "frechet": Metric(
+        "Frechet distance",
+        frechet,
+        extractor="classifier",
+        lower_is_better=True,
+        needs_reference=False,
+        needs_features=False,
+    ),
+    "kid": Metric("KID", kid, lower_is_better=True),
+    "precision": Metric("precision", manifold_overlap, min_images=4),
+    "recall": Metric("recall", manifold_overlap, min_images=4),
+    "density": Metric("density", ball_overlap, min_images=6),
+    "coverage": Metric("coverage", ball_overlap, min_images=6),
+    "is": Metric(
+        "Inception score",
+        inception_score,
+        extractor="inception",
+        needs_reference=False,
+        needs_features=False,
+        needs_classes=True,
+        min_images=10,
+    ),
+    "clip": Metric("CLIP score", clip_score, extractor="clip", needs_reference=False, needs_features=False),
+}
+SPREADS = {"kid": "kid_error", "is": "is_std"}  # values that a metric has besides its own
+SPREAD_LABELS = {"kid_error": "KID error", "is_std": "Inception score std"}
+
+
+def compute_metrics(
     names: Sequence[str],
     generated: FeatureStatistics,
     reference: FeatureStatistics | None = None,
     *,
     rng: torch.Generator,
-    settings: Settings | None = None,
+    options: MetricOptions | None = None,
 ) -> dict[str, float]:
-    """Figures by name, those asked for alone, in the order of METRICS.
+    """Compute metrics by name, in the order of METRICS. ValueError, naming the metric, where something is missing.
 
-    names: of METRICS. Each gives a figure named by `qualified_name`; kid also its standard error, kid_error; is also
-    is_std.
-    rng: draws the subsets of the kernel distance, on the CPU. ValueError, saying which metric lacks what.
+    In a classifier's features a name ends in the classifier's: frechet_<classifier>, recall_<classifier>. kid comes
+    with its standard error, kid_error; is with its standard deviation, is_std.
+
+    Args:
+        names: of METRICS.
+        generated: features of the generated images.
+        reference: features of the images to compare with.
+        rng: draws the subsets of the kernel distance, on the CPU.
+        options: parameters of the metrics.
     """
-    check_names(names)
-    settings = settings or Settings()
-    figures: dict[str, float] = {}
-    for name in METRICS:
-        if name in names and name not in figures:
-            figures |= GROUPS[name](Sets(name, generated, reference, settings, rng))
-    extra = {"kid_error": "kid", "is_std": "is"}
-    return {
-        qualified_name(name, generated.name): figures[name]
-        for name in ORDER
-        if name in figures and extra.get(name, name) in names
-    }
+    check_metrics(names)
+    values: dict[str, float] = {}
+    for name in (name for name in METRICS if name in names):
+        if METRICS[name].extractor == "inception" and generated.name != "inception":
+            raise ValueError(f"{name} is defined for Inception's features, these are {generated.name}'s")
+        if name not in values:
+            values |= METRICS[name].compute(Comparison(name, generated, reference, options or MetricOptions(), rng))
+    suffix = "" if generated.name in ("inception", "clip") else f"_{generated.name}"
+    keys = [key for name in METRICS if name in names for key in (name, SPREADS.get(name, "")) if key]
+    return {key + suffix: values[key] for key in keys}
 
 
-def check_names(names: Sequence[str]) -> None:
-    """ValueError for a name that is no metric's."""
-    if unknown := sorted(set(names) - set(METRICS)):
-        raise ValueError(f"unknown metric {unknown[0]!r}, known: {', '.join(METRICS)}")
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise a ValueError, suggesting the nearest name, where one is no metric's."""
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}{did_you_mean(name, METRICS) or '.'} Known: {', '.join(METRICS)}")
 
 
-def qualified_name(name: str, features: str) -> str:
-    """A figure's name: as published with Inception's features, else with theirs: frechet_<judge>, recall_<judge>.
-
-    CLIP's score is of its own network, whatever the others are seen through.
-    """
-    if features == "inception" or name == "clip":
-        return name
-    known = {"fid": "frechet", "kid": "kernel", "kid_error": "kernel_error"}
-    return f"{known.get(name, name)}_{features}"
+def parse_metrics(text: str) -> list[str]:
+    """Split comma-separated names of metrics. ValueError where one is empty or unknown."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"--metrics {text!r} has an empty name: give some of {','.join(METRICS)}")
+    check_metrics(names)
+    return list(dict.fromkeys(names))
 
 
-@dataclass(frozen=True)
-class Sets:
-    """What a metric is computed from, and the lines that say what is missing."""
-
-    name: str
-    generated: FeatureStatistics
-    reference: FeatureStatistics | None
-    settings: Settings
-    rng: torch.Generator
-
-    def compared(self) -> tuple[FeatureStatistics, FeatureStatistics]:
-        """Both sets. ValueError where there is no reference, or one seen through other features."""
-        if self.reference is None:
-            raise ValueError(f"{self.name} compares with real images: a reference is needed")
-        if self.generated.source != self.reference.source:
-            raise ValueError(
-                f"{self.name}: the images are seen through {self.generated.source}, the reference through "
-                f"{self.reference.source}, expected the same features"
-            )
-        return self.generated, self.reference
-
-    def features(self) -> tuple[Tensor, Tensor]:
-        """Both sets' features, on the device. ValueError where one has statistics alone."""
-        kept = []
-        for role, description in zip(("generated images", "reference"), self.compared(), strict=True):
-            if description.features is None:
-                raise ValueError(f"{self.name} needs features of the {role}, which has statistics alone: only fid can")
-            kept.append(description.features.to(self.settings.device))
-        return kept[0], kept[1]
-
-
-def fid(sets: Sets) -> dict[str, float]:
-    generated, reference = sets.compared()
-    return {"fid": frechet_distance(generated.statistics, reference.statistics)}
-
-
-def kid(sets: Sets) -> dict[str, float]:
-    subsets, size = sets.settings.kid_subsets, sets.settings.kid_size
-    mean, error = kernel_inception_distance(*sets.features(), rng=sets.rng, subsets=subsets, size=size)
-    return {"kid": mean, "kid_error": error}
-
-
-def similarity(sets: Sets) -> dict[str, float]:
-    return dict(zip(("precision", "recall"), precision_recall(*sets.features(), k=sets.settings.recall_k), strict=True))
-
-
-def fidelity(sets: Sets) -> dict[str, float]:
-    found = density_coverage(*sets.features(), k=sets.settings.coverage_k)
-    return dict(zip(("density", "coverage"), found, strict=True))
-
-
-def inception_score(sets: Sets) -> dict[str, float]:
-    if sets.generated.classes is None:
-        raise ValueError("is needs the probabilities of Inception's classes, which were not gathered")
-    return dict(zip(("is", "is_std"), sets.generated.classes.score(), strict=True))
-
-
-def clip(sets: Sets) -> dict[str, float]:
-    if sets.generated.clip is None:
-        raise ValueError("clip needs images of prompts and their CLIP scores, which were not gathered")
-    return {"clip": sets.generated.clip}
-
-
-ORDER = ("fid", "kid", "kid_error", "precision", "recall", "density", "coverage", "is", "is_std", "clip")
-GROUPS: dict[str, Callable[[Sets], dict[str, float]]] = {
-    "fid": fid,
-    "kid": kid,
-    "precision": similarity,
-    "recall": similarity,
-    "density": fidelity,
-    "coverage": fidelity,
-    "is": inception_score,
-    "clip": clip,
-}
+def metric_label(key: str) -> tuple[str, str]:
+    """Return label and direction of a value of `compute_metrics`: ("KID (my-classifier)", "lower is better")."""
+    for name in sorted({**METRICS, **SPREAD_LABELS}, key=len, reverse=True):
+        if key == name or key.startswith(f"{name}_"):
+            extractor = f" ({key[len(name) + 1 :]})" if key != name else ""
+            if name in SPREAD_LABELS:
+                return SPREAD_LABELS[name] + extractor, ""
+            direction = "lower is better" if METRICS[name].lower_is_better else "higher is better"
+            return METRICS[name].label + extractor, direction
+    return key, ""

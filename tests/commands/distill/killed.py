@@ -22,6 +22,7 @@ import torch
 import torch._dynamo  # which optimisers load, and every life anew
 
 from dmdistill.commands.distill import command as distilling
+from dmdistill.commands.distill import report as reporting
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
 from dmdistill.commands.options import ComputeOptions, SolverOptions
@@ -105,8 +106,8 @@ def after(seconds: float) -> Callable[[], None]:
 
 def quietly() -> None:
     """Without curves, timings and words: they take most of a run this small."""
-    for name in ("draw_curves", "draw_comparison", "print_table"):
-        setattr(distilling, name, lambda *_, **__: None)
+    for name in ("draw_curves", "draw_comparison", "print_comparison"):
+        setattr(reporting, name, lambda *_, **__: None)
     evaluating.seconds_per_image = lambda _, **__: 1.0
 
 

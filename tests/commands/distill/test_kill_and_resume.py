@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.distill import command as distilling
+from dmdistill.commands.distill import report as reporting
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
 from dmdistill.commands.options import ComputeOptions, SolverOptions
@@ -33,7 +34,7 @@ MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 def without_pictures(monkeypatch):
     """Curves and timings take most of a run this small."""
     for name in ("draw_curves", "draw_comparison"):
-        monkeypatch.setattr(distilling, name, lambda *_, **__: None)
+        monkeypatch.setattr(reporting, name, lambda *_, **__: None)
     monkeypatch.setattr(evaluating, "seconds_per_image", lambda _, **__: 1.0)
     monkeypatch.delenv("DMDISTILL_DEBUG", raising=False)
 

@@ -1,4 +1,4 @@
-"""FID on the way: what a run's states are compared with, and by what."""
+"""The metric that compares a run's states: FID against real images, or a classifier's Frechet distance."""
 
 import dataclasses
 import os
@@ -10,19 +10,24 @@ import torch
 from PIL import Image
 
 from dmdistill.commands.distill import command as distilling
-from dmdistill.commands.distill import validation_metric as judging
+from dmdistill.commands.distill import validation_metric
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.validation_metric import load_validation_metric
+from dmdistill.commands.evaluate import compute
 from dmdistill.commands.evaluate.command import evaluate
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.data.image_sources import open_images
-from dmdistill.data.image_tensors import from_uint8
+from dmdistill.data.image_tensors import from_uint8, to_uint8
+from dmdistill.data.pairs import open_pairs
 from dmdistill.distributed.process_group import SINGLE_PROCESS
-from dmdistill.metrics.frechet import frechet_distance, gather
+from dmdistill.io.atomic import read_json
+from dmdistill.metrics.frechet import frechet_distance
 from dmdistill.models.load import load_teacher
 from dmdistill.training.metrics_log import read_metrics
+from helpers.feature_statistics import feature_statistics
 
 HERE = {"device": torch.device("cpu"), "processes": SINGLE_PROCESS}
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
@@ -40,7 +45,7 @@ class Quarters:
 @pytest.fixture
 def quarters(monkeypatch, tmp_path):
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(judging, "load_inception", lambda **_: Quarters())
+    monkeypatch.setattr(validation_metric, "load_inception", lambda **_: Quarters())
 
 
 @pytest.fixture
@@ -83,43 +88,65 @@ def test_the_best_state_by_fid_becomes_the_student(config, quarters):
     told = student.config["distilled"]
     key = (told["step"], f"frechet_{told['average']}")
     assert found[key] == min(found.values())
-    reference = gather(Quarters(), [open_images(config.reference).images(range(30))])
+    reference = feature_statistics(Quarters(), [open_images(config.reference).images(range(30))])
     [drawn] = generate_images(student, 20, batch=20, seed=config.seed + 2)
-    own = gather(Quarters(), [((drawn + 1) * 127.5).round().clamp(0, 255)])
+    own = feature_statistics(Quarters(), [((drawn + 1) * 127.5).round().clamp(0, 255)])
     assert found[key] == pytest.approx(frechet_distance(own, reference), rel=1e-4)
 
 
-def test_what_was_seen_of_the_images_is_kept(config, quarters, monkeypatch):
+def test_features_of_the_reference_are_cached(config, quarters):
     teacher, said = load_teacher(config.teacher), []
     for _ in range(2):
-        feature_extractor = load_validation_metric(config.reference, teacher, **HERE, say=said.append)
-    assert [("looked at before" in line) for line in said] == [True]
+        metric = load_validation_metric(config.reference, teacher, **HERE, say=said.append)
+    assert [("are cached in" in line) for line in said] == [True]
     images = open_images(config.reference).images(range(30))
-    assert frechet_distance(
-        gather(feature_extractor.features, map(from_uint8, images.split(11))), feature_extractor.reference
-    ) == pytest.approx(0, abs=1e-6)
+    own = metric.moments(map(from_uint8, images.split(11))).statistics()
+    assert frechet_distance(own, metric.reference) == pytest.approx(0, abs=1e-6)
 
 
-def test_without_a_reference_the_teachers_judge_compares(tiny_teacher):
+def test_without_a_reference_the_teachers_feature_extractor_compares(tiny_teacher):
     teacher = load_teacher(str(tiny_teacher))
     assert load_validation_metric(None, teacher, **HERE, say=print) is None
     named = dataclasses.replace(teacher, feature_extractor="fashion-classifier")
-    assert load_validation_metric(None, named, **HERE, say=print).name == "fashion-classifier"
+    metric = load_validation_metric(None, named, **HERE, say=print)
+    assert (metric.extractor.name, metric.label) == ("fashion-classifier", "Frechet distance (fashion-classifier)")
+
+
+def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, capsys):
+    """FID of teacher and student against --reference; the run's own pairs are the first of the teacher's images."""
+    monkeypatch.setattr(compute, "load_inception", lambda *_, **__: Quarters())
+    monkeypatch.setattr(Quarters, "name", "inception")
+    distilling.distill(dataclasses.replace(config, report_images=30))
+    printed = capsys.readouterr().out
+    assert "FID" in printed
+    assert "lower is" in printed
+    assert f"compared with {config.reference}" in printed
+    report = read_json(config.out / "report.json")
+    seed = config.seed + 3
+    again = evaluate(EvaluateConfig(str(config.out), images=30, reference=config.reference, seed=seed, compute=MACHINE))
+    for name in ("metrics", "images", "reference", "seed", "model"):
+        assert report["student"][name] == again[name]
+    pairs, teacher = open_pairs(config.out / "pairs"), load_teacher(config.teacher)
+    teacher = with_solver_options(teacher, config.ode)
+    images = torch.cat([pairs[range(12)][1], *generate_images(teacher, 18, batch=18, seed=seed)])
+    own, real = (
+        feature_statistics(Quarters(), [batch])
+        for batch in (to_uint8(images), open_images(config.reference).images(range(30)))
+    )
+    assert report["teacher"]["metrics"]["fid"] == pytest.approx(frechet_distance(own, real), rel=1e-3)
 
 
 def test_images_of_another_shape_are_refused_before_the_run_begins(config, quarters, idx_folder):
-    with pytest.raises(ValueError, match=r"holds images \(1, 12, 12\), tiny's are \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"has images \(1, 12, 12\), tiny's are \(1, 8, 8\)"):
         distilling.distill(dataclasses.replace(config, reference=str(idx_folder)))
     assert not config.out.exists()
 
 
 def test_statistics_of_edm_will_do(quarters, tiny_teacher, tmp_path):
-    seen = gather(Quarters(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)])
-    np.savez(tmp_path / "x.npz", mu=seen.mean.numpy(), sigma=seen.covariance.numpy())
-    feature_extractor = load_validation_metric(
-        str(tmp_path / "x.npz"), load_teacher(str(tiny_teacher)), **HERE, say=print
-    )
-    assert frechet_distance(feature_extractor.reference, seen) == pytest.approx(0, abs=1e-6)
+    known = feature_statistics(Quarters(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)])
+    np.savez(tmp_path / "x.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
+    metric = load_validation_metric(str(tmp_path / "x.npz"), load_teacher(str(tiny_teacher)), **HERE, say=print)
+    assert frechet_distance(metric.reference, known) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`dmdistill evaluate`: figures that depend on the images alone, not on batches, processes or formats."""
+"""`dmdistill evaluate`: metrics depend on the images, not on batches, processes or formats."""
 
 import json
 import os
@@ -14,17 +14,18 @@ from PIL import Image
 from torch import nn
 
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.evaluate import compute as figures
-from dmdistill.commands.evaluate import partial_results as looking
+from dmdistill.commands.evaluate import compute, partial_results
 from dmdistill.commands.evaluate.command import evaluate
 from dmdistill.commands.evaluate.config import EvaluateConfig
-from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction, extract_features
+from dmdistill.commands.evaluate.feature_extraction import extract_features
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.clip_score import ClipScore
-from dmdistill.metrics.frechet import frechet_distance, gather
+from dmdistill.metrics.extraction import FeatureExtraction
+from dmdistill.metrics.frechet import frechet_distance
+from helpers.feature_statistics import feature_statistics
 from helpers.tiny_models import student_of
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
@@ -32,19 +33,19 @@ CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 ALL = "fid,kid,precision,recall,density,coverage,is"
 
 
-class Eye:
-    """A few features and classes of an image of any size: `Classifying`."""
+class SmallNetwork:
+    """A few features and classes of an image of any size: a `ClassPredictor`."""
 
-    id, name = "an-eye", "inception"
+    id, name = "small", "inception"
 
     def __init__(self) -> None:
-        self.looked = 0
+        self.images = 0
         rng = torch.Generator().manual_seed(0)
         self.weight = torch.randn(9, 6, generator=rng)
         self.pool = nn.AdaptiveAvgPool2d(3)
 
     def __call__(self, images):
-        self.looked += len(images)
+        self.images += len(images)
         return (self.pool(from_uint8(images).mean(1, keepdim=True)).flatten(1) @ self.weight).tanh()
 
     def classify(self, images):
@@ -59,16 +60,16 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def eye(monkeypatch):
+def network(monkeypatch):
     """Stands for Inception."""
-    eye = Eye()
-    monkeypatch.setattr(figures, "load_inception", lambda *_, **__: eye)
-    return eye
+    network = SmallNetwork()
+    monkeypatch.setattr(compute, "load_inception", lambda *_, **__: network)
+    return network
 
 
 @pytest.fixture(scope="session")
 def student(tiny_teacher, tmp_path_factory):
-    """The folder of a student of 1 x 8 x 8 images without a judge."""
+    """The folder of a student of 1 x 8 x 8 images without a feature extractor."""
     folder = tmp_path_factory.mktemp("models") / "student"
     student_of(str(tiny_teacher), folder)
     return folder
@@ -93,7 +94,7 @@ def run(model, reference=None, **settings):
     return evaluate(EvaluateConfig(str(model), reference=reference and str(reference), compute=MACHINE, **settings))
 
 
-def test_batches_change_no_digit(student, photos, eye):
+def test_batches_change_no_digit(student, photos, network):
     reports = [run(student, photos, metrics=ALL, images=300, batch=batch) for batch in (1, 7, 256)]
     assert reports[0] == reports[1] == reports[2]
     assert set(reports[0]["metrics"]) == {*ALL.split(","), "kid_error", "is_std"}
@@ -119,7 +120,7 @@ def processes(count, *arguments):
 
 
 def test_processes_change_no_digit(student, photos, tmp_path, monkeypatch):
-    """Two draw and look at shares of both sets, and the first alone speaks."""
+    """Two share the generation and both sets, and only the first prints."""
     metrics = "frechet,kid,precision,recall,density,coverage"
     settings = {"metrics": metrics, "feature_extractor": "fashion-classifier", "images": 100, "batch": 7}
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
@@ -131,117 +132,117 @@ def test_processes_change_no_digit(student, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "another"))
     one = run(student, photos, **settings)
     assert two["metrics"] == one["metrics"]
-    assert {name.partition("_")[0] for name in one["metrics"]} >= {"frechet", "kernel", "precision", "coverage"}
+    assert {name.partition("_")[0] for name in one["metrics"]} >= {"frechet", "kid", "precision", "coverage"}
 
 
 def test_shares_of_processes_add_up_to_the_whole(photos):
     """Image for image: sums, hands of the Inception score, and whose features are kept."""
     source = open_images(str(photos))
 
-    def seen(share):
-        look = FeatureExtraction(Eye(), keep=True, classes=True)
-        return extract_features(source, 60, [look], batch=7, processes=share, name="")[0]
+    def extract(share):
+        extraction = FeatureExtraction(SmallNetwork(), store_features=True, predict_classes=True)
+        return extract_features(source, 60, [extraction], batch=7, processes=share, name="")[0]
 
     class Share(ProcessGroup):
-        def gathered(self, value):
+        def gather(self, value):
             return [value]
 
-    whole = seen(ProcessGroup())
-    both = seen(Share(0, 2)) + seen(Share(1, 2))
+    whole = extract(ProcessGroup())
+    both = extract(Share(0, 2)) + extract(Share(1, 2))
     assert torch.equal(both.features, whole.features)
     assert both.classes.score() == pytest.approx(whole.classes.score(), rel=1e-12)
     for mine, theirs in ((both.moments.total, whole.moments.total), (both.moments.products, whole.moments.products)):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_a_set_compared_with_itself_is_itself(photos, tmp_path, eye):
+def test_a_set_compared_with_itself_is_itself(photos, tmp_path, network):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for file in photos.iterdir():
             archive.write(file, file.name)
     report = run(tmp_path / "x.zip", photos, metrics=ALL)
-    figures = report["metrics"]
-    assert figures["fid"] == pytest.approx(0, abs=1e-5)
-    assert (figures["precision"], figures["recall"], figures["coverage"]) == (1, 1, 1)
+    values = report["metrics"]
+    assert values["fid"] == pytest.approx(0, abs=1e-5)
+    assert (values["precision"], values["recall"], values["coverage"]) == (1, 1, 1)
     told = [report[name] for name in ("evaluations_per_image", "seconds_per_image", "seed", "images")]
     assert told == [None, None, None, 60]
 
 
-def test_figures_are_those_of_all_features_at_once(student, photos, eye):
+def test_values_are_those_of_all_features_at_once(student, photos, network):
     report = run(student, photos, metrics="fid,is", images=50, batch=11)
     from dmdistill.commands.evaluate.generated_images import GeneratedImages
     from dmdistill.models.load import load_model
 
     drawn = GeneratedImages(load_model(str(student)), 50, seed=1).images(range(50))
     real = open_images(str(photos)).images(range(60))
-    expected = frechet_distance(gather(eye, [drawn]), gather(eye, [real]))
+    expected = frechet_distance(feature_statistics(network, [drawn]), feature_statistics(network, [real]))
     assert report["metrics"]["fid"] == pytest.approx(expected, rel=1e-3)
-    p = eye.classify(drawn)[1].double()
+    p = network.classify(drawn)[1].double()
     hands = [p[hand::10] for hand in range(10)]
     scores = torch.stack([(q * (q.log() - q.mean(0).log())).sum(1).mean().exp() for q in hands])
     assert report["metrics"]["is"] == pytest.approx(scores.mean().item(), rel=1e-3)
 
 
-def test_a_reference_is_looked_at_once(student, photos, eye, capsys):
+def test_features_of_a_reference_are_extracted_once(student, photos, network, capsys):
     first = run(student, photos, metrics="fid,recall", images=20)
-    assert eye.looked == 60 + 20
-    assert "before" not in capsys.readouterr().err
+    assert network.images == 60 + 20
+    assert "cached" not in capsys.readouterr().err
     again = run(student, photos, metrics="recall,fid", images=20)
-    assert eye.looked == 60 + 20 + 20
-    assert f"{photos} was looked at before" in capsys.readouterr().err
+    assert network.images == 60 + 20 + 20
+    assert f"the features of {photos} are cached in" in capsys.readouterr().err
     assert again["metrics"] == first["metrics"]
     Image.new("L", (8, 8)).save(photos / "more.png")
     run(student, photos, metrics="fid", images=20)
-    assert eye.looked == 60 + 20 + 20 + 61 + 20
+    assert network.images == 60 + 20 + 20 + 61 + 20
 
 
 @pytest.mark.parametrize("left", ["whole", "damaged"])
 @pytest.mark.parametrize("killed", [1, 2, 4, 7])
-def test_killed_and_begun_again_an_evaluation_goes_on(killed, left, student, photos, eye, cache, tmp_path, monkeypatch):
-    """To the same digits, without another look at what was seen; kept is all but the block in hand."""
+def test_a_killed_evaluation_is_resumed(killed, left, student, photos, network, cache, tmp_path, monkeypatch):
+    """To the same digits, without extracting what was saved: all but the current block."""
     asked = {"metrics": ALL, "images": 400, "batch": 50}  # a block of the pictures, and seven of what is drawn
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "another"))
     whole = run(student, photos, **asked)
-    assert not list((tmp_path / "another").glob("looking/*")), "what takes no minute keeps nothing"
+    assert not list((tmp_path / "another").glob("extractions/*")), "what takes no minute keeps nothing"
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(looking, "EVERY", 0.0)
-    looked, seen, probe = [], Eye.__call__, 1  # an empty image first, to see whether it tells classes
+    monkeypatch.setattr(partial_results, "SAVE_SECONDS", 0.0)
+    calls, call, probe = [], SmallNetwork.__call__, 1  # an empty image first, to see whether it tells classes
 
-    def look(self, images):
-        looked.append(len(images))
-        if len(looked) == probe + killed:
+    def interrupted(self, images):
+        calls.append(len(images))
+        if len(calls) == probe + killed:
             raise KeyError("killed")
-        return seen(self, images)
+        return call(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Eye, "__call__", look)
+        patch.setattr(SmallNetwork, "__call__", interrupted)
         with pytest.raises(KeyError, match="killed"):
             run(student, photos, **asked)
-    for file in (tmp_path / "cache").glob("looking/*"):
+    for file in (tmp_path / "cache").glob("extractions/*"):
         if left == "damaged":
             file.write_bytes(file.read_bytes()[:-30])
-    eye.looked = 0
+    network.images = 0
     assert run(student, photos, **asked) == whole
     reference = 0 if killed > 1 else 60
     drawn = 400 - (64 * max(0, killed - 2) if left == "whole" else 0)
-    assert eye.looked == probe + reference + drawn
-    assert not list((tmp_path / "cache").glob("looking/*"))
+    assert network.images == probe + reference + drawn
+    assert not list((tmp_path / "cache").glob("extractions/*"))
 
 
-def test_statistics_of_edm_are_a_reference(student, photos, tmp_path, eye):
-    known = gather(eye, [open_images(str(photos)).images(range(60))])
+def test_statistics_of_edm_are_a_reference(student, photos, tmp_path, network):
+    known = feature_statistics(network, [open_images(str(photos)).images(range(60))])
     np.savez(tmp_path / "reference.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
     report = run(student, tmp_path / "reference.npz", metrics="fid", images=20)
     assert report["metrics"] == run(student, photos, metrics="fid", images=20)["metrics"]
 
 
-def test_what_a_teacher_draws_is_a_reference(student, tiny_teacher, eye):
+def test_what_a_teacher_draws_is_a_reference(student, tiny_teacher, network):
     report = run(student, f"model:{tiny_teacher}", images=12)
     assert report["metrics"]["fid"] > 0
     itself = run(student, f"model:{student}", metrics="fid", images=400)
     assert 0 < itself["metrics"]["fid"] < report["metrics"]["fid"]  # noise of its own
 
 
-def test_a_side_brings_both_to_one_size(student, tmp_path, eye):
+def test_a_side_brings_both_to_one_size(student, tmp_path, network):
     rng = np.random.default_rng(0)
     big = write(tmp_path / "big", rng.integers(0, 256, (20, 11, 9), dtype=np.uint8))
     assert run(student, big, metrics="fid", images=20, side=6)["metrics"]["fid"] > 0
@@ -259,28 +260,28 @@ def test_prompts_belong_to_pictures_by_number(photos, tmp_path, monkeypatch):
         def __call__(self, images, prompts):
             return torch.tensor([float(int(image[0, 0, 0]) == int(text)) for image, text in zip(images, prompts)])  # noqa: B905
 
-    monkeypatch.setattr(figures, "load_clip", lambda *_, **__: Told())
+    monkeypatch.setattr(compute, "load_clip", lambda *_, **__: Told())
     settings = {"metrics": "clip", "clip": "any", "prompts": str(tmp_path / "prompts.txt")}
     assert run(photos, batch=7, **settings)["metrics"] == {"clip": 1.0}
 
 
-def test_damaged_pictures_are_left_out_and_counted(photos, eye, capsys):
+def test_damaged_pictures_are_left_out_and_counted(photos, network, capsys):
     for name in ("003.png", "017.png"):
         (photos / name).write_bytes(b"no picture")
     report = run(photos, photos, metrics="fid", skip_corrupt=True, batch=9)
     assert (report["images"], report["metrics"]["fid"]) == (58, 0)
-    assert f"2 pictures of {photos} cannot be read, and were left out" in capsys.readouterr().err
+    assert f"2 images of {photos} cannot be read and were skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("metrics", "images", "match"),
     [
         ("fid", 20, "FID of 20 images is far above"),
-        ("kid", 20, "KID's subsets have 20 images"),
+        ("kid", 20, "the subsets of KID have 20 images"),
         ("recall", 20, "recall of 20 images against 60"),
     ],
 )
-def test_counts_that_mislead_are_said(metrics, images, match, student, photos, eye, capsys):
+def test_counts_that_mislead_are_said(metrics, images, match, student, photos, network, capsys):
     run(student, photos, metrics=metrics, images=images)
     assert match in capsys.readouterr().err
 
@@ -304,21 +305,24 @@ def given(student, photos, tmp_path):
     ("arguments", "match"),
     [
         ("STUDENT --metrics fdi", "unknown metric 'fdi'; did you mean 'fid'?"),
-        ("STUDENT --metrics ,", "--metrics ',', expected some of fid"),
+        ("STUDENT --metrics ,", "--metrics ',' has an empty name"),
         ("STUDENT --metrics fid", "--metrics fid compares with real images: give them by --reference"),
         ("STUDENT --metrics clip", "--metrics clip needs --clip"),
-        ("STUDENT --metrics clip --clip x", "--metrics clip needs what the images show: give --prompts"),
-        ("PHOTOS --metrics clip --clip x --prompts prompts.txt", "2 prompts for 60 images, expected one of each"),
-        ("STUDENT --metrics frechet", "--metrics frechet: tiny-student has no judge"),
-        ("STUDENT --reference large", "have 5 x 7 pixels, tiny-student's 8 x 8; --side brings both to one size"),
-        ("STUDENT --reference coloured", "are coloured, tiny-student's grey: expected one kind"),
+        ("STUDENT --metrics clip --clip x", "--metrics clip needs the images' prompts: give --prompts"),
+        ("PHOTOS --metrics clip --clip x --prompts prompts.txt", "--prompts has 2 prompts for 60 images"),
+        ("STUDENT --metrics frechet", "--metrics frechet: tiny-student has no feature extractor"),
+        (
+            "STUDENT --reference large",
+            "large has images of 5 x 7 pixels, tiny-student's are 8 x 8: bring both to one size by --side",
+        ),
+        ("STUDENT --reference coloured", "coloured has images of 3 channel(s), tiny-student's have 1"),
         ("coloured --feature-extractor fashion-classifier", "takes images of 1 channel(s)"),
         ("STUDENT --reference three --metrics density", "--metrics density needs at least 6 images"),
         ("three --metrics is", "--metrics is needs at least 10 images"),
-        ("PHOTOS --images 61 --reference PHOTOS", "--images 61:"),
+        ("PHOTOS --images 61 --reference PHOTOS", "--images 61 is more than the 60 images"),
         ("STUDENT --reference damaged --images 9", "1 of 9 pictures cannot be read, first 004.png"),
         ("damaged --reference PHOTOS", "1 of 9 pictures cannot be read, first 004.png"),
-        ("STUDENT --reference x.npz --metrics kid", "x.npz holds their statistics alone"),
+        ("STUDENT --reference x.npz --metrics kid", "x.npz has only statistics"),
         ("STUDENT --reference x.npz --images 9", "expected the same features"),
         ("STUDENT --reference nowhere", "nowhere does not exist"),
         ("STUDENT --reference nowhere.npz", "nowhere.npz does not exist"),
@@ -329,9 +333,9 @@ def given(student, photos, tmp_path):
         ("nothing", "unknown model 'nothing'"),
     ],
 )
-def test_bad_input_is_one_line(arguments, match, given, line_of, eye, monkeypatch):
+def test_bad_input_is_one_line(arguments, match, given, line_of, network, monkeypatch):
     if "x.npz --images" in arguments:
-        eye.weight = eye.weight[:, :5]
+        network.weight = network.weight[:, :5]
         match = "statistics of 5 and of 6 features, expected the same features"
     assert match in line_of("evaluate", *map(given, arguments.split()), *CPU)
 
@@ -346,11 +350,11 @@ def test_missing_weights_are_one_line(student, photos, line_of, monkeypatch):
     assert "none.pt cannot be read" in line
 
 
-def test_a_file_without_classes_is_said_before_anything_is_drawn(student, eye, line_of, monkeypatch):
+def test_a_file_without_classes_is_said_before_anything_is_drawn(student, network, line_of, monkeypatch):
     def classify(_):
         raise ValueError("this copy lacks the last layer")
 
-    monkeypatch.setattr(eye, "classify", classify)
+    monkeypatch.setattr(network, "classify", classify)
     assert "lacks the last layer" in line_of("evaluate", student, "--metrics", "is", "--images", 20, *CPU)
 
 

@@ -5,7 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from dmdistill.commands.evaluate.generated_images import GeneratedImages, batch_ranges, generate_images, numbered
+from dmdistill.commands.evaluate.generated_images import (
+    GeneratedImages,
+    batch_ranges,
+    generate_images,
+    generator_inputs,
+)
 from dmdistill.data.image_tensors import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.load import load_teacher
@@ -17,16 +22,16 @@ def teacher(tiny_teacher):
 
 
 def test_noise_and_class_do_not_depend_on_the_batch(teacher):
-    z, cond = numbered(teacher, range(23), seed=4)
+    z, cond = generator_inputs(teacher, range(23), seed=4)
     for batch in (1, 7, 22):
-        parts = [numbered(teacher, rows, seed=4) for rows in batch_ranges(23, batch)]
+        parts = [generator_inputs(teacher, rows, seed=4) for rows in batch_ranges(23, batch)]
         assert torch.equal(torch.cat([part for part, _ in parts]), z)
         assert torch.equal(torch.cat([one.one_hot for _, one in parts]), cond.one_hot)
-    assert torch.equal(numbered(teacher, range(5, 9), seed=4)[0], z[5:9])
+    assert torch.equal(generator_inputs(teacher, range(5, 9), seed=4)[0], z[5:9])
 
 
 def test_noise_is_normal_and_of_no_other_image_or_seed(teacher):
-    z, cond = numbered(teacher, range(3000), seed=0)
+    z, cond = generator_inputs(teacher, range(3000), seed=0)
     flat = z.flatten(1).double()
     assert abs(flat.mean()) < 4 / flat.numel() ** 0.5
     assert abs(flat.var() - 1) < 4 * (2 / flat.numel()) ** 0.5
@@ -34,14 +39,14 @@ def test_noise_is_normal_and_of_no_other_image_or_seed(teacher):
     assert alike.abs().max() < 6 / flat.shape[1] ** 0.5
     counts = cond.one_hot.sum(0)
     assert ((counts - 300).abs() < 4 * 300**0.5).all()
-    assert not torch.isclose(numbered(teacher, range(3), seed=1)[0], z[:3]).any()
+    assert not torch.isclose(generator_inputs(teacher, range(3), seed=1)[0], z[:3]).any()
     shard = torch.randn(z[0].shape, generator=torch.Generator().manual_seed(derive_seed(0, 2)))
     assert not torch.equal(shard, z[2])  # that of pairs
 
 
 def test_prompts_take_their_turns(teacher):
     told = dataclasses.replace(teacher, text=object())
-    _, cond = numbered(told, range(17, 31), seed=0)
+    _, cond = generator_inputs(told, range(17, 31), seed=0)
     assert cond.one_hot.argmax(1).tolist() == [i % 10 for i in range(17, 31)]
 
 

@@ -15,7 +15,7 @@ __all__ = ["ClassifierConfig"]
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Train the small classifier in whose features the Frechet distance is measured."""
+    """Train a small classifier as feature extractor of the Frechet distance."""
 
     data: Path = Path("datasets/fashion-mnist")
     """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""

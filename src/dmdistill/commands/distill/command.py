@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import torch
-from torch import Tensor
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.report import draw_comparison, draw_curves
+from dmdistill.commands.distill.report import write_report
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.evaluate.command import measure, print_table
-from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import check_at_least, check_numbers, check_positive, check_shares
 from dmdistill.commands.prompts import with_prompts
@@ -25,7 +21,6 @@ from dmdistill.distributed.process_group import (
     join_process_group,
     local_device,
 )
-from dmdistill.io.atomic import write_json
 from dmdistill.io.errors import import_optional
 from dmdistill.models.cards import student_card
 from dmdistill.models.folder import save_model
@@ -134,38 +129,10 @@ def check(config: DistillConfig, processes: ProcessGroup = SINGLE_PROCESS) -> No
 
 
 def report(config: DistillConfig, job: Job, run: RunFolder) -> Student:
-    """Measure the stored student beside its teacher; write report.json, report.png and comparison.png."""
+    """Measure the stored student beside its teacher, and return it."""
     student = load_model(str(config.out / "student"), teacher=job.teacher)
     assert isinstance(student, Student)
     student.to(run.device, run.precision)
     job.teacher.to(run.device, run.precision)
-    count = config.report_images
-    drawn = generate_images(student, count, batch=job.many, seed=config.seed + 3, name="drawing the student's images")
-    reports = [
-        measure(job.teacher, teacher_images(config, job), images=count, batch=job.many),
-        measure(student, drawn, images=count, batch=job.many),
-    ]
-    seconds = {"distillation": job.trainer.seconds}
-    if job.pairs is not None and job.pairs.seconds_per_image is not None:
-        seconds["pairs"] = job.pairs.seconds_per_image * len(job.pairs)
-    write_json(config.out / "report.json", {"teacher": reports[0], "student": reports[1], "seconds": seconds})
-    draw_curves(config.out)
-    draw_comparison(config.out / "comparison.png", job.teacher, student, reports, batch=job.many)
-    print_table(reports)
-    run.say(f"distilled in {seconds['distillation'] / 60:.1f} min; student in {config.out / 'student'}")
-    run.say(f"teacher and student side by side: {config.out / 'comparison.png'}; curves: {config.out / 'report.png'}")
+    write_report(config, job.teacher, student, job.pairs, batch=job.many, seconds=job.trainer.seconds, say=run.say)
     return student
-
-
-def teacher_images(config: DistillConfig, job: Job) -> Iterator[Tensor]:
-    """Those of the run's own pairs, and fresh ones where these are too few."""
-    teacher, count = job.teacher, config.report_images
-    own = job.pairs if config.pairs is None else None
-    kept = min(len(own), count) if own is not None else 0
-    for start in range(0, kept, job.many):
-        x = own[range(start, min(start + job.many, kept))][1].to(teacher.device)  # type: ignore[index]
-        with torch.no_grad():
-            yield teacher.decode(x)
-    yield from generate_images(
-        teacher, count - kept, batch=job.many, seed=config.seed + 3, name="drawing the teacher's images"
-    )

@@ -13,7 +13,7 @@ from dmdistill.commands.distill.diagnostics import Probe
 from dmdistill.commands.distill.validation_metric import ValidationMetric
 from dmdistill.commands.evaluate.generated_images import batch_ranges, generate_images
 from dmdistill.data.image_tensors import save_grid
-from dmdistill.metrics.frechet import Moments, accumulate_moments, frechet_distance
+from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.training.best_checkpoint import BestCheckpoint
 from dmdistill.training.checkpoints import map_tensors
 
@@ -77,7 +77,7 @@ class Watch:
         config, processes = self.job.config, self.job.run.processes
         told = {"batch": self.job.many, "seed": config.seed + 2, "share": processes.split}
         drawn = generate_images(self.job.teacher, config.evaluate_images, generate=generator, **told)
-        own = accumulate_moments(feature_extractor.features, drawn)
+        own = feature_extractor.moments(drawn)
         if processes.world_size > 1:
             self.keep_pace(generator)
             own = sum(processes.all_gather(Moments() + own), Moments())

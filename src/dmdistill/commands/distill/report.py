@@ -1,24 +1,115 @@
-"""Pictures of a run: its curves, and its student beside its teacher."""
+"""The final report of a run: its student measured beside its teacher, and pictures of both and of the run's curves."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.diagnostics import BINS
+from dmdistill.commands.evaluate.command import measure
+from dmdistill.commands.evaluate.config import EvaluateConfig
+from dmdistill.commands.evaluate.generated_images import GeneratedImages
+from dmdistill.commands.evaluate.inputs import open_evaluation
+from dmdistill.commands.evaluate.tables import print_comparison
 from dmdistill.data.image_tensors import to_uint8
-from dmdistill.io.atomic import atomic_write
-from dmdistill.models.model import Model
+from dmdistill.data.pairs import PairDataset
+from dmdistill.io.atomic import atomic_write, write_json
+from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.training.metrics_log import read_metrics
 
-__all__ = ["draw_comparison", "draw_curves"]
+__all__ = ["draw_comparison", "draw_curves", "write_report"]
+
+
+def write_report(
+    config: DistillConfig,
+    teacher: Teacher,
+    student: Student,
+    pairs: PairDataset | None,
+    *,
+    batch: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> None:
+    """Measure student and teacher as `dmdistill evaluate` does; write report.json, report.png and comparison.png.
+
+    Args:
+        config: of the run.
+        teacher: on its device.
+        student: on its device.
+        pairs: the run's, or None. Those that the run made are used as the teacher's images.
+        batch: images generated at once.
+        seconds: that the distillation took.
+        say: prints a line.
+    """
+    settings = EvaluateConfig(
+        str(config.out), reference=config.reference, images=config.report_images, batch=batch, seed=config.seed + 3
+    )
+    teacher_images = TeacherImages(
+        GeneratedImages(teacher, config.report_images, seed=settings.seed), pairs if config.pairs is None else None
+    )
+    reports = []
+    for model, source in ((teacher, teacher_images), (student, None)):
+        precision = model.denoiser.precision
+        reports.append(measure(open_evaluation(settings, model.device, precision, model=model, source=source)))
+    durations = {"distillation": seconds}
+    if pairs is not None and pairs.seconds_per_image is not None:
+        durations["pairs"] = pairs.seconds_per_image * len(pairs)
+    write_json(config.out / "report.json", {"teacher": reports[0], "student": reports[1], "seconds": durations})
+    draw_curves(config.out)
+    draw_comparison(config.out / "comparison.png", teacher, student, batch=batch)
+    print_comparison(reports)
+    say(f"distilled in {seconds / 60:.1f} min; student in {config.out / 'student'}")
+    say(f"teacher and student side by side: {config.out / 'comparison.png'}; curves: {config.out / 'report.png'}")
+
+
+class TeacherImages:
+    """The `ImageSource` of a teacher's images: those of pairs first, which are there already, then generated ones.
+
+    Args:
+        generated: as many as are needed without pairs.
+        pairs: of the same teacher, or None.
+    """
+
+    def __init__(self, generated: GeneratedImages, pairs: PairDataset | None) -> None:
+        self.generated, self.pairs, self.name = generated, pairs, generated.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C H W of every image."""
+        return self.generated.shape
+
+    def __len__(self) -> int:
+        return len(self.generated)
+
+    def digest(self) -> str:
+        """Hash everything that decides the images."""
+        pairs = asdict(self.pairs.settings) if self.pairs is not None else None
+        return hashlib.sha256(json.dumps([self.generated.digest(), pairs], default=str).encode()).hexdigest()
+
+    @torch.no_grad()
+    def images(self, rows: range) -> Tensor:
+        """Return the images of these numbers: uint8, B C H W."""
+        paired = len(self.pairs) if self.pairs is not None else 0
+        stored, rest = range(rows.start, min(rows.stop, paired)), range(max(rows.start, paired), rows.stop)
+        images = []
+        if self.pairs is not None and stored:
+            teacher = self.generated.model
+            images.append(to_uint8(teacher.decode(self.pairs[stored][1].to(teacher.device))).cpu())
+        if rest:
+            images.append(self.generated.images(range(rest.start - paired, rest.stop - paired)).cpu())
+        return torch.cat(images)
 
 
 def draw_curves(folder: Path) -> None:
-    """Write report.png from a run's metrics.jsonl: one panel per question that the run has an answer to."""
+    """Draw report.png from a run's metrics.jsonl, a panel for each kind of value that was measured."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder)
@@ -52,35 +143,44 @@ def draw_curves(folder: Path) -> None:
 
 
 def draw_comparison(
-    file: Path, teacher: Model, student: Model, reports: list[dict[str, Any]], *, columns: int = 10, batch: int = 500
+    file: Path, teacher: Model, student: Model, *, rows: int = 3, columns: int = 10, batch: int = 500
 ) -> None:
-    """Rows of the teacher's images, each over the student's from the same noise and labels, drawn in batches."""
+    """Draw rows of the teacher's images, each above the student's of the same noise and conditions.
+
+    Args:
+        file: to write, a PNG.
+        teacher: on its device.
+        student: on its device.
+        rows: of each of them.
+        columns: images in a row.
+        batch: images generated at once.
+    """
     from matplotlib.figure import Figure
 
-    rng = torch.Generator(teacher.device).manual_seed(1234)
-    z, cond = teacher.sample_inputs(3 * columns, rng=rng)
+    count, models = rows * columns, {"teacher": teacher, "student": student}
+    z, cond = teacher.sample_inputs(count, rng=torch.Generator(teacher.device).manual_seed(1234))
     if teacher.conditions is not None:
-        cond = teacher.condition(torch.arange(3 * columns) % len(teacher.conditions))
-    parts = [slice(start, start + batch) for start in range(0, len(z), batch)]
-    told = [(z[part], cond[part] if cond is not None else None) for part in parts]
-    rows = [torch.cat([model.images(*few) for few in told]).split(columns) for model in (teacher, student)]
-    figure = Figure(figsize=(columns * 0.9 + 2.2, 6 * 0.9 + 0.3), layout="constrained")
-    for i, axes in enumerate(figure.subplots(6, 1)):
-        who, report = i % 2, reports[i % 2]
-        axes.imshow(side_by_side(rows[who][i // 2]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        cond = teacher.condition(torch.arange(count) % len(teacher.conditions))
+    parts = [slice(start, start + batch) for start in range(0, count, batch)]
+    inputs = [(z[part], cond[part] if cond is not None else None) for part in parts]
+    images = [torch.cat([model.images(*one) for one in inputs]).split(columns) for model in models.values()]
+    figure = Figure(figsize=(columns * 0.9 + 2.2, 2 * rows * 0.9 + 0.3), layout="constrained")
+    for i, axes in enumerate(figure.subplots(2 * rows, 1)):
+        role = list(models)[i % 2]
+        axes.imshow(side_by_side(images[i % 2][i // 2]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
-        text = f"{('teacher', 'student')[who]}\n{report['evaluations_per_image']} eval."
-        axes.set_ylabel(text, rotation=0, ha="right", va="center")
+        axes.set_ylabel(f"{role}\n{models[role].evaluations} eval.", rotation=0, ha="right", va="center")
     with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
 
 def side_by_side(images: Tensor) -> Any:
-    """B C H W -> H, B W (, C) as bytes."""
+    """Join images, B C H W, to one uint8 array, H, B W (, C)."""
     row = torch.cat(list(to_uint8(images).cpu()), dim=2)
     return row[0].numpy() if len(row) == 1 else row.permute(1, 2, 0).numpy()
 
 
-def all_keys(rows: list[dict[str, float]]) -> list[str]:
+def all_keys(rows: Sequence[dict[str, float]]) -> list[str]:
+    """List the keys of all rows, each once."""
     return list(dict.fromkeys(key for row in rows for key in row))

@@ -1,51 +1,50 @@
-"""Who compares the states of a distillation on the way: the teacher's judge, or FID against real images."""
+"""The metric by which the states of a run are compared: FID against real images, or a classifier's Frechet distance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction
+from dmdistill.commands.evaluate.generated_images import image_shape
 from dmdistill.commands.evaluate.reference_cache import Reference, reference_features
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import to_uint8
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.classifier_features import load_classifier_features
-from dmdistill.metrics.features import Features
-from dmdistill.metrics.frechet import Statistics, load_edm_statistics
+from dmdistill.metrics.extraction import FeatureExtraction
+from dmdistill.metrics.features import FeatureExtractor
+from dmdistill.metrics.frechet import Moments, Statistics, accumulate_moments, load_edm_statistics
 from dmdistill.metrics.inception import load_inception
 from dmdistill.models.model import Teacher
 
-__all__ = ["InceptionMetric", "ValidationMetric", "load_validation_metric"]
-
-GROUP = 64  # images that Inception sees at once
-
-
-class ValidationMetric(Protocol):
-    """What a run asks of a judge: features, and those of real images, to which the distance is taken."""
-
-    @property
-    def reference(self) -> Statistics: ...
-
-    def features(self, images: Tensor, /) -> Tensor:
-        """B D, fp32, of B C H W in about [-1, 1]."""
-        ...
+__all__ = ["ValidationMetric", "load_validation_metric"]
 
 
 @dataclass(frozen=True)
-class InceptionMetric:
-    """FID: the Frechet distance in Inception's features, of images as a viewer gets them."""
+class ValidationMetric:
+    """The Frechet distance to real images in a network's features.
 
-    inception: Features
+    Attributes:
+        extractor: the network; with Inception the distance is FID.
+        reference: statistics of the real images.
+    """
+
+    extractor: FeatureExtractor
     reference: Statistics
 
-    def features(self, images: Tensor) -> Tensor:
-        return torch.cat([self.inception(group) for group in to_uint8(images).split(GROUP)])
+    @property
+    def label(self) -> str:
+        """Name to show: "FID", or "Frechet distance (<classifier>)"."""
+        name = self.extractor.name
+        return "FID" if name == "inception" else f"Frechet distance ({name})"
+
+    def moments(self, images: Iterable[Tensor]) -> Moments:
+        """Accumulate the feature moments of images, batch by batch, B C H W in about [-1, 1], rounded to 8 bits."""
+        return accumulate_moments(self.extractor, map(to_uint8, images))
 
 
 def load_validation_metric(
@@ -56,19 +55,30 @@ def load_validation_metric(
     processes: ProcessGroup,
     say: Callable[[str], None],
 ) -> ValidationMetric | None:
-    """FID against `reference`, real images or EDM's statistics, where it is given; else the teacher's judge, if any.
+    """Load the metric of a run; None where there is neither a reference nor a classifier of the teacher's images.
 
-    What was seen of the images before is read from the cache; else the processes share them. ValueError where they are
-    not of the teacher's shape.
+    ValueError where the reference's images are not of the teacher's shape.
+
+    Args:
+        reference: real images or EDM's statistics, for FID. Their features are cached.
+        teacher: whose classifier is used without a reference.
+        device: where the network computes.
+        processes: which share the extraction of the reference's features.
+        say: prints a line about the cache.
     """
     if reference is None:
-        return load_classifier_features(teacher.feature_extractor, device) if teacher.feature_extractor else None
+        if teacher.feature_extractor is None:
+            return None
+        classifier = load_classifier_features(teacher.feature_extractor, device)
+        return ValidationMetric(classifier, classifier.reference)
     if reference.endswith(".npz"):
-        return InceptionMetric(load_inception(device=device), load_edm_statistics(Path(reference)))
+        return ValidationMetric(load_inception(device=device), load_edm_statistics(Path(reference)))
     source = open_images(reference)
-    if teacher.autoencoder is None and source.shape != teacher.shape:
-        raise ValueError(f"--reference {reference} holds images {source.shape}, {teacher.name}'s are {teacher.shape}")
+    if source.shape != (shape := image_shape(teacher, device)):
+        raise ValueError(f"--reference {reference} has images {source.shape}, {teacher.name}'s are {shape}")
     inception = load_inception(device=device)
-    images = Reference(reference, source)
-    seen = reference_features(images, [FeatureExtraction(inception)], batch=500, processes=processes, say=say)
-    return InceptionMetric(inception, processes.broadcast([one.statistics for one in seen])[0])
+    images, extraction = Reference(reference, source), FeatureExtraction(inception)
+    features = reference_features(images, [extraction], batch=500, processes=processes, say=say)
+    [statistics] = processes.broadcast([one.statistics for one in features])
+    assert statistics is not None
+    return ValidationMetric(inception, statistics)

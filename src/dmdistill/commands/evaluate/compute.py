@@ -1,119 +1,119 @@
-"""The figures of an evaluation: each set of images is looked at once, by all networks that the metrics need."""
+"""Computation of an evaluation's metrics: every network extracts the features of each set of images once."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from rich.console import Console
 
-from dmdistill.commands.evaluate.feature_extraction import ClipScoring, Extraction, FeatureExtraction, extract_features
-from dmdistill.commands.evaluate.inputs import EvaluationInputs
+from dmdistill.commands.evaluate.feature_extraction import extract_features
+from dmdistill.commands.evaluate.inputs import Evaluation
 from dmdistill.commands.evaluate.reference_cache import reference_features
 from dmdistill.distributed.process_group import ProcessGroup
-from dmdistill.metrics.accumulate import FeatureAccumulator, FeatureStatistics
+from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.clip_score import load_clip
+from dmdistill.metrics.extraction import ClipScoring, Extraction, FeatureExtraction
 from dmdistill.metrics.inception import load_inception
-from dmdistill.metrics.registry import Settings, compute
-from dmdistill.metrics.requirements import METRICS, SUBSET, rounded, warnings_of
+from dmdistill.metrics.registry import METRICS, MetricOptions, compute_metrics
 
-__all__ = ["compute_metrics"]
+__all__ = ["compute_values"]
+
+DIGITS = 4  # of a value: the further ones change with the batch, as networks' results do
+FID_IMAGES = 10_000  # FID rises as the number of images falls, below this by whole points
+BENCHMARK_IMAGES = (30_000, 50_000)  # of COCO, and of CIFAR-10 and ImageNet
+KID_SUBSET = MetricOptions().kid_subset_size
 
 
-def compute_metrics(evaluation: EvaluationInputs, processes: ProcessGroup) -> tuple[dict[str, float], int]:
-    """Figures by name, and of how many images; for the first process, which says what their reader must know.
+def compute_values(evaluation: Evaluation, processes: ProcessGroup) -> tuple[dict[str, float], int]:
+    """Compute the metrics by name, and the number of images they are of, on the first process.
 
-    Where nothing is asked for, no image is drawn.
+    The other processes get ({}, 0). What a reader of the values must know is printed to stderr. Without metrics no
+    image is generated.
     """
-    looks = looks_of(evaluation)
-    if not looks:
+    extractions = build_extractions(evaluation)
+    if not extractions:
         return {}, 0
-    references = references_of(evaluation, looks, processes)
+    references = extract_references(evaluation, extractions, processes)
     source, batch = evaluation.source, evaluation.batch
-    what = "drawing images" if evaluation.model is not None else f"looking at {source.name}"
-    found = extract_features(source, evaluation.count, looks, batch=batch, processes=processes, name=what)
+    name = f"{'generating images of' if evaluation.model is not None else 'extracting features of'} {source.name}"
+    accumulators = extract_features(
+        source, evaluation.count, list(extractions.values()), batch=batch, processes=processes, name=name
+    )
     if not processes.is_main:
         return {}, 0
-    figures: dict[str, float] = {}
-    for look, gathering in zip(looks, found, strict=True):
-        figures |= computed(evaluation, look, gathering, references.get(gathering.source))
-    images = max(max(one.moments.count, one.clip[0]) for one in found)
-    if images < evaluation.count:
-        say(f"{evaluation.count - images} pictures of {source.name} cannot be read, and were left out")
-    real = evaluation.reference.count if evaluation.reference is not None else None
-    for line in warnings_of(evaluation.names, images=images, reference=real):
-        say(line)
-    return {name: rounded(value) for name, value in figures.items()}, images
+    values: dict[str, float] = {}
+    for extractor, accumulator in zip(extractions, accumulators, strict=True):
+        features = accumulator.statistics()
+        values |= compute_group(evaluation, extractor, features, references.get(features.source))
+    images = max(accumulator.images for accumulator in accumulators)
+    for line in count_warnings(evaluation, images):
+        print_line(line)
+    return {key: float(f"{value:.{DIGITS}g}") for key, value in values.items()}, images
 
 
-def looks_of(evaluation: EvaluationInputs) -> list[Extraction]:
-    """One for each network that the metrics need."""
-    config, looks = evaluation.config, []
-    if wanted := [METRICS[name] for name in names_of(evaluation, "inception")]:
+def build_extractions(evaluation: Evaluation) -> dict[str, Extraction]:
+    """Build one extraction for each network that the metrics need, by its kind."""
+    config, extractions = evaluation.config, dict[str, Extraction]()
+    if metrics := [METRICS[name] for name in evaluation.metrics_in("inception")]:
         inception = load_inception(config.inception, device=evaluation.device, resizing=config.resizing)
-        keep, classes = any(one.keep for one in wanted), any(one.classes for one in wanted)
-        if classes:  # a file without the last layer says so before anything is drawn
+        predict_classes = any(metric.needs_classes for metric in metrics)
+        if predict_classes:  # a file without the output layer says so before anything is generated
             inception.classify(torch.zeros(1, *evaluation.source.shape, dtype=torch.uint8))
-        looks.append(FeatureExtraction(inception, keep=keep, classes=classes))
-    if (
-        wanted := [METRICS[name] for name in names_of(evaluation, "feature_extractor")]
-    ) and evaluation.feature_extractor is not None:
-        looks.append(FeatureExtraction(evaluation.feature_extractor, keep=any(one.keep for one in wanted)))
-    if "clip" in evaluation.names and config.clip is not None:
-        looks.append(ClipScoring(load_clip(config.clip, device=evaluation.device), evaluation.prompts))
-    return looks
+        store_features = any(metric.needs_features for metric in metrics)
+        extractions["inception"] = FeatureExtraction(inception, store_features, predict_classes)
+    if (metrics := evaluation.metrics_in("classifier")) and evaluation.classifier is not None:
+        store_features = any(METRICS[name].needs_features for name in metrics)
+        extractions["classifier"] = FeatureExtraction(evaluation.classifier, store_features)
+    if evaluation.metrics_in("clip") and config.clip is not None:
+        extractions["clip"] = ClipScoring(load_clip(config.clip, device=evaluation.device), evaluation.prompts)
+    return extractions
 
 
-def names_of(evaluation: EvaluationInputs, network: str) -> list[str]:
-    """The metrics asked for that are of this network; the others use --feature-extractor, else Inception."""
-    any_features = "inception" if evaluation.config.feature_extractor is None else "feature_extractor"
-    return [name for name in evaluation.names if (METRICS[name].network or any_features) == network]
-
-
-def references_of(
-    evaluation: EvaluationInputs, looks: Sequence[Extraction], processes: ProcessGroup
+def extract_references(
+    evaluation: Evaluation, extractions: dict[str, Extraction], processes: ProcessGroup
 ) -> dict[str, FeatureStatistics]:
-    """What the looks that compare see of the reference, by their networks' ids. A judge has one of its own."""
-    feature_extractor, reference = evaluation.feature_extractor, evaluation.reference
-    found = (
-        {
-            feature_extractor.id: FeatureStatistics(
-                feature_extractor.id, feature_extractor.name, feature_extractor.reference
-            )
-        }
-        if feature_extractor is not None
-        else {}
-    )
+    """Extract or read the features to compare with, by the ids of their networks."""
+    classifier, reference = evaluation.classifier, evaluation.reference
+    references = {}
+    if classifier is not None:  # unless other images are given
+        references[classifier.id] = FeatureStatistics(classifier.id, classifier.name, classifier.reference)
     if reference is None:
-        return found
-    alike = [look for look in looks if isinstance(look, FeatureExtraction)]
+        return references
+    compared = [one for one in extractions.values() if isinstance(one, FeatureExtraction)]
     if reference.source is None:  # statistics of Inception's features
-        alike = [look for look in alike if look.network is not feature_extractor]
-    fresh = [FeatureExtraction(look.network, keep=look.keep) for look in alike]
-    seen = reference_features(reference, fresh, batch=evaluation.batch, processes=processes, say=say)
-    return found | {one.source: one for one in seen}
+        compared = [one for one in compared if one.extractor is not classifier]
+    new = [FeatureExtraction(one.extractor, one.store_features) for one in compared]
+    features = reference_features(reference, new, batch=evaluation.batch, processes=processes, say=print_line)
+    return references | {one.source: one for one in features}
 
 
-def computed(
-    evaluation: EvaluationInputs, look: Extraction, gathering: FeatureAccumulator, reference: FeatureStatistics | None
+def compute_group(
+    evaluation: Evaluation, extractor: str, features: FeatureStatistics, reference: FeatureStatistics | None
 ) -> dict[str, float]:
-    """The figures of one network."""
-    if isinstance(look, ClipScoring):
-        images, total = gathering.clip
-        return {"clip": total / images}
-    described = gathering.description()
-    kept = [len(one.features) for one in (described, reference) if one is not None and one.features is not None]
-    settings = Settings(kid_size=min([SUBSET, *kept]), device=evaluation.device)
-    names = names_of(evaluation, "feature_extractor" if look.gathering.source == judge_id(evaluation) else "inception")
+    """Compute the metrics in one network's features."""
+    stored = [len(one.features) for one in (features, reference) if one is not None and one.features is not None]
+    options = MetricOptions(kid_subset_size=min([KID_SUBSET, *stored]), device=evaluation.device)
     rng = torch.Generator().manual_seed(evaluation.config.seed)
-    own = ["fid" if name == "frechet" else name for name in names]
-    return compute(own, described, reference, rng=rng, settings=settings)
+    return compute_metrics(evaluation.metrics_in(extractor), features, reference, rng=rng, options=options)
 
 
-def judge_id(evaluation: EvaluationInputs) -> str | None:
-    return evaluation.feature_extractor.id if evaluation.feature_extractor is not None else None
+def count_warnings(evaluation: Evaluation, images: int) -> list[str]:
+    """Say where the numbers of images make the values misleading or incomparable."""
+    metrics, lines = evaluation.metrics, []
+    if images < evaluation.count:
+        lines.append(f"{evaluation.count - images} images of {evaluation.source.name} cannot be read and were skipped")
+    if "fid" in metrics and images < FID_IMAGES:
+        lines.append(f"FID of {images} images is far above that of 50000: compare it only with FID of as many images")
+    elif "fid" in metrics and images not in BENCHMARK_IMAGES:
+        lines.append(f"FID of {images} images: the benchmarks take 50000, COCO's 30000")
+    reference = evaluation.reference.count if evaluation.reference is not None else None
+    if "kid" in metrics and (subset := min(images, reference or images)) < KID_SUBSET:
+        lines.append(f"the subsets of KID have {subset} images, {KID_SUBSET} are usual")
+    overlaps = [name for name in ("precision", "recall", "density", "coverage") if name in metrics]
+    if overlaps and reference is not None and reference != images:
+        lines.append(f"{', '.join(overlaps)} of {images} images against {reference}: as many of each are usual")
+    return lines
 
 
-def say(line: str) -> None:
-    """For the reader, beside the table."""
+def print_line(line: str) -> None:
+    """Print a line to stderr, beside the table."""
     Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)

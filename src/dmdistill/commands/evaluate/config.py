@@ -15,35 +15,36 @@ __all__ = ["EvaluateConfig"]
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure the quality of a model's images, or of a set of images, and a model's speed."""
+    """Measure the quality and speed of a model, or the quality of a set of images."""
 
     model: Positional[str]
-    """A model as of `sample`, or a set of images: a folder, a zip, CIFAR-10's or Fashion-MNIST's official files."""
+    """Model as for `sample`, or a set of images: a folder, a zip, CIFAR-10's or Fashion-MNIST's official files."""
     reference: str | None = None
-    """Real images to compare with: such a set, EDM's statistics (.npz), or model:NAME for what a teacher draws."""
+    """Real images to compare with: a set of images, EDM's statistics (.npz), or model:NAME for a model's images."""
     metrics: str | None = None
-    """fid, kid, precision, recall, density, coverage, is, clip, frechet (in a judge's features), with commas."""
+    """Comma-separated metrics: fid, frechet (in a classifier's features), kid, precision, recall, density, coverage,
+    is, clip. By default fid where --reference is given, else frechet if the model has a feature extractor."""
     feature_extractor: str | None = None
-    """Judge whose features measure in Inception's place: a name (fashion-classifier) or a folder."""
+    """Classifier whose features replace Inception's: a name (fashion-classifier) or a folder."""
     inception: Path | None = None
-    """Inception's file, inception-2015-12-05.pt; looked for in $DMDISTILL_ASSETS and the cache, else downloaded."""
+    """File inception-2015-12-05.pt. By default it is looked for in $DMDISTILL_ASSETS and the cache, else downloaded."""
     clip: str | None = None
-    """CLIP model of transformers', a folder or a hub id; the paper's is laion/CLIP-ViT-bigG-14-laion2B-39B-b160k."""
+    """CLIP model of transformers, a folder or a hub id. The paper's is laion/CLIP-ViT-bigG-14-laion2B-39B-b160k."""
     resizing: Literal["tensorflow", "clean"] = "tensorflow"
-    """To Inception's 299 pixels: as FID is reported for CIFAR-10 and ImageNet, or as clean-fid does for COCO."""
+    """Resizing to Inception's 299 pixels: tensorflow as in FIDs of CIFAR-10 and ImageNet, clean as in those of COCO."""
     prompts: str | None = None
-    """What a text-to-image model is told: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
+    """Prompts of a text-to-image model: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     images: int | None = None
-    """Images to draw, 10000 where no number is given; of a set of images the first so many, else all."""
+    """Number of images. By default 10000 are generated, and all of a set of images are measured."""
     batch: int | None = None
-    """Images drawn at once; where no number is given 500 small ones, fewer large ones."""
+    """Images generated at once. By default 500 small ones, fewer large ones."""
     side: int | None = None
-    """Pixels on a side that all images are cut to, square, and brought to by Lanczos: 256 for COCO."""
+    """Side in pixels. All images are cropped to the square in the middle and resized by Lanczos: 256 for COCO."""
     skip_corrupt: bool = False
-    """Leave out pictures that cannot be read."""
+    """Skip images that cannot be read."""
     seed: int = 1
     """Seed of the noise."""
     json: Path | None = None
-    """File for the figures."""
+    """File to write the report to."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
-    """Where and how to compute."""
+    """Device, precision and threads."""

@@ -1,4 +1,4 @@
-"""A model's images as a numbered set: each is a function of the seed and its number alone."""
+"""A model's images as a numbered set: each depends on the seed and its number, not on batches or processes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ from dmdistill.core.denoisers import Condition
 from dmdistill.data.image_tensors import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.model import Model, Teacher, fingerprint
-from dmdistill.training.progress import track
 
-__all__ = ["GeneratedImages", "batch_ranges", "generate_images", "numbered", "sampling_batch_size"]
+__all__ = [
+    "GeneratedImages",
+    "batch_ranges",
+    "generate_images",
+    "generator_inputs",
+    "image_shape",
+    "sampling_batch_size",
+]
 
-IMAGE = 1  # in the key of a seed: the noise of an image is no shard's of pairs
+IMAGE = 1  # in the keys of seeds: an image's noise is no pair's
 
 
 class GeneratedImages:
-    """`ImageSource`: `count` images of a model.
+    """The `ImageSource` of a model's images.
 
-    side: see `open_images`.
+    Args:
+        model: on its device.
+        count: how many images.
+        seed: of their noise and conditions.
+        side: see `open_images`.
     """
 
     def __init__(self, model: Model, count: int, *, seed: int, side: int | None = None) -> None:
@@ -37,35 +47,42 @@ class GeneratedImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.own_shape
+        """C H W of every image."""
+        channels, height, width = self.model_shape
         return (channels, self.side or height, self.side or width)
 
     @cached_property
-    def own_shape(self) -> tuple[int, int, int]:
-        """Of what the model makes: latents are decoded to see it."""
-        if self.model.autoencoder is None:
-            return self.model.shape
-        channels, height, width = self.model.images(*numbered(self.model, range(1), seed=self.seed)).shape[1:]
-        return channels, height, width
+    def model_shape(self) -> tuple[int, int, int]:
+        """C H W of the model's images without `side`."""
+        return image_shape(self.model, self.model.device)
 
     def digest(self) -> str:
-        """Of all that decides the images: weights, conditions, solver, precision, seed, count, side."""
+        """Hash everything that decides the images: weights, conditions, solver, precision, seed, count, side."""
         model = self.model
-        about = [fingerprint(model), str(model.conditions), str(model.denoiser.precision), *model.shape]
+        settings = [fingerprint(model), str(model.conditions), str(model.denoiser.precision), *model.shape]
         if isinstance(model, Teacher):
-            about += [model.solver, model.steps, model.guidance]
-        return hashlib.sha256(json.dumps([about, self.seed, self.count, self.side]).encode()).hexdigest()
+            settings += [model.solver, model.steps, model.guidance]
+        return hashlib.sha256(json.dumps([settings, self.seed, self.count, self.side]).encode()).hexdigest()
 
     def images(self, rows: range) -> Tensor:
-        images = to_uint8(self.model.images(*numbered(self.model, rows, seed=self.seed)))
+        """Generate the images of these numbers: uint8, B C H W."""
+        images = to_uint8(self.model.images(*generator_inputs(self.model, rows, seed=self.seed)))
         return images if self.side is None else center_crop_batch(images, self.side)
 
 
-def numbered(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition | None]:
-    """Noise (B C H W) and conditions of these images: the same on every machine, in whatever batches they are drawn.
+@torch.no_grad()
+def image_shape(model: Model, device: torch.device) -> tuple[int, int, int]:
+    """Return C H W of a model's images; latents are decoded, on this device, to find out."""
+    if model.autoencoder is None:
+        return model.shape
+    channels, height, width = model.decode(torch.zeros(1, *model.shape, device=device)).shape[1:]
+    return channels, height, width
 
-    A class is drawn, each as likely as any other; prompts take their turns, so that as many images as prompts have one
-    each.
+
+def generator_inputs(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition | None]:
+    """Draw noise, B C H W, and conditions of the images of these numbers, the same on every device and in any batch.
+
+    A class is drawn uniformly. Prompts are taken in turn, so that as many images as prompts have one each.
     """
     z = torch.empty(len(rows), *model.shape)
     index = torch.empty(len(rows), dtype=torch.long)
@@ -74,8 +91,8 @@ def numbered(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition
         rng.manual_seed(derive_seed(seed, row, IMAGE))
         torch.randn(model.shape, generator=rng, out=z[i])
         if model.conditions is not None:
-            many = len(model.conditions)
-            index[i] = row % many if model.text is not None else torch.randint(many, (), generator=rng)
+            count = len(model.conditions)
+            index[i] = row % count if model.text is not None else torch.randint(count, (), generator=rng)
     return z.to(model.device), model.condition(index)
 
 
@@ -85,28 +102,31 @@ def generate_images(
     *,
     batch: int,
     seed: int,
-    name: str = "",
     generate: Callable[..., Tensor] | None = None,
-    share: Callable[[Sequence[range]], Sequence[range]] = lambda parts: parts,
+    share: Callable[[Sequence[range]], Sequence[range]] = lambda ranges: ranges,
 ) -> Iterator[Tensor]:
-    """Images 0 ... count - 1 in batches: B C H W in about [-1, 1].
+    """Generate images 0 ... count - 1 batch by batch: B C H W in about [-1, 1].
 
-    name: of the progress, shown where it is given. generate: in place of the model's own. share: of the batches, which
-    of them are drawn.
+    Args:
+        model: whose noise, conditions and autoencoder are used.
+        count: how many images.
+        batch: images of a batch.
+        seed: of noise and conditions.
+        generate: generator in place of the model's own.
+        share: selects the batches of one process.
     """
-    parts = share(batch_ranges(count, batch))
-    for rows in track(parts, name) if name else parts:
-        told = numbered(model, rows, seed=seed)
-        yield model.decode(generate(*told)) if generate is not None else model.images(*told)
+    for rows in share(batch_ranges(count, batch)):
+        inputs = generator_inputs(model, rows, seed=seed)
+        yield model.decode(generate(*inputs)) if generate is not None else model.images(*inputs)
 
 
 def batch_ranges(count: int, batch: int) -> list[range]:
-    """0 ... count - 1 in ranges of `batch`, the last of what is left."""
+    """Split 0 ... count - 1 into ranges of `batch`; the last may be shorter."""
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
 def sampling_batch_size(model: Model, batch: int) -> int:
-    """How many images to draw at once: 500 small ones, fewer large ones; of latents at most a training step's batch."""
+    """Return how many images to generate at once: 500 small ones, fewer large ones; of latents at most 16."""
     if model.autoencoder is not None:
         return min(batch, 16)
     return max(1, min(500, 500 * 3 * 64 * 64 // math.prod(model.shape)))

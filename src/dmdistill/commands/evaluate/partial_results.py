@@ -1,8 +1,8 @@
-"""How far a long look at images has come, kept in the cache: what was interrupted, or killed, goes on from there.
+"""Partial results of a long feature extraction, kept in the cache: an interrupted or killed one resumes from them.
 
-    CACHE/looking/DIGEST.pt    blocks that are done, and what each network gathered of them
+    CACHE/extractions/DIGEST.pt    the blocks that are done, and what each network accumulated of them
 
-The digest is of all that decides it. Like a checkpoint, a file that is damaged is not believed; it is gone in the end.
+The digest is of everything that decides the results. A damaged file is ignored; in the end the file is removed.
 """
 
 from __future__ import annotations
@@ -15,74 +15,74 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from dmdistill.io.atomic import atomic_write
 from dmdistill.io.folders import cache_folder
 from dmdistill.metrics.accumulate import FeatureAccumulator
+from dmdistill.metrics.extraction import Extraction
 from dmdistill.metrics.frechet import Moments
 from dmdistill.metrics.inception_score import ClassScores
 from dmdistill.training.checkpoints import DamagedCheckpointError, read_checkpoint
 
-__all__ = ["EVERY", "PartialResults"]
+__all__ = ["PartialResults"]
 
-EVERY = 60.0  # seconds between two savings
-
-
-class Looking(Protocol):
-    """A look that can be gone on with. id: tells it from others, by network and by what it gathers."""
-
-    gathering: FeatureAccumulator
-
-    @property
-    def id(self) -> str: ...
-
-    def done(self) -> FeatureAccumulator: ...
+SAVE_SECONDS = 60.0  # between two savings
 
 
 class PartialResults:
-    """The state of some looks at a set of images.
+    """State of some extractions of one set of images.
 
     Args:
-        about: all that decides what they gather. It is asked late: to tell a folder's content all of it is read.
+        extractions: whose accumulators are saved and restored.
+        key: returns everything else that decides the results. It is called late, as a folder's digest takes a reading.
     """
 
-    def __init__(self, looks: Sequence[Looking], about: Callable[[], list[Any]]) -> None:
-        self.looks, self.about = looks, about
-        self.folder = cache_folder() / "looking"
+    def __init__(self, extractions: Sequence[Extraction], key: Callable[[], list[Any]]) -> None:
+        self.extractions, self.key = extractions, key
+        self.folder = cache_folder() / "extractions"
         self.saved = time.monotonic()
 
     @cached_property
     def file(self) -> Path:
-        key = json.dumps([self.about(), [look.id for look in self.looks]])
+        """File of this state."""
+        key = json.dumps([self.key(), [extraction.id for extraction in self.extractions]])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
 
     def resume(self) -> int:
-        """Give the looks what they gathered before; how many blocks that was of."""
-        if not self.folder.is_dir() or not any(self.folder.iterdir()) or not self.file.is_file():
+        """Restore the accumulators; return the number of blocks that are done."""
+        if not self.exists():
             return 0
         try:
             state = read_checkpoint(self.file)
         except DamagedCheckpointError:
             return 0
-        for look, gathered in zip(self.looks, state["gathered"], strict=True):
-            look.gathering = restored(**gathered)
+        for extraction, accumulated in zip(self.extractions, state["accumulated"], strict=True):
+            extraction.accumulator = restore(**accumulated)
         return state["done"]
 
-    def keep(self, done: int) -> None:
-        """Save, where the last time was a while ago. A cache that cannot be written is none."""
-        if time.monotonic() - self.saved < EVERY:
+    def save(self, done: int) -> None:
+        """Save after so many blocks, unless that was done recently. A cache that cannot be written is no error."""
+        if time.monotonic() - self.saved < SAVE_SECONDS:
             return
-        with suppress(OSError), atomic_write(self.file) as temporary:
-            torch.save({"done": done, "gathered": [asdict(look.done()) for look in self.looks]}, temporary)
+        accumulated = [asdict(extraction.accumulator) for extraction in self.extractions]
+        with suppress(OSError, RuntimeError), atomic_write(self.file) as temporary:
+            torch.save({"done": done, "accumulated": accumulated}, temporary)
         self.saved = time.monotonic()
 
-    def forget(self) -> None:
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            self.file.unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Remove the file."""
+        if self.exists():
+            with suppress(OSError):
+                self.file.unlink()
+
+    def exists(self) -> bool:
+        """Whether there is such a file; without any file the key is not computed."""
+        return self.folder.is_dir() and any(self.folder.iterdir()) and self.file.is_file()
 
 
-def restored(*, moments: dict[str, Any], classes: dict[str, Any], **others: Any) -> FeatureAccumulator:
+def restore(*, moments: dict[str, Any], classes: dict[str, Any], **others: Any) -> FeatureAccumulator:
+    """Build an accumulator from its `asdict`."""
     return FeatureAccumulator(moments=Moments(**moments), classes=ClassScores(**classes), **others)

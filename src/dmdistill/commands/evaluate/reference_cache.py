@@ -1,21 +1,21 @@
-"""What images are compared with: opened by name, seen once by each network, kept in the cache by content."""
+"""Reference images: their features, which are extracted once by each network and cached by content."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from dmdistill.commands.evaluate.feature_extraction import FeatureExtraction, extract_features
+from dmdistill.commands.evaluate.feature_extraction import extract_features
 from dmdistill.data.image_sources import ImageSource
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.io.folders import cache_folder
-from dmdistill.metrics.accumulate import KEPT, FeatureStatistics
-from dmdistill.metrics.features import Features
+from dmdistill.metrics.accumulate import CAPACITY, FeatureStatistics
+from dmdistill.metrics.extraction import FeatureExtraction
+from dmdistill.metrics.features import FeatureExtractor
 from dmdistill.metrics.frechet import Statistics, load_statistics, save_statistics
 
 __all__ = ["Reference", "reference_features"]
@@ -23,7 +23,13 @@ __all__ = ["Reference", "reference_features"]
 
 @dataclass(frozen=True)
 class Reference:
-    """source: the images, or None where a file holds the statistics of Inception's features alone."""
+    """What generated images are compared with.
+
+    Attributes:
+        name: as it was given.
+        source: the images; None where a file holds only statistics of Inception's features.
+        statistics: those.
+    """
 
     name: str
     source: ImageSource | None
@@ -31,60 +37,73 @@ class Reference:
 
     @property
     def count(self) -> int | None:
-        """Images, where it is known."""
+        """Number of images, where it is known."""
         return len(self.source) if self.source is not None else None
 
 
 def reference_features(
     reference: Reference,
-    looks: Sequence[FeatureExtraction],
+    extractions: Sequence[FeatureExtraction],
     *,
     batch: int,
     processes: ProcessGroup,
     say: Callable[[str], None],
 ) -> list[FeatureStatistics]:
-    """What each look sees in its images, for the first process; [] for the others.
+    """Return each network's features of the reference on the first process, [] on the others.
 
-    What was seen before is read from the cache. say: takes a line about it.
+    They are read from the cache, or extracted and cached.
+
+    Args:
+        reference: the images, or statistics of Inception's features.
+        extractions: one for each network, without images yet.
+        batch: images read or generated at once.
+        processes: which share the extraction.
+        say: prints a line about the cache.
     """
     source = reference.source
     if source is None:
         assert reference.statistics is not None
-        return [FeatureStatistics(look.network.id, look.network.name, reference.statistics) for look in looks]
-    homes = [home(source, look.network) for look in looks] if processes.is_main else []
-    known = processes.broadcast([complete(one, keep=look.keep) for one, look in zip(homes, looks, strict=False)])
-    missing = [look for look, there in zip(looks, known, strict=True) if not there]
-    if missing:
-        name = f"looking at {reference.name}"
-        seen = iter(extract_features(source, len(source), missing, batch=batch, processes=processes, name=name))
-        for folder, there in zip(homes, known, strict=False):
-            if not there:
-                save(folder, next(seen).description())
-    elif processes.is_main and looks:
-        say(f"{reference.name} was looked at before: {cache_folder() / 'seen'}")
-    return [read(folder, look) for folder, look in zip(homes, looks, strict=False)]
+        return [FeatureStatistics(one.extractor.id, one.extractor.name, reference.statistics) for one in extractions]
+    folders = [cache_entry(source, one.extractor) for one in extractions] if processes.is_main else []
+    cached = [load_cached(*entry, say) for entry in zip(folders, extractions, strict=False)]
+    missing = processes.broadcast([entry is None for entry in cached])
+    if any(missing):
+        name = f"extracting features of {reference.name}"
+        todo = [one for one, absent in zip(extractions, missing, strict=True) if absent]
+        new = iter(extract_features(source, len(source), todo, batch=batch, processes=processes, name=name))
+        for i, folder in enumerate(folders):
+            if missing[i]:
+                cached[i] = features = next(new).statistics()
+                save(folder, features)
+    elif processes.is_main and extractions:
+        say(f"the features of {reference.name} are cached in {cache_folder() / 'features'}")
+    return [entry for entry in cached if entry is not None]
 
 
-def home(source: ImageSource, network: Features) -> Path:
-    """A folder of its own for each content, network and number of images whose features are kept."""
-    words = f"{source.digest()[:32]}-{network.id}-{KEPT}"
-    return cache_folder() / "seen" / re.sub(r"[^\w.-]", "_", words)
+def cache_entry(source: ImageSource, extractor: FeatureExtractor) -> Path:
+    """Name the folder of one content, network and capacity."""
+    words = f"{source.digest()[:32]}-{extractor.id}-{CAPACITY}"
+    return cache_folder() / "features" / re.sub(r"[^\w.-]", "_", words)
 
 
-def complete(folder: Path, *, keep: bool) -> bool:
-    return (folder / "statistics.safetensors").is_file() and (not keep or (folder / "features.safetensors").is_file())
+def load_cached(folder: Path, extraction: FeatureExtraction, say: Callable[[str], None]) -> FeatureStatistics | None:
+    """Read one entry; None where it is missing, or damaged, which is said."""
+    files = [folder / f"{name}.safetensors" for name in ("statistics", "features")[: 1 + extraction.store_features]]
+    if not all(file.is_file() for file in files):
+        return None
+    try:
+        features = read_safetensors(files[1])["features"] if extraction.store_features else None
+        statistics = load_statistics(files[0])
+    except (ValueError, LookupError) as error:
+        say(f"the cached features are not usable and are extracted again: {error}")
+        return None
+    return FeatureStatistics(extraction.extractor.id, extraction.extractor.name, statistics, features)
 
 
-def save(folder: Path, seen: FeatureStatistics) -> None:
-    if seen.features is not None:
-        write_safetensors(folder / "features.safetensors", {"features": seen.features})
-    save_statistics(folder / "statistics.safetensors", seen.statistics)
-
-
-def read(folder: Path, look: FeatureExtraction) -> FeatureStatistics:
-    features: torch.Tensor | None = None
-    if look.keep:
-        features = read_safetensors(folder / "features.safetensors")["features"]
-    return FeatureStatistics(
-        look.network.id, look.network.name, load_statistics(folder / "statistics.safetensors"), features
-    )
+def save(folder: Path, features: FeatureStatistics) -> None:
+    """Write one entry. A cache that cannot be written is no error: it saves time and nothing else."""
+    assert features.statistics is not None
+    with suppress(OSError):
+        if features.features is not None:
+            write_safetensors(folder / "features.safetensors", {"features": features.features})
+        save_statistics(folder / "statistics.safetensors", features.statistics)

@@ -24,9 +24,10 @@ from dmdistill.commands.presets import flag_of, from_preset, with_run
 from dmdistill.commands.reproduce.ablation.equal_compute import match_compute
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.run_folder import setup_compute
+from dmdistill.data.image_tensors import to_uint8
 from dmdistill.data.pairs import PairDataset
 from dmdistill.metrics.classifier_features import ClassifierFeatures, load_classifier_features
-from dmdistill.metrics.frechet import frechet_distance, gather
+from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.metrics.precision_recall import precision_recall
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
@@ -83,7 +84,9 @@ class Experiment:
 
     def distance(self, features: Tensor) -> float:
         """Return the Frechet distance of a set of features to those of the real images."""
-        return frechet_distance(gather(lambda rows: rows, [features]), self.feature_extractor.reference)
+        moments = Moments()
+        moments.add(features)
+        return frechet_distance(moments.statistics(), self.feature_extractor.reference)
 
 
 def prepare_experiment(config: ReproduceConfig) -> Experiment:
@@ -118,11 +121,9 @@ def check_same_settings(earlier: DistillConfig, settings: DistillConfig) -> None
             raise ValueError(f"{settings.out} was run with {flag} {old}, now {flag} {new}: choose another --out")
 
 
-@torch.no_grad()
 def extract_features(feature_extractor: ClassifierFeatures, images: Iterable[Tensor]) -> Tensor:
-    """Return the features of images, given batch by batch: N D."""
-    device = next(feature_extractor.classifier.parameters()).device
-    return torch.cat([feature_extractor.features(batch.to(device)) for batch in images])
+    """Return the features of images, given batch by batch, B C H W in about [-1, 1]: N D."""
+    return torch.cat([feature_extractor(to_uint8(batch)) for batch in images])
 
 
 def iterate_images(pairs: PairDataset, size: int = 500) -> Iterator[Tensor]:

@@ -1,0 +1,62 @@
+"""Tables of measured models: each value with its label and which direction is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dmdistill.metrics.registry import METRICS, metric_label
+
+__all__ = ["print_comparison", "print_report"]
+
+Report = dict[str, Any]
+"""What `measure` returns."""
+
+
+def print_report(report: Report) -> None:
+    """Print one model's report, a row for each value, and what its values are relative to."""
+    table = Table("", report["model"], "")
+    if report["images"]:
+        table.add_row("images", str(report["images"]))
+    for key, value in report["metrics"].items():
+        label, direction = metric_label(key)
+        table.add_row(label, f"{value:.4g}", direction)
+    if report["seconds_per_image"] is not None:
+        table.add_row("evaluations/image", str(report["evaluations_per_image"]))
+        table.add_row("ms/image", f"{1e3 * report['seconds_per_image']:.3f}")
+    print_table(table, report)
+
+
+def print_comparison(reports: Sequence[Report]) -> None:
+    """Print a row for each model, and the ratio of the last to the first."""
+    keys = list(dict.fromkeys(key for report in reports for key in report["metrics"]))
+    headings = ["\n".join(filter(None, metric_label(key))) for key in keys]
+    table = Table("model", "evaluations/image", *headings, "ms/image")
+    for report in reports:
+        values = [f"{report['metrics'][key]:.4g}" if key in report["metrics"] else "-" for key in keys]
+        milliseconds = f"{1e3 * report['seconds_per_image']:.3f}"
+        table.add_row(report["model"], str(report["evaluations_per_image"]), *values, milliseconds)
+    first, last = reports[0], reports[-1]
+    ratios = [f"{last['metrics'][key] / first['metrics'][key]:.2f} x" for key in keys]
+    speed = first["seconds_per_image"] / last["seconds_per_image"]
+    table.add_row("ratio", "", *ratios, f"{speed:.1f} x faster")
+    print_table(table, last)
+
+
+def print_table(table: Table, report: Report) -> None:
+    """Print a table, then what the metrics compare with, or what is missing without a reference."""
+    console = Console(highlight=False)
+    console.print(table)
+    reference, metrics = report["reference"], report["metrics"]
+    if reference is not None:
+        lines = [f"compared with {reference}"]
+    else:
+        own = any(key.startswith("frechet_") for key in metrics)
+        lines = ["compared with the images that the feature extractor was trained on"] if own else []
+        missing = ", ".join(metric.label for metric in METRICS.values() if metric.needs_reference)
+        lines.append(f"for {missing} give real images by --reference DATA")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
