@@ -14,7 +14,7 @@ def run_killed(function: str, *arguments: object) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            with mock.patch(function, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)):
+            with mock.patch(function, side_effect=lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)):
                 main([str(argument) for argument in arguments])
         finally:
             os._exit(1)

@@ -157,9 +157,13 @@ def test_a_new_folder_appears_in_full_or_not_at_all(tmp_path):
         (folder / "file").write_text("full")
         assert not (tmp_path / "a" / "out").exists()
     assert (tmp_path / "a" / "out" / "file").read_text() == "full"
-    with pytest.raises(ValueError, match="broken"), new_folder(tmp_path / "b") as folder:
+
+    def fail(folder):
         (folder / "file").touch()
         raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"), new_folder(tmp_path / "b") as folder:
+        fail(folder)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["a", "file", "out"]
 
 

@@ -56,6 +56,8 @@ def parse_row(line: bytes, where: str) -> dict[str, float]:
         row = json.loads(line)
         if not isinstance(row["step"], int):
             raise ValueError(f"step {row['step']!r}")
+        if odd := [name for name, value in row.items() if not isinstance(value, int | float)]:
+            raise ValueError(f"{odd[0]} {row[odd[0]]!r}, expected a number")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}, is damaged ({first_line(error)}): remove that line to go on without it") from None
     return row

@@ -1,73 +1,194 @@
-"""What `dmdistill info` says of a run: of a real one, and of courses made up."""
+"""What `dmdistill info` says of a run: of a real one, of invented logs, and of damaged ones."""
 
 import json
 
 import pytest
 
 from dmdistill.commands.cli import main
-from dmdistill.commands.info.run_status import health, run_status
+from dmdistill.commands.info.run_health import describe_trends, verdict
+from dmdistill.commands.info.run_status import describe_report, progress
 from dmdistill.training.metrics_log import read_metrics
 
+ROW = {"step": 10, "seconds": 5.0, "loss_reg": 1.0}
 
-def log(folder, rows, steps=100):
+
+def write_run(folder, rows, config="steps = 100\nclip = 10.0\n"):
     folder.mkdir()
-    (folder / "config.toml").write_text(f"steps = {steps}\n")
+    (folder / "config.toml").write_text(config)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def test_what_is_left_goes_by_the_last_rows(tmp_path):
+def test_the_time_left_follows_from_the_last_rows():
     """Ten slow steps, then 50 of two seconds: 40 more are 80 seconds."""
     rows = [{"step": 10, "seconds": 500.0}] + [{"step": 10 + 10 * i, "seconds": 500.0 + 20 * i} for i in range(1, 6)]
-    found = run_status(log(tmp_path / "run", rows), rows)
-    assert found["step"] == "60 of 100"
-    assert found["left"].startswith("0:01:20 ")
-    assert found["training"] == "10.0 min"
+    status = progress(rows, 100)
+    assert status["step"] == "60 of 100"
+    assert status["left"].startswith("0:01:20 ")
+    assert status["training"] == "10.0 min"
 
 
-def test_of_a_finished_run_nothing_is_left(tmp_path):
-    rows = [{"step": 100, "seconds": 60.0}]
-    assert run_status(log(tmp_path / "run", rows), rows) == {"step": "100 of 100", "training": "1.0 min"}
+def test_a_finished_run_has_no_time_left():
+    assert progress([{"step": 100, "seconds": 60.0}], 100) == {"step": "100 of 100", "training": "1.0 min"}
 
 
 @pytest.mark.parametrize(
-    ("figures", "said"),
+    ("values", "trend"),
     [
-        ([30, 20, 10], "fell from 30 to 10; best 10, the last"),
-        ([30, 10, 20], "fell from 30 to 20; best 10, at step 2: since then it is no better"),
-        ([10, 10.1], "stayed at 10.1; best 10, at step 1: since then it is no better"),
-        ([10, 30], "rose from 10 to 30; best 10, at step 1: since then it is no better"),
+        ([30, 20, 10], "fell from 30 to 10; best 10 at step 3"),
+        ([30, 10, 20], "fell from 30 to 20; best 10 at step 2, no better since"),
+        ([10, 10.1], "stayed at 10.1; best 10 at step 1, no better since"),
+        ([10, 30], "rose from 10 to 30; best 10 at step 1, no better since"),
         ([10], "10, measured once"),
     ],
 )
-def test_the_course_of_the_distance_in_words(figures, said):
-    rows = [{"step": i, "seconds": 1.0, "frechet_ema50": float(figure)} for i, figure in enumerate(figures, 1)]
-    assert health(rows) == {"course of frechet_ema50": said}
+def test_the_trend_of_a_distance_in_words(values, trend):
+    rows = [{"step": i, "seconds": 1.0, "frechet_ema50": float(value)} for i, value in enumerate(values, 1)]
+    assert describe_trends(rows) == {"frechet_ema50": trend}
 
 
-def test_bins_are_shown_in_order_with_what_became_of_them():
+def test_noise_levels_are_shown_in_order_with_the_trend_of_their_mean():
     rows = [{f"gap_{i}": scale * (i + 1) for i in range(8)} for scale in (1.0, 0.1)]
-    said = health(rows)["mean|mu_fake - mu_real|"]
-    assert said == "0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8, least noise first; their mean fell from 4.5 to 0.45"
+    text = describe_trends(rows)["gap_0 ... 7"]
+    assert "0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8, from least to most noise; their mean fell from 4.5 to 0.45" in text
 
 
-def test_what_is_not_finite_is_named():
-    assert health([{"step": 1, "loss_kl": float("nan"), "loss_reg": 1.0}])["not finite"] == "loss_kl"
+def log_of(key, values):
+    """A log of one metric, or of all noise levels of a metric that ends in an underscore."""
+    keys = [f"{key}{i}" for i in range(8)] if key.endswith("_") else [key]
+    return [{"step": i, "seconds": 1.0, **dict.fromkeys(keys, value)} for i, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize(
+    ("key", "healthy", "unhealthy", "problem"),
+    [
+        ("loss_kl", [1.0, 2.0], [1.0, float("nan")], "loss_kl: NaN or infinite"),
+        ("frechet_ema50", [30.0, 10.0, 15.0], [30.0, 10.0, 25.0], "frechet_ema50 rose from 10 at step 2 to 25"),
+        (
+            "gradient_fake",
+            [20.0, 20.0, 3.0, 3.0, 2.0],
+            [20.0, 10.0, 30.0, 3.0, 2.0],
+            "gradient_fake is above --clip 10",
+        ),
+        ("gap_", [0.0, 0.1, 0.5, 0.4, 0.3], [0.0, 0.1, 0.1, 0.3, 0.9], "the gap grew from 0.3 to 0.9"),
+        ("sample_std", [0.7, 0.5], [0.7, 0.3, 0.06], "sample_std fell from 0.7 to 0.06"),
+    ],
+)
+def test_the_verdict_names_what_is_wrong(key, healthy, unhealthy, problem):
+    assert verdict(log_of(key, healthy), 10.0).startswith(("healthy so far: ", "too early to tell: "))
+    assert verdict(log_of(key, unhealthy), 10.0).startswith(f"unhealthy: {problem}")
+
+
+def test_the_verdict_waits_for_measurements():
+    """Finite values show nothing else; gradients are judged from five rows on, and only where the norm is known."""
+    assert verdict([ROW], 10.0) == "too early to tell: all values are finite"
+    rows = log_of("gradient_fake", [99.0] * 5)
+    assert verdict(rows, 10.0).startswith("unhealthy: gradient_fake")
+    assert verdict(rows[:4], 10.0).startswith("too early to tell")
+    assert verdict(rows, None).startswith("too early to tell")
+
+
+def test_the_final_report_is_told(tmp_path):
+    file = tmp_path / "report.json"
+    assert describe_report(file) == {}
+    model = {"model": "x", "evaluations_per_image": 1, "images": 500}
+    report = {
+        "teacher": {**model, "seconds_per_image": 0.1, "metrics": {"frechet_judge": 1.5}},
+        "student": {**model, "seconds_per_image": 0.002, "metrics": {"frechet_judge": 3.0}},
+    }
+    file.write_text(json.dumps(report))
+    assert describe_report(file) == {
+        "final frechet_judge": "student 3, teacher 1.5; ratio 2.00, over 500 images each",
+        "final ms per image": "student 2, teacher 100; 50.0 x faster",
+    }
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"step": 20, "loss_reg": 1.0},
+        {"step": 20, "seconds": 6.0, "gap_0": 0.1, "gap_1": 0.1},
+        {"step": 20, "seconds": 6.0, "fake_loss_0": 0.1},
+        *({"step": 20, "seconds": 6.0, "loss_reg": odd} for odd in ("1.0", None, [1.0], {"mean": 1.0})),
+        *({"step": 20, "seconds": odd} for odd in ("6", float("inf"), float("nan"), 1e300)),
+        [20, 6.0],
+        {"seconds": 6.0},
+    ],
+    ids=str,
+)
+def test_a_damaged_row_is_one_line(row, tmp_path, line_of):
+    run = write_run(tmp_path / "run", [ROW, row])
+    line = line_of("info", run)
+    assert "metrics.jsonl" in line
+    assert "damaged" in line
+    assert "20" in line or "line 2" in line
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        'steps = "many"\n',
+        "steps = inf\n",
+        "steps = -1\n",
+        f"steps = {10**400}\n",
+        "clip = [1]\n",
+        "steps = \n",
+        "clip = true false\n",
+    ],
+)
+def test_a_damaged_configuration_is_one_line(config, tmp_path, line_of):
+    assert "config.toml" in line_of("info", write_run(tmp_path / "run", [ROW], config))
+
+
+MODEL = {"images": 5, "seconds_per_image": 0.1, "metrics": {"fid": 2.0}}
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "{",
+        "[]",
+        "3",
+        json.dumps({"teacher": MODEL}),
+        *(json.dumps({"teacher": MODEL, "student": {**MODEL, key: None}}) for key in MODEL),
+        json.dumps({"teacher": {**MODEL, "metrics": {"fid": 0}}, "student": MODEL}),
+        json.dumps({"teacher": {**MODEL, "metrics": {}}, "student": MODEL}),
+        json.dumps({"teacher": MODEL, "student": {**MODEL, "metrics": {"fid": "2"}}}),
+    ],
+)
+def test_a_damaged_report_is_one_line(report, tmp_path, line_of):
+    run = write_run(tmp_path / "run", [ROW])
+    (run / "report.json").write_text(report)
+    if '"images": null' not in report:  # which is told as it is
+        assert "report.json" in line_of("info", run)
+
+
+def test_a_run_whose_student_is_damaged_is_told_before_the_error(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [ROW])
+    (run / "student").mkdir()
+    (run / "student" / "config.json").write_text("{")
+    with pytest.raises(SystemExit):
+        main(["info", str(run)])
+    printed = capsys.readouterr()
+    assert "10 of 100" in printed.out
+    assert "config.json" in printed.err
 
 
 def test_a_real_run_is_described(tiny_teacher, tmp_path, capsys, monkeypatch):
-    """One stopped on its way: its step, its time left, its health."""
+    """One that was stopped early: its step, its time left, its health."""
     monkeypatch.setenv("COLUMNS", "200")
     run = tmp_path / "run"
-    given = ["--steps", "4", "--batch", "3", "--lambda-reg", "0", "--log-every", "1", "--evaluate-every", "2"]
+    settings = ["--steps", "4", "--batch", "3", "--lambda-reg", "0", "--log-every", "1", "--evaluate-every", "2"]
     small = ["--report-images", "4", "--solver-steps", "2", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
-    main(["distill", "--teacher", str(tiny_teacher), "--out", str(run), *given, *small])
+    main(["distill", "--teacher", str(tiny_teacher), "--out", str(run), *settings, *small])
     rows = read_metrics(run)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:2]))
     capsys.readouterr()
     main(["info", str(run)])
-    said = capsys.readouterr().out
-    assert "2 of 4" in said
-    assert "left" in said
-    assert " ".join(f"{rows[1][f'gap_{i}']:.2g}" for i in range(8)) in said
+    printed = capsys.readouterr().out
+    assert "2 of 4" in printed
+    assert "left" in printed
+    assert "verdict" in printed
+    assert "x faster" in printed
+    assert " ".join(f"{rows[1][f'gap_{i}']:.2g}" for i in range(8)) in printed

@@ -11,7 +11,8 @@ __all__ = ["InfoConfig"]
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Say what a model is, or where a run stands."""
+    """Describe a model, or the progress and health of a run."""
 
     model: Positional[str]
-    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, or a .pkl of EDM."""
+    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, an EDM checkpoint
+    (.pkl), or a diffusers folder or hub id."""
