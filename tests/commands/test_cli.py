@@ -172,8 +172,8 @@ def test_teaching_refuses_what_cannot_be(arguments, match, idx_folder, refused):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--labels", "99"], "labels from 99 to 99, expected 0 to 9"),
-        (["--labels", "1", "99", "--count", "1"], "99, expected 0 to 9"),
+        (["--labels", "99"], "--labels 99"),
+        (["--labels", "1", "99", "--count", "1"], "no class 99, expected 0 to 9"),
         (["--count", "0"], "--count 0"),
         (["--seed", "-1"], "--seed -1, expected 0 to"),
         (["--columns", "0"], "--columns 0"),

@@ -133,7 +133,7 @@ def test_guidance_wants_a_null_class(tmp_path, refused):
 def test_what_is_told_must_fit(tiny_pipeline, tmp_path, prompts, refused):
     text, unet = tiny_pipeline("stable_diffusion"), unet2d(tmp_path / "unet", diffusers.DDPMScheduler())
     assert "give --prompts FILE" in refused("pairs", "--teacher", text, "--out", "out", *MACHINE)
-    assert "is told prompts: give --prompt TEXT" in refused("sample", text, "--labels", "1", *MACHINE)
+    assert "is a text-to-image model, give --prompt TEXT" in refused("sample", text, "--labels", "1", *MACHINE)
     assert "is unconditional: it takes no prompts" in refused("sample", unet, *prompts, *MACHINE)
     assert "is unconditional" in refused("sample", unet, "--labels", "1", *MACHINE)
     (tmp_path / "empty.txt").write_text("\n \n")

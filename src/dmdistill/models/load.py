@@ -64,6 +64,9 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
             return load_diffusers(str(folder))
         if (folder / "config.json").is_file():
             return load_own_folder(folder, teacher)
+    if path.is_file() and path.suffix == ".py":
+        module = ".".join((path.parent if not path.is_absolute() else Path()).parts + (path.stem,))
+        raise ValueError(f"{name} is a Python file: give {module}:function, a function annotated `-> Teacher`")
     if path.exists():
         raise ValueError(f"{name} holds no config.json, student/ or teacher/: not the folder of a model or run")
     if is_python_function(name):

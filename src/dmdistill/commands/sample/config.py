@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from dmdistill.commands.options import ComputeOptions
 
@@ -15,23 +16,30 @@ __all__ = ["SampleConfig"]
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Draw images from a teacher or a student."""
+    """Generate images with a teacher or a student."""
 
     model: Positional[str]
-    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, or a .pkl of EDM."""
+    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, a .pkl checkpoint
+    of EDM, a diffusers folder or hub id, or module:function."""
     out: Path = Path("samples.png")
-    """Picture to write."""
+    """Image file (PNG) to write."""
     count: int = 64
-    """Images."""
+    """Number of images."""
     columns: int = 8
-    """Images per row of the picture."""
-    labels: tuple[int, ...] = ()
-    """Classes to draw, repeated as needed; all in turn where none are given."""
-    prompt: tuple[str, ...] = ()
-    """What a text-to-image model is told: one prompt or more, repeated as needed."""
+    """Images per row of the grid."""
+    labels: Annotated[tuple[tuple[int, ...], ...], UseAppendAction] = ()
+    """Class labels, repeated as needed. Default: every class in turn."""
+    prompt: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = ()
+    """Prompts of a text-to-image model, each in quotes, repeated as needed."""
     prompts: str | None = None
-    """Their source: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
+    """Source of prompts: a .txt file with one per line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     seed: int = 0
-    """Seed of the noise."""
+    """Random seed of the noise."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""
+
+    def __post_init__(self) -> None:
+        """Join the values of flags that are given several times: `--labels 1 2 --labels 3` is (1, 2, 3)."""
+        for name in ("labels", "prompt"):
+            groups = (group if isinstance(group, tuple) else (group,) for group in getattr(self, name))
+            object.__setattr__(self, name, tuple(chain.from_iterable(groups)))
