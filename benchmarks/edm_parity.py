@@ -3,7 +3,7 @@
 python benchmarks/edm_parity.py PATH_TO_EDM [--only ADM] [--fixture tests/networks/edm.safetensors]
 
 PATH_TO_EDM is a checkout of github.com/NVlabs/edm, whose torch_utils need the packages click and requests. With
---fixture it writes what tests/networks/test_parity.py compares tiny networks with, and does nothing else.
+--fixture it only writes the reference outputs of tests/networks/test_parity.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VE = VP | {
 CIFAR = {"img_resolution": 32, "channel_mult": [2, 2, 2], "dropout": 0.13}
 FACES = {"img_resolution": 64, "channel_mult": [1, 2, 2, 2], "dropout": 0.05}
 ADM = {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4], "dropout": 0.1}
-RELEASED = {  # FFHQ's and AFHQv2's networks differ in dropout alone, which is of training
+RELEASED = {  # FFHQ's and AFHQv2's networks differ only in dropout, which is for training
     "CIFAR-10 cond VP": VP | CIFAR | {"label_dim": 10},
     "CIFAR-10 cond VE": VE | CIFAR | {"label_dim": 10},
     "CIFAR-10 uncond VP": VP | CIFAR,
@@ -61,8 +61,8 @@ RELEASED = {  # FFHQ's and AFHQv2's networks differ in dropout alone, which is o
 CLASSES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 
 
-def stir(network: nn.Module, seed: int) -> None:
-    """Every weight sizeable, so that every branch is heard: fresh ones end many of them with next to nothing."""
+def randomize(network: nn.Module, seed: int) -> None:
+    """Give every weight a sizeable value, so that every branch contributes: fresh networks end branches in zeros."""
     rng = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         values = torch.randn(parameter.shape, generator=rng)
@@ -75,7 +75,7 @@ def stir(network: nn.Module, seed: int) -> None:
 def pair(networks: Any, settings: dict[str, Any]) -> tuple[nn.Module, EDMDenoiser]:
     """EDM's preconditioned network with random weights, and ours with its state."""
     theirs = networks.EDMPrecond(img_channels=3, **settings).eval().requires_grad_(False)
-    stir(theirs.model, seed=1)
+    randomize(theirs.model, seed=1)
     arguments = {"in_channels": 3, "out_channels": 3} | settings
     ours = CLASSES[arguments.pop("model_type")](**arguments)
     ours.load_state_dict(theirs.model.state_dict())
@@ -87,11 +87,11 @@ def difference(mine: Tensor, other: Tensor) -> float:
 
 
 def compare(networks: Any, settings: dict[str, Any]) -> tuple[list[float], list[float], int]:
-    """Relative differences of D(x; sigma) and of the networks' answers, a pair per sigma, and how many parameters."""
+    """Return relative differences of D(x; sigma) and of the networks' outputs, per sigma, and the parameter count."""
     theirs, ours = pair(networks, settings)
-    heard: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
     for network in (theirs.model, ours.net):
-        network.register_forward_hook(lambda module, _, output: heard.update({module: output}))
+        network.register_forward_hook(lambda module, _, output: outputs.update({module: output}))
     rng, classes = torch.Generator().manual_seed(2), settings.get("label_dim", 0)
     one_hot = torch.eye(classes)[[1, classes - 2]] if classes else None
     denoised, raw = [], []
@@ -100,14 +100,14 @@ def compare(networks: Any, settings: dict[str, Any]) -> tuple[list[float], list[
         x = 0.5 * torch.randn(2, 3, size, size, generator=rng) + sigma * torch.randn(2, 3, size, size, generator=rng)
         other = theirs(x, t, one_hot)
         denoised.append(difference(ours(x, t, Labels(one_hot) if one_hot is not None else None), other))
-        raw.append(difference(heard[ours.net], heard[theirs.model]))
+        raw.append(difference(outputs[ours.net], outputs[theirs.model]))
     return denoised, raw, sum(parameter.numel() for parameter in ours.parameters())
 
 
 def write_fixture(networks: Any, file: Path) -> None:
-    """What EDM's code answers with the weights of the test's formula."""
+    """Write the outputs of EDM's code with the weights of the test's formula."""
     test = runpy.run_path(str(Path(__file__).parent.parent / "tests" / "networks" / "test_parity.py"))
-    answers, states = {}, {}
+    outputs, states = {}, {}
     for variant, given in test["VARIANTS"].items():
         network = getattr(networks, given["model_type"])(**test["settings"](variant)).eval().requires_grad_(False)
         state = network.state_dict()
@@ -115,8 +115,8 @@ def write_fixture(networks: Any, file: Path) -> None:
         for name, tensor in state.items():
             if not name.endswith("resample_filter"):
                 tensor.copy_(test["weight"](name, tuple(tensor.shape)))
-        answers[variant] = network(*test["inputs"](variant))
-    save_file(answers, file, metadata={"states": json.dumps(states)})
+        outputs[variant] = network(*test["inputs"](variant))
+    save_file(outputs, file, metadata={"states": json.dumps(states)})
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
     networks = importlib.import_module("training.networks")
     if arguments.fixture:
         return write_fixture(networks, arguments.fixture)
-    table = Table("model", "parameters", *(f"sigma {sigma:g}" for sigma in SIGMAS), "network alone, worst")
+    table = Table("model", "parameters", *(f"sigma {sigma:g}" for sigma in SIGMAS), "network only, worst")
     for name, settings in RELEASED.items():
         if arguments.only in name:
             denoised, raw, count = compare(networks, settings)

@@ -1,8 +1,8 @@
-"""What one process takes for teachers of the sizes in use: memory by part and operations, counted and not measured.
+"""Memory by part and operations of one process, for teachers of common sizes, counted and not measured.
 
     python benchmarks/memory.py [unet_860m transformer_1b transformer_12b] [--processes N]
 
-Of several processes each holds a share of every network (--strategy fsdp), and has 4 latents and 2 pairs of its own.
+Of several processes each holds a shard of every network (--strategy fsdp), and has 4 latents and 2 pairs of its own.
 All of Algorithm 1 runs on tensors that have shapes and no data, as in `dmdistill plan`. Not counted: the workspace of
 kernels, the autoencoder and LPIPS.
 """
@@ -23,10 +23,10 @@ GB = 1e9
 PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimiser", "averages", "activations")
 
 
-def counted(
+def count_cost(
     name: str, *, student_rank: int, fake_rank: int, checkpointing: str, processes: int = 1
 ) -> tuple[Counted, int]:
-    """One step of the full objective, guided; and the host's memory that is held before networks are sharded."""
+    """Count a step of the full objective with guidance, and the host's memory before networks are sharded."""
     config = DistillConfig(
         teacher=name,
         batch=4,
@@ -52,18 +52,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=large_teachers.__all__)
     parser.add_argument("--processes", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print(
-        f"GB at the peak of a step, one process of {asked.processes}, 4 generated latents and 2 pairs, fp32 weights, "
+        f"GB at the peak of a step, one process of {options.processes}, 4 generated latents and 2 pairs, fp32 weights, "
         "bf16 activations\n"
     )
     columns = ["teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "host, before", "TFLOP"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for name in asked.names:
+    for name in options.names:
         for ranks in ((0, 0), (0, 64), (64, 64)):
             for checkpointing in ("none", "blocks"):
                 settings = {"student_rank": ranks[0], "fake_rank": ranks[1], "checkpointing": checkpointing}
-                found, host = counted(name, **settings, processes=asked.processes)
+                found, host = count_cost(name, **settings, processes=options.processes)
                 sizes = [found.memory.get(part, 0) / GB for part in PARTS]
                 sizes += [sum(found.memory.values()) / GB, host / GB]
                 words = [name, *(f"rank {rank}" if rank else "all weights" for rank in ranks), checkpointing]

@@ -1,9 +1,9 @@
-"""The metrics beside independent implementations of them, on real images through the real networks.
+"""The metrics beside independent implementations, on real images and with the real networks.
 
 python benchmarks/metrics_check.py CIFAR_FOLDER [--images 1400] [--pairwise 400] [--changed 150] [--cache F.npz]
 
 CIFAR_FOLDER holds CIFAR-10's binary version: data_batch_1.bin and test_batch.bin. $DMDISTILL_ASSETS has Inception's and
-LPIPS's weights. Beside numpy, the packages torchmetrics, scipy, prdc and lpips are asked where they are installed.
+LPIPS's weights. Beside numpy, the packages torchmetrics, scipy, prdc and lpips are compared if they are installed.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def cifar(file: Path) -> Tensor:
     return torch.from_numpy(rows[:, 1:].reshape(-1, 3, 32, 32).copy())
 
 
-def noised(images: Tensor, level: float) -> Tensor:
+def add_noise(images: Tensor, level: float) -> Tensor:
     noise = level * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return (images + noise).round().clamp(0, 255).to(torch.uint8)
 
 
-def blurred(images: Tensor, size: int) -> Tensor:
+def blur(images: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(images.float(), size, 1, size // 2, count_include_pad=False).round().to(torch.uint8)
 
 
-def moved(images: Tensor, pixels: int) -> Tensor:
-    """Down and to the right; the edge is repeated."""
+def shift(images: Tensor, pixels: int) -> Tensor:
+    """Shift images down and to the right, repeating the edge."""
     return F.pad(images.float(), (pixels, 0, pixels, 0), mode="replicate")[..., :-pixels, :-pixels].to(torch.uint8)
 
 
@@ -63,20 +63,20 @@ def sets(folder: Path, images: int) -> dict[str, Tensor]:
     return {"test": cifar(folder / "test_batch.bin")[:images], "train": cifar(folder / "data_batch_1.bin")[:images]}
 
 
-def worse(some: Tensor) -> dict[str, Tensor]:
-    """Copies of images that are worse and worse."""
+def degrade(some: Tensor) -> dict[str, Tensor]:
+    """Return degraded copies of images."""
     return {
-        "noise 10": noised(some, 10),
-        "noise 40": noised(some, 40),
-        "blur 3": blurred(some, 3),
-        "blur 7": blurred(some, 7),
-        "moved 3": moved(some, 3),
-        "moved 10": moved(some, 10),
+        "noise 10": add_noise(some, 10),
+        "noise 40": add_noise(some, 40),
+        "blur 3": blur(some, 3),
+        "blur 7": blur(some, 7),
+        "moved 3": shift(some, 3),
+        "moved 10": shift(some, 10),
     }
 
 
-def seen(images: dict[str, Tensor], cache: Path | None) -> dict[str, Tensor]:
-    """Inception's features of each set, from the cache where it has them."""
+def extract_features(images: dict[str, Tensor], cache: Path | None) -> dict[str, Tensor]:
+    """Extract Inception's features of each set, or take them from the cache."""
     held: dict[str, Any] = dict(np.load(cache)) if cache is not None and cache.is_file() else {}
     network = load_inception()
     for name, pictures in images.items():
@@ -95,8 +95,8 @@ def statistics(features: Tensor) -> Any:
     return moments.statistics()
 
 
-def have(name: str) -> Any:
-    """A package, or None."""
+def import_if_installed(name: str) -> Any:
+    """Import a package; return None if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -104,22 +104,22 @@ def have(name: str) -> Any:
 
 
 def frechet_others(x: Tensor, y: Tensor) -> Iterator[tuple[str, float]]:
-    """FID of features by the formulas of others, fp64."""
+    """Compute FID of features by other packages, in fp64."""
     a, b = (f.double().numpy() for f in (x, y))
     means, covariances = (a.mean(0), b.mean(0)), (np.cov(a.T), np.cov(b.T))
-    if (linalg := have("scipy.linalg")) is not None:
+    if (linalg := import_if_installed("scipy.linalg")) is not None:
         root = linalg.sqrtm(covariances[0] @ covariances[1])
         yield (
             "scipy's sqrtm, as EDM",
             float(np.square(means[0] - means[1]).sum() + np.trace(sum(covariances) - 2 * root.real)),
         )
-    if (fid := have("torchmetrics.image.fid")) is not None:
+    if (fid := import_if_installed("torchmetrics.image.fid")) is not None:
         tensors = [torch.from_numpy(array) for pair in zip(means, covariances, strict=True) for array in pair]
         yield "torchmetrics", float(fid._compute_fid(*tensors))
 
 
 def kernel_others(x: Tensor, y: Tensor) -> Iterator[tuple[str, float]]:
-    """The squared MMD of all images."""
+    """Compute the squared MMD of all images."""
     a, b = (f.double().numpy() for f in (x, y))
 
     def mean(p: np.ndarray, q: np.ndarray, *, same: bool) -> float:
@@ -127,12 +127,12 @@ def kernel_others(x: Tensor, y: Tensor) -> Iterator[tuple[str, float]]:
         return kernel[~np.eye(len(p), dtype=bool)].mean() if same else kernel.mean()
 
     yield "numpy", mean(a, a, same=True) + mean(b, b, same=True) - 2 * mean(a, b, same=False)
-    if (kid := have("torchmetrics.image.kid")) is not None:
+    if (kid := import_if_installed("torchmetrics.image.kid")) is not None:
         yield "torchmetrics", float(kid.poly_mmd(x.double(), y.double()))
 
 
 def manifold_others(x: Tensor, y: Tensor, k: int) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Precision, recall, density and coverage, all of one k."""
+    """Compute precision, recall, density and coverage of one k."""
     a, b = (f.double().numpy() for f in (x, y))
 
     def distances(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -143,13 +143,13 @@ def manifold_others(x: Tensor, y: Tensor, k: int) -> Iterator[tuple[str, tuple[f
     inside = between <= reach_b
     recall, coverage = (between <= reach_a[:, None]).any(0).mean(), (between.min(0) <= reach_b).mean()
     yield "numpy, pair by pair", (inside.any(1).mean(), recall, inside.sum() / (k * len(a)), coverage)
-    if (prdc := have("prdc")) is not None:
+    if (prdc := import_if_installed("prdc")) is not None:
         found = prdc.compute_prdc(real_features=b, fake_features=a, nearest_k=k)
         yield "prdc", tuple(found[name] for name in MANIFOLD)
 
 
 def plain_lpips(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """LPIPS from the file's tensors alone, fp64."""
+    """Compute LPIPS directly from the file's tensors, in fp64."""
     shift, scale = (torch.tensor(v).double()[:, None, None] for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
     a, b = (image.double().sub(shift).div(scale) for image in (x, y))
     total, head, number = torch.zeros(len(x), dtype=torch.float64), 0, 0
@@ -167,7 +167,7 @@ def plain_lpips(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
 
 
 def package_lpips(weights: dict[str, Tensor]) -> nn.Module | None:
-    """The reference package with its own heads and the file's VGG16; of torchvision it takes the layout alone."""
+    """Build the reference package with its own heads and the file's VGG16; torchvision only gives the layout."""
 
     def vgg16(**_: Any) -> Any:
         layers: list[nn.Module] = []
@@ -184,7 +184,7 @@ def package_lpips(weights: dict[str, Tensor]) -> nn.Module | None:
     stand_in.models = types.SimpleNamespace(vgg16=vgg16)
     sys.modules["torchvision"] = stand_in
     try:
-        package = have("lpips")
+        package = import_if_installed("lpips")
         return None if package is None else package.LPIPS(net="vgg", verbose=False).eval()
     finally:
         del sys.modules["torchvision"]
@@ -192,7 +192,7 @@ def package_lpips(weights: dict[str, Tensor]) -> nn.Module | None:
 
 @torch.no_grad()
 def perceptual(x: Tensor, y: Tensor) -> list[tuple[str, str, str, float]]:
-    """LPIPS of real pairs, the largest relative difference of one pair."""
+    """Compare LPIPS of real pairs; return the largest relative difference of a pair."""
     file = Path(os.environ["DMDISTILL_ASSETS"]) / "lpips_vgg16.safetensors"
     weights, ours = load_file(file), load_lpips(file, resize=None)
     x, y = (images.float() / 127.5 - 1 for images in (x, y))
@@ -204,9 +204,9 @@ def perceptual(x: Tensor, y: Tensor) -> list[tuple[str, str, str, float]]:
 
 
 def agreement(x: Tensor, y: Tensor, pairwise: int) -> list[tuple[str, str, str, float]]:
-    """(metric, our value, by whom, the difference). pairwise: images for what is compared pair by pair.
+    """Return rows (metric, our value, other implementation, difference); `pairwise` images are compared pair by pair.
 
-    Of at most half as many features as images: where a covariance lacks rank, the others' roots lose digits.
+    At most half as many features as images: if a covariance lacks rank, the others' square roots lose digits.
     """
     rows = []
     x, y = (f[:, : len(f) // 2] for f in (x, y))
@@ -230,19 +230,19 @@ def describe(features: Tensor) -> FeatureStatistics:
     return FeatureStatistics("inception", "inception", statistics(features), features)
 
 
-def figures(generated: Tensor, reference: Tensor, size: int) -> list[str]:
-    """All six, as text."""
+def format_metrics(generated: Tensor, reference: Tensor, size: int) -> list[str]:
+    """Format all six metrics."""
     options, rng = MetricOptions(kid_subsets=20, kid_subset_size=size), torch.Generator().manual_seed(0)
     names = ("fid", "kid", *MANIFOLD)
     found = compute_metrics(names, describe(generated), describe(reference), rng=rng, options=options)
     return [f"{value:.5f}" for value in found.values()]
 
 
-def orders(some: Tensor, changed: dict[str, Tensor], train: Tensor) -> Iterator[list[str]]:
-    """The same number of images in each row, against the training images."""
+def rank_degraded(some: Tensor, changed: dict[str, Tensor], train: Tensor) -> Iterator[list[str]]:
+    """Compute the metrics of degraded sets, all of one size, against the training images."""
     collapsed = some[: len(some) // 10].repeat(10, 1)
     for name, found in ({"real, held out": some} | changed | {"a tenth of them, ten times": collapsed}).items():
-        yield [name, *figures(found, train, len(found))]
+        yield [name, *format_metrics(found, train, len(found))]
 
 
 def show(title: str, head: list[str], rows: list[list[str]]) -> None:
@@ -262,7 +262,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     images = sets(arguments.data, arguments.images)
-    features, count = seen(images, arguments.cache), arguments.images
+    features, count = extract_features(images, arguments.cache), arguments.images
     head = ["metric", "ours", "beside", "difference (relative; of shares absolute)"]
     rows = perceptual(images["train"][:100], images["test"][:100]) + agreement(
         features["test"], features["train"], arguments.pairwise
@@ -270,11 +270,11 @@ def main() -> None:
     show(f"agreement, on {min(2048, count // 2)} features", head, [[*row[:3], f"{row[3]:.1e}"] for row in rows])
     names = ["", "fid", "kid", "kid_error", *MANIFOLD]
     sizes = {"test images": features["test"], "the training images themselves": features["train"]}
-    rows = [[name, *figures(found, features["train"], min(1000, count))] for name, found in sizes.items()]
+    rows = [[name, *format_metrics(found, features["train"], min(1000, count))] for name, found in sizes.items()]
     show(f"CIFAR-10: {count} images against {count} training images", names, rows)
     if arguments.changed:
-        changed = seen(worse(images["test"][: arguments.changed]), arguments.cache)
-        rows = list(orders(features["test"][: arguments.changed], changed, features["train"]))
+        changed = extract_features(degrade(images["test"][: arguments.changed]), arguments.cache)
+        rows = list(rank_degraded(features["test"][: arguments.changed], changed, features["train"]))
         show(f"{arguments.changed} images against {count} training images", names, rows)
 
 

@@ -1,4 +1,4 @@
-"""What each trick gives the bundled network on this machine: milliseconds of one pass, and ratios, from one run.
+"""Speed-up of the bundled network by each of its optimisations: milliseconds of one pass, and ratios, from one run.
 
 python benchmarks/network.py [--batch 128] [--repeats 5]
 """
@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 def build(patch_size: int, group_channels: int, channels_last: bool, bf16: bool) -> EDMDenoiser:
-    """About the same parameters with and without patches: a level of resolution more in place of the patch."""
+    """Build a variant, with about the same parameters: without patches it has a level of resolution more."""
     levels = (1, 2) if patch_size == 2 else (1, 1, 2)
     net = SongUNet(
         img_resolution=28,
@@ -49,6 +49,7 @@ def build(patch_size: int, group_channels: int, channels_last: bool, bf16: bool)
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the median time of a function, after a first call."""
     work()
     timings = []
     for _ in range(repeats):

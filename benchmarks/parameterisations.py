@@ -3,9 +3,8 @@
     python benchmarks/parameterisations.py OUT [--own-pairs]
 
 distills each function of examples/parameterisations.py from the same seed, and the first once more from another seed,
-to show what one run differs from the next. All learn from the same pairs, those of v's teacher, unless --own-pairs lets
-each one's solver make its own, on its own grid. Runs that are finished stay; the table is printed and kept in
-OUT/table.json.
+to show how much runs differ. All use the same pairs, those of v's teacher, unless --own-pairs lets each one's solver
+make its own, on its own grid. Finished runs are not repeated; the table is printed and written to OUT/table.json.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ RUNS = [("edm", 0), ("edm", 1), ("eps", 0), ("v", 0), ("velocity", 0)]
 
 
 def student(kind: str, seed: int, out: Path, *, own_pairs: bool) -> float:
-    """Frechet distance of the student, over 2,000 images in the judge's features."""
+    """Distill a student; return its Frechet distance, over 2,000 images in the features of the bundled classifier."""
     run, teacher = out / f"{kind}-{seed}", f"examples.parameterisations:{kind}"
     if not (run / "student").exists():
         pairs = None if own_pairs else shared_pairs(teacher, out)
-        given = {"teacher": teacher, "pairs": pairs, "seed": seed, "machine": ComputeOptions(threads=1)}
+        given = {"teacher": teacher, "pairs": pairs, "seed": seed, "compute": ComputeOptions(threads=1)}
         distill(from_preset(DistillConfig, "fashion", out=run, **given, **SETTINGS))
     model = load_model(str(run / "student"))
     feature_extractor = load_classifier_features("fashion-classifier", model.device)
@@ -57,12 +56,12 @@ def student(kind: str, seed: int, out: Path, *, own_pairs: bool) -> float:
 
 
 def shared_pairs(teacher: str, out: Path) -> Path:
-    """The pairs of v's teacher, under this one's name: all four are one network, and an ODE's noise is theirs all."""
-    made, maker = out / "pairs", load_teacher("examples.parameterisations:v")
+    """Make the pairs of v's teacher and copy them as this one's: all four are one network with the same ODE."""
+    pairs, maker = out / "pairs", load_teacher("examples.parameterisations:v")
     maker.to(*setup_compute(ComputeOptions(threads=1)))
-    make_teacher_pairs(maker, made, count=PAIRS, seed=0, batch=100)
-    named = shutil.copytree(made, out / f"pairs-{teacher.rpartition(':')[2]}", dirs_exist_ok=True)
-    write_json(named / "pairs.json", read_json(made / "pairs.json") | {"teacher": fingerprint(load_teacher(teacher))})
+    make_teacher_pairs(maker, pairs, count=PAIRS, seed=0, batch=100)
+    named = shutil.copytree(pairs, out / f"pairs-{teacher.rpartition(':')[2]}", dirs_exist_ok=True)
+    write_json(named / "pairs.json", read_json(pairs / "pairs.json") | {"teacher": fingerprint(load_teacher(teacher))})
     return named
 
 

@@ -1,10 +1,10 @@
-"""A teacher and its students as a folder to publish: fp16 or bf16 weights, cards with figures, no path of this machine.
+"""Publish a teacher and its students: fp16 or bf16 weights, model cards with their metrics, no path of this computer.
 
     python benchmarks/release.py --teacher MODEL --student MODEL [5to1=MODEL ...] --name NAME --out FOLDER
-        [--figures TEACHER.json STUDENT.json ...]
+        [--reports TEACHER.json STUDENT.json ...]
 
-FOLDER/NAME, FOLDER/NAME-student and FOLDER/NAME-5to1 load by these names where $DMDISTILL_MODELS is FOLDER. The figures
-are what `dmdistill evaluate --json` wrote. What rounding changes in the images is measured and printed.
+FOLDER/NAME, FOLDER/NAME-student and FOLDER/NAME-5to1 load by these names where $DMDISTILL_MODELS is FOLDER. The reports
+are files of `dmdistill evaluate --json`. How much rounding changes the images is measured and printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dmdistill.io.atomic import read_json
-from dmdistill.models.cards import quality, shown, student_card, teacher_card
+from dmdistill.models.cards import public_settings, quality_table, student_card, teacher_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model, Student, Teacher
@@ -32,42 +32,48 @@ def release(
     out: Path,
     *,
     name: str,
-    taught: dict[str, Any],
-    figures: list[Path],
+    settings: dict[str, Any],
+    reports: list[Path],
     dtype: str,
 ) -> dict[str, float]:
-    """Write all of them; answers with the largest change of a pixel, in [0, 2], over 8 images of each.
+    """Write the folders of a teacher and its students; return the largest change of a pixel by rounding, for each.
 
-    students: by what stands behind the teacher's name. figures: of the teacher, then of them in this order.
+    Args:
+        teacher: teacher to publish.
+        students: its students, by what follows the teacher's name in theirs.
+        out: folder to write to.
+        name: name of the teacher.
+        settings: of the teacher's training, for its card.
+        reports: files of metrics of the teacher and of the students, in this order.
+        dtype: of the weights, a key of `DTYPES`.
     """
     teacher = replace(teacher, name=name, config=teacher.config | {"name": name})
-    named: dict[str, Model] = {name: teacher}
-    cards = {name: teacher_card(teacher, taught)}
-    for one, student in students.items():
-        own, distilled = f"{name}-{one}", student.config.get("distilled", {})
-        settings = {key: shown(value) for key, value in distilled.items()} | {"teacher": name}
-        named[own] = published = replace(
-            student, name=own, config=student.config | {"name": own, "distilled": settings}
-        )
-        cards[own] = student_card(published, settings)
-    rows = [read_json(file) | {"model": own} for own, file in zip(named, figures, strict=False)]
+    models: dict[str, Model] = {name: teacher}
+    cards = {name: teacher_card(teacher, settings)}
+    for suffix, student in students.items():
+        own, distilled = f"{name}-{suffix}", student.config.get("distilled", {})
+        published = public_settings(distilled) | {"teacher": name}
+        config = student.config | {"name": own, "distilled": published}
+        models[own] = student = replace(student, name=own, config=config)
+        cards[own] = student_card(student, published)
+    rows = [read_json(file) | {"model": own} for own, file in zip(models, reports, strict=False)]
     changes = {}
-    for one, model in named.items():
-        save_model(out / one, model, card=cards[one] + quality(rows), dtype=DTYPES[dtype])
-        changes[one] = change(model, load_model(str(out / one)))
+    for own, model in models.items():
+        save_model(out / own, model, card=cards[own] + quality_table(rows), dtype=DTYPES[dtype])
+        changes[own] = largest_change(model, load_model(str(out / own)))
     return changes
 
 
-def change(model: Model, stored: Model) -> float:
+def largest_change(model: Model, stored: Model) -> float:
+    """Return the largest difference of a pixel, in [0, 2], over 8 images."""
     z, cond = model.sample_inputs(8, rng=torch.Generator().manual_seed(0))
     return (model.images(z, cond) - stored.images(z, cond)).abs().max().item()
 
 
-def settings_of(model: str) -> dict[str, Any]:
-    """Of the run that the teacher is in; nothing where it is in none."""
-    file = next(
-        (at / "config.toml" for at in (Path(model), Path(model).parent) if (at / "config.toml").is_file()), None
-    )
+def run_settings(model: str) -> dict[str, Any]:
+    """Read the settings of the run that a model's folder is in; {} if it is in none."""
+    files = [folder / "config.toml" for folder in (Path(model), Path(model).parent)]
+    file = next((file for file in files if file.is_file()), None)
     return tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
 
 
@@ -77,25 +83,26 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--student", nargs="+", required=True, metavar="[NAME=]MODEL")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--figures", type=Path, nargs="*", default=[])
+    parser.add_argument("--reports", type=Path, nargs="*", default=[])
     parser.add_argument("--store", choices=DTYPES, default="fp16")
-    parser.add_argument("--most", type=float, default=60, help="megabytes that the folder may take")
-    asked = parser.parse_args()
-    teacher = load_model(asked.teacher)
-    assert isinstance(teacher, Teacher), f"{asked.teacher} is no teacher"
+    parser.add_argument("--most", type=float, default=60, help="largest size of the folder, in megabytes")
+    options = parser.parse_args()
+    teacher = load_model(options.teacher)
+    assert isinstance(teacher, Teacher), f"{options.teacher} is no teacher"
     students: dict[str, Student] = {}
-    for word in asked.student:
-        name, path = word.split("=", 1) if "=" in word else ("student", word)
+    for word in options.student:
+        suffix, path = word.split("=", 1) if "=" in word else ("student", word)
         student = load_model(path)
         assert isinstance(student, Student), f"{path} is no student"
-        students[name] = student
-    given = {"taught": settings_of(asked.teacher), "figures": asked.figures, "dtype": asked.store}
-    for name, most in release(teacher, students, asked.out, name=asked.name, **given).items():
-        print(f"{asked.out / name}: {asked.store} changes a pixel by {127.5 * most:.2g} of 255 at most, over 8 images")
-    megabytes = sum(file.stat().st_size for file in asked.out.rglob("*") if file.is_file()) / 1e6
+        students[suffix] = student
+    given = {"settings": run_settings(options.teacher), "reports": options.reports, "dtype": options.store}
+    for name, most in release(teacher, students, options.out, name=options.name, **given).items():
+        change = f"{options.store} changes a pixel by {127.5 * most:.2g} of 255 at most, over 8 images"
+        print(f"{options.out / name}: {change}")
+    megabytes = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file()) / 1e6
     print(f"{megabytes:.1f} MB in all")
-    if megabytes > asked.most:
-        raise SystemExit(f"{asked.out} takes {megabytes:.1f} MB, expected at most {asked.most}")
+    if megabytes > options.most:
+        raise SystemExit(f"{options.out} takes {megabytes:.1f} MB, expected at most {options.most}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a process has in memory, now and at most, and functions asked in a process of their own."""
+"""Resident memory of this process, and functions called in processes of their own."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["answer_of", "most_resident", "resident"]
+__all__ = ["peak_resident_size", "resident_size", "run_json"]
 
 
-def resident() -> int:
-    """Bytes, after what is free was given back."""
+def resident_size() -> int:
+    """Return this process's resident memory in bytes, after giving free memory back to the system."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return status("VmRSS")
+    return read_status("VmRSS")
 
 
-def most_resident() -> int:
-    """Bytes, at most so far. getrusage would tell of the process that started this one, where that had more."""
-    return status("VmHWM")
+def peak_resident_size() -> int:
+    """Return this process's peak resident memory in bytes.
+
+    getrusage would return that of the parent process, if it was larger.
+    """
+    return read_status("VmHWM")
 
 
-def status(name: str) -> int:
+def read_status(name: str) -> int:
+    """Read a size in bytes from /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
 
 
-def answer_of(*command: str, threads: int) -> Any:
-    """The JSON in the last line of what a Python command prints, whose allocator gives large blocks back at once."""
+def run_json(*command: str, threads: int) -> Any:
+    """Run a Python command whose allocator returns large blocks at once; parse the last line that it prints as JSON."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, *command], env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,10 +1,10 @@
-"""How long training waits for a checkpoint: written at once, and by a thread.
+"""Time that training waits for a checkpoint: written at once, and by a thread.
 
     python benchmarks/saving.py
 
 The state is that of a run of EDM's network for CIFAR-10 (55.7 M parameters): generator, fake score, AdamW's moments of
-both and one average, on the CPU. Between two saves the networks' time is stood in for by products of matrices, by which
-it is seen whether they become slower while the thread writes.
+both and one average, on the CPU. Between two checkpoints products of matrices stand in for
+the networks, to show whether they become slower while the thread writes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ PRODUCTS = 60
 
 
 def state() -> dict[str, object]:
+    """Make a state of that size."""
     rows = PARAMETERS // TENSORS
     return {f"copy {i}": [torch.randn(rows) for _ in range(TENSORS)] for i in range(COPIES)}
 
 
 def work(a: torch.Tensor) -> float:
-    """Milliseconds of what stands in for steps."""
+    """Return the milliseconds of the products that stand in for steps."""
     start = time.perf_counter()
     for _ in range(PRODUCTS):
         a @ a
@@ -41,7 +42,7 @@ def work(a: torch.Tensor) -> float:
 
 
 def measure(background: bool) -> tuple[float, float, float]:
-    """Medians of milliseconds: that a save takes from training, that the work after it takes, that are left."""
+    """Return medians in milliseconds: of the wait, of the products after it, and of the writing that is left then."""
     waits, works = [], []
     held, a = state(), torch.randn(1024, 1024)
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -60,9 +61,9 @@ def measure(background: bool) -> tuple[float, float, float]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    undisturbed = statistics.median(work(torch.randn(1024, 1024)) for _ in range(SAVES))
+    baseline = statistics.median(work(torch.randn(1024, 1024)) for _ in range(SAVES))
     table = Table("", "training waits, ms", f"{PRODUCTS} products after it, ms", "left to write then, ms")
-    table.add_row("no save", "0", f"{undisturbed:.0f}", "0")
+    table.add_row("no save", "0", f"{baseline:.0f}", "0")
     for name, background in (("at once", False), ("by a thread", True)):
         table.add_row(name, *(f"{x:.0f}" for x in measure(background)))
     Console(width=120).print(f"{4 * PARAMETERS * COPIES / 1e9:.2f} GB of state, medians of {SAVES}")

@@ -1,4 +1,4 @@
-"""Our step as `step.py` measures it, and what it is made fast and small by: each a context that does without."""
+"""Our training step as `step.py` measures it, and its optimisations: each is a context that does without it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dmdistill.models.model import Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.residual_block import UNetBlock
 
-__all__ = ["HOLDS_LESS", "TRICKS", "Ours", "tricks_of"]
+__all__ = ["SAVES_MEMORY", "TRICKS", "Ours", "applicable_tricks"]
 
 
 class Ours:
-    """A job's own algorithm and updates, as they are from its first checkpoint on."""
+    """Training step of a distillation, as it is after the first checkpoint."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.rng = job, job.run.rng
-        self.wait(False)
+        self.check_finite(False)
 
-    def wait(self, careful: bool) -> None:
-        self.job.dmd.careful = self.job.update_generator.check_finite = self.job.update_fake.check_finite = careful
+    def check_finite(self, check: bool) -> None:
+        self.job.dmd.careful = self.job.update_generator.check_finite = self.job.update_fake.check_finite = check
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         return self.job.dmd.step(batch, self.job.update_generator, self.job.update_fake)
@@ -47,7 +47,7 @@ class Ours:
 
 
 @contextmanager
-def in_fp32(ours: Ours) -> Iterator[None]:
+def without_autocast(ours: Ours) -> Iterator[None]:
     precision = ours.job.run.precision
     ours.job.teacher.network.float()
     for network in ours.networks:
@@ -59,21 +59,21 @@ def in_fp32(ours: Ours) -> Iterator[None]:
 
 
 @contextmanager
-def cast_each_time(ours: Ours) -> Iterator[None]:
+def without_cast_weights(ours: Ours) -> Iterator[None]:
     ours.job.teacher.network.float()
     yield
     ours.job.teacher.cast_weights()
 
 
 @contextmanager
-def contiguous(ours: Ours) -> Iterator[None]:
-    lay_out(ours, torch.contiguous_format)
+def without_channels_last(ours: Ours) -> Iterator[None]:
+    set_memory_format(ours, torch.contiguous_format)
     yield
-    lay_out(ours, torch.channels_last)
+    set_memory_format(ours, torch.channels_last)
 
 
-def lay_out(ours: Ours, memory_format: torch.memory_format) -> None:
-    """Networks, and what their optimisers and averages hold beside them."""
+def set_memory_format(ours: Ours, memory_format: torch.memory_format) -> None:
+    """Set the memory format of networks, EMAs and AdamW's moments."""
     updates = (ours.job.update_generator, ours.job.update_fake)
     for network in [*ours.networks, *(average.network for update in updates for average in update.emas)]:
         network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
@@ -84,7 +84,7 @@ def lay_out(ours: Ours, memory_format: torch.memory_format) -> None:
 
 
 @contextmanager
-def all_kept(ours: Ours) -> Iterator[None]:
+def without_checkpointing(ours: Ours) -> Iterator[None]:
     networks = (ours.job.generator, ours.job.fake)
     for block in (block for network in networks for block in network.modules() if isinstance(block, UNetBlock)):
         del block.first, block.second  # the class's own again
@@ -94,7 +94,7 @@ def all_kept(ours: Ours) -> Iterator[None]:
 
 
 @contextmanager
-def in_two_calls(ours: Ours) -> Iterator[None]:
+def without_joint_generation(ours: Ours) -> Iterator[None]:
     dmd = ours.job.dmd
 
     def generate(batch: Batch) -> tuple[Tensor, Condition | None, Tensor | None]:
@@ -107,13 +107,13 @@ def in_two_calls(ours: Ours) -> Iterator[None]:
 
 
 @contextmanager
-def guided_by_two_calls(ours: Ours) -> Iterator[None]:
+def without_joint_guidance(ours: Ours) -> Iterator[None]:
     guided = ours.job.dmd.real
     assert isinstance(guided, GuidedDenoiser)
 
     def forward(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        null, told = (guided.denoiser(x_t, t, one) for one in (cond.null(), cond))
-        return null + guided.scale * (told - null)
+        null, conditional = (guided.denoiser(x_t, t, one) for one in (cond.null(), cond))
+        return null + guided.scale * (conditional - null)
 
     guided.forward = forward
     yield
@@ -121,62 +121,64 @@ def guided_by_two_calls(ours: Ours) -> Iterator[None]:
 
 
 @contextmanager
-def unfused(ours: Ours) -> Iterator[None]:
-    optimisers = [ours.job.update_generator.optimizer, ours.job.update_fake.optimizer]
-    hooks = [one.register_step_pre_hook(lambda one, *_: setattr(one, "found_inf", None)) for one in optimisers]
-    for group in (group for one in optimisers for group in one.param_groups):
+def without_fused_adamw(ours: Ours) -> Iterator[None]:
+    optimizers = [ours.job.update_generator.optimizer, ours.job.update_fake.optimizer]
+    hooks = [one.register_step_pre_hook(lambda one, *_: setattr(one, "found_inf", None)) for one in optimizers]
+    for group in (group for one in optimizers for group in one.param_groups):
         group["fused"] = False
     yield
     for hook in hooks:
         hook.remove()
-    for group in (group for one in optimisers for group in one.param_groups):
+    for group in (group for one in optimizers for group in one.param_groups):
         group["fused"] = True
 
 
 @contextmanager
-def averaged_one_by_one(ours: Ours) -> Iterator[None]:
-    averages = ours.job.update_generator.emas
+def without_foreach_average(ours: Ours) -> Iterator[None]:
+    emas = ours.job.update_generator.emas
 
     def update(average: Any, count: int) -> None:
         for mine, theirs in zip(average.averages, average.sources, strict=True):
             mine.copy_(theirs.lerp(mine, 0.999))
 
-    for average in averages:
+    for average in emas:
         average.update = partial(update, average)
     yield
-    for average in averages:
+    for average in emas:
         del average.update
 
 
 @contextmanager
-def waiting(ours: Ours) -> Iterator[None]:
-    ours.wait(True)
+def with_device_checks(ours: Ours) -> Iterator[None]:
+    ours.check_finite(True)
     yield
-    ours.wait(False)
+    ours.check_finite(False)
 
 
 TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
-    "bf16 inside the networks": in_fp32,
-    "channels_last": contiguous,
-    "the teacher's weights cast once": cast_each_time,
-    "norms and SiLU computed again": all_kept,
-    "G(z) and G(z_ref) in one call": in_two_calls,
-    "both answers of guidance in one call": guided_by_two_calls,
-    "fused AdamW": unfused,
-    "the average in one operation": averaged_one_by_one,
-    "no waiting for the device": waiting,
+    "bf16 inside the networks": without_autocast,
+    "channels_last": without_channels_last,
+    "the teacher's weights cast once": without_cast_weights,
+    "norms and SiLU recomputed": without_checkpointing,
+    "G(z) and G(z_ref) in one call": without_joint_generation,
+    "guidance in one call": without_joint_guidance,
+    "fused AdamW": without_fused_adamw,
+    "EMA in one operation": without_foreach_average,
+    "no waiting for the device": with_device_checks,
 }
-HOLDS_LESS = (  # tricks that memory is measured without
+SAVES_MEMORY = (  # optimisations without which memory is measured
     "bf16 inside the networks",
     "the teacher's weights cast once",
-    "norms and SiLU computed again",
+    "norms and SiLU recomputed",
 )
 
 
-def tricks_of(ours: Ours) -> list[str]:
-    """Those that there are: without guidance, bf16 or a U-Net of ours some change nothing."""
-    idle = [] if isinstance(ours.job.dmd.real, GuidedDenoiser) else [guided_by_two_calls]
-    idle += [in_fp32, cast_each_time] if ours.job.run.precision is None else []
+def applicable_tricks(ours: Ours) -> list[str]:
+    """List the optimisations that apply: without guidance, bf16 or our own U-Net some change nothing."""
+    idle = [] if isinstance(ours.job.dmd.real, GuidedDenoiser) else [without_joint_guidance]
+    idle += [without_autocast, without_cast_weights] if ours.job.run.precision is None else []
     norms = ours.job.config.checkpointing == "norms"
-    idle += [] if norms and any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [all_kept]
+    idle += (
+        [] if norms and any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [without_checkpointing]
+    )
     return [name for name, trick in TRICKS.items() if trick not in idle]

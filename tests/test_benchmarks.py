@@ -1,4 +1,4 @@
-"""The benchmark of a step measures two implementations of one thing, and tricks that change nothing but its cost."""
+"""The benchmark of a step measures two implementations of one algorithm, and optimisations that keep its losses."""
 
 import dataclasses
 import sys
@@ -36,14 +36,14 @@ def tiny_cases(tiny_teacher, monkeypatch):
     monkeypatch.setattr(step.Setting, "config", property(lambda self: dataclasses.replace(config(self), **fast)))
 
 
-def test_a_process_tells_of_its_own_memory_whoever_started_it():
+def test_a_process_measures_its_own_memory_not_its_parents():
     large = torch.ones(75_000_000)
-    question = "import sys; sys.path.insert(0, sys.argv[1]); import resident; print(resident.most_resident())"
+    question = "import sys; sys.path.insert(0, sys.argv[1]); import resident; print(resident.peak_resident_size())"
     assert (
-        resident.answer_of("-c", question, str(Path(resident.__file__).parent), threads=1)
+        resident.run_json("-c", question, str(Path(resident.__file__).parent), threads=1)
         < 100e6
         < large.nbytes
-        < resident.most_resident()
+        < resident.peak_resident_size()
     )
 
 
@@ -52,34 +52,34 @@ def test_a_process_tells_of_its_own_memory_whoever_started_it():
 def test_the_plain_implementation_and_ours_have_the_same_losses(name, fake_steps):
     """Of three iterations, each after the updates of the one before."""
     plain, ours = (step.Setting(name, kind, fake_steps=fake_steps, **CPU) for kind in ("plain", "ours"))
-    assert step.apart(plain, ours, count=3)[0] < 1e-3
-    assert step.apart(plain, ours, count=1)[0] < 2e-5
+    assert step.loss_differences(plain, ours, count=3)[0] < 1e-3
+    assert step.loss_differences(plain, ours, count=1)[0] < 2e-5
 
 
-def test_in_bf16_the_losses_are_apart_by_its_rounding():
+def test_in_bf16_the_losses_differ_by_its_rounding():
     plain, ours = (step.Setting("tiny", kind, **CPU) for kind in ("plain", "ours"))
-    assert 1e-4 < step.apart(plain, dataclasses.replace(ours, precision="bf16"), count=1)[0] < 0.1
+    assert 1e-4 < step.loss_differences(plain, dataclasses.replace(ours, precision="bf16"), count=1)[0] < 0.1
 
 
-def test_both_make_the_same_operations_and_ours_holds_less():
+def test_both_take_the_same_operations_and_ours_less_memory():
     plain, ours = (step.Setting("guided", kind, fake_steps=2, **CPU) for kind in ("plain", "ours"))
-    counted = [step.counted(one) for one in (plain, ours)]
+    counted = [step.count_cost(one) for one in (plain, ours)]
     assert counted[0]["flops"] == counted[1]["flops"]
     assert counted[0]["tensors"] > counted[1]["tensors"]
-    with step.built(ours) as (implementation, _):
+    with step.build(ours) as (implementation, _):
         assert step.operations(implementation, ours) == counted[1]["flops"]
 
 
 @pytest.mark.parametrize("trick", step_tricks.TRICKS)
-def test_without_a_trick_all_is_as_with_it(trick):
+def test_without_an_optimisation_the_losses_are_the_same(trick):
     """The losses inside; and outside again, bit for bit."""
     setting = step.Setting("guided", "ours", **(CPU | {"precision": "bf16"}))
     found = []
     for context in (nullcontext, step_tricks.TRICKS[trick]):
-        with step.built(setting) as (ours, _):
+        with step.build(setting) as (ours, _):
             with context(ours):
                 inside = step.steps(ours, setting, count=1)
-            with step.built(setting) as (fresh, _):
+            with step.build(setting) as (fresh, _):
                 fresh.job.generator.load_state_dict(ours.job.generator.state_dict())
                 fresh.job.fake.load_state_dict(ours.job.fake.state_dict())
                 assert step.steps(ours, setting, count=1) == step.steps(fresh, setting, count=1)
@@ -90,14 +90,14 @@ def test_without_a_trick_all_is_as_with_it(trick):
 
 def test_a_plans_memory_is_that_of_the_tensors_of_real_steps():
     config = plan_memory.configuration("tiny", 3, "norms")
-    planned, tensors = (plan_memory.counted(config, data=data) for data in (False, True))
+    planned, tensors = (plan_memory.count_cost(config, data=data) for data in (False, True))
     assert planned == pytest.approx(tensors, rel=0.01)
 
 
-def test_the_operations_of_a_convolution_are_those_that_torch_counts():
+def test_the_operations_of_a_convolution_agree_with_torchs_counter():
     work, operations = limits.convolution(3, None)
     with FlopCounterMode(display=False) as counter:
         work()
     assert counter.get_total_flops() == operations
-    assert limits.share_of_convolutions(work) > 0.5
-    assert limits.share_of_convolutions(lambda: torch.randn(999).exp()) == 0
+    assert limits.convolution_share(work) > 0.5
+    assert limits.convolution_share(lambda: torch.randn(999).exp()) == 0

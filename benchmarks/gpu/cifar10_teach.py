@@ -1,9 +1,9 @@
-"""A teacher of CIFAR-10, in calls of a few minutes each, on one machine or on several in turn.
+"""A teacher of CIFAR-10, in calls of a few minutes each, on one computer or on several in turn.
 
     python benchmarks/gpu/cifar10_teach.py --data DATA --store STORE --out OUT --seconds 520 [-- FLAGS OF TEACH]
 
-STORE/teacher is the run: begun where there is none, gone on with where there is one, or where STORE/teacher.light is
-what an earlier machine left of it. OUT gets what has to leave the machine: teacher.json (steps, images per second,
+STORE/teacher is the run: it is resumed if it exists, or from STORE/teacher.light, which an earlier computer wrote.
+OUT gets what has to be copied from the computer: teacher.json (steps, images per second,
 memory), the log, the newest samples, and the parts of the finished teacher's folder or, before that, of its light file.
 """
 
@@ -14,7 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
-from lease import compute, ending_after, rate, steps_of
+from lease import compute, last_step, rate, stop_after
 from light_checkpoint import pack_run, unpack_run
 from parcels import split
 
@@ -28,29 +28,29 @@ def main() -> None:
     for name in ("data", "store", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=520)
-    parser.add_argument("--mib", type=float, default=15, help="of a part at most")
+    parser.add_argument("--mib", type=float, default=15, help="largest size of a part")
     parser.add_argument("flags", nargs="*", help="of dmdistill teach, for a run that begins")
-    asked = parser.parse_args()
-    run, light = asked.store / "teacher", asked.store / "teacher.light"
+    options = parser.parse_args()
+    run, light = options.store / "teacher", options.store / "teacher.light"
     if not (run / "config.toml").is_file() and light.is_file():
-        print(f"going on from step {unpack_run(light, run)}")
-    before = steps_of(run)
-    begun = (run / "config.toml").is_file()
-    flags = ["--resume", run, "--data", asked.data] if begun else ["--data", asked.data, "--out", run]
-    with ending_after(asked.seconds):
-        dmdistill(["teach", *([] if begun else ["--preset", "cifar10-small"]), *map(str, flags), *asked.flags])
-    report(run, asked.out, before=before, mib=asked.mib)
+        print(f"resuming from step {unpack_run(light, run)}")
+    before = last_step(run)
+    exists = (run / "config.toml").is_file()
+    flags = ["--resume", run, "--data", options.data] if exists else ["--data", options.data, "--out", run]
+    with stop_after(options.seconds):
+        dmdistill(["teach", *([] if exists else ["--preset", "cifar10-small"]), *map(str, flags), *options.flags])
+    report(run, options.out, before=before, mib=options.mib)
 
 
 def report(run: Path, out: Path, *, before: int, mib: float) -> None:
-    """Write what has to leave the machine."""
+    """Write what has to be copied from the computer."""
     out.mkdir(parents=True, exist_ok=True)
     found = rate(run, since=before)
     config = with_run(TeachConfig(), run)
     if "steps_per_second" in found:
         found["images_per_second"] = round(found["steps_per_second"] * config.batch, 1)
     finished = (run / "teacher" / "config.json").is_file()
-    about = {"step": steps_of(run), "of": config.steps, "finished": finished, **found, **compute()}
+    about = {"step": last_step(run), "of": config.steps, "finished": finished, **found, **compute()}
     (out / "teacher.json").write_text(json.dumps(about, indent=2) + "\n")
     shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
     for picture in sorted((run / "samples").glob("*.png"))[-1:]:

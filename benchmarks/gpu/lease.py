@@ -1,4 +1,4 @@
-"""One call on a GPU: it ends in time, its work can be gone on with, and it says how fast it was."""
+"""Work on a GPU that is lent for minutes: it stops in time, can be resumed, and reports its speed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 
 from dmdistill.training.metrics_log import read_metrics
 
-__all__ = ["compute", "ending_after", "rate", "steps_of"]
+__all__ = ["compute", "last_step", "rate", "stop_after"]
 
 
 @contextmanager
-def ending_after(seconds: float) -> Iterator[None]:
-    """Ask this process to end, as by SIGTERM, after so many seconds: a training saves and stops, all else goes on."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which training replaces as long as it runs
+def stop_after(seconds: float) -> Iterator[None]:
+    """Send this process SIGTERM after so many seconds: training saves and stops, all else ignores it."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # training has a handler of its own
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
@@ -32,13 +32,13 @@ def ending_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def steps_of(run: Path) -> int:
-    """The last step in a run's log; 0 where there is none."""
+def last_step(run: Path) -> int:
+    """Return the last step in a run's log; 0 without a log."""
     return max((int(row["step"]) for row in read_metrics(run)), default=0)
 
 
 def rate(run: Path, *, since: int) -> dict[str, float]:
-    """Steps, and steps per second after the first line of the log: what is compiled is compiled before it."""
+    """Return the steps since one, and the steps per second after the first row of the log, when all is compiled."""
     rows = [row for row in read_metrics(run) if row["step"] > since]
     if len(rows) < 2:
         return {"steps": len(rows) and rows[-1]["step"] - since}
@@ -50,7 +50,7 @@ def rate(run: Path, *, since: int) -> dict[str, float]:
 
 
 def compute() -> dict[str, Any]:
-    """Which device, which PyTorch, and the most memory of the device that this process had at once."""
+    """Return the device, the version of PyTorch and the peak memory of this process on the device."""
     found: dict[str, Any] = {"torch": torch.__version__, "device": "cpu", "wall_clock": round(time.time())}
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()

@@ -1,10 +1,9 @@
-"""Files and folders in parts small enough to travel, and together again, checked by sha256.
+"""Split files and folders into parts, to transfer in any order, and join them again, verified by sha256.
 
     python parcels.py split SOURCE PARTS [--mib 15]    write PARTS/NAME.000, NAME.001 ... and NAME.parcel, their list
-    python parcels.py take PARTS STORE                 copy what arrived into STORE; make whole what is complete there
+    python parcels.py take PARTS STORE                 copy the parts into STORE; unpack what is complete there
 
-A machine that is reached by small parcels alone is sent the parts of a large one in turn, and told to take them each
-time.
+A computer that takes only small transfers is sent the parts of a large file in turn, and takes them each time.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ BLOCK = 1 << 20
 
 
 def split(source: Path, parts: Path, *, mib: float = 15) -> list[Path]:
-    """Pack a file or folder, without compression, and write its parts of at most so many MiB; answers with them."""
+    """Pack a file or folder without compression into parts of at most `mib` MiB; return them and their list."""
     parts.mkdir(parents=True, exist_ok=True)
-    whole = parts / f"{source.name}.tar"
-    with tarfile.open(whole, "w") as archive:
+    archive_file = parts / f"{source.name}.tar"
+    with tarfile.open(archive_file, "w") as archive:
         archive.add(source, source.name)
-    digest, made = hashlib.sha256(), []
-    with whole.open("rb") as stream:
-        while content := stream.read(int(mib * BLOCK)):
-            digest.update(content)
-            made.append(parts / f"{source.name}.{len(made):03d}")
-            made[-1].write_bytes(content)
-    whole.unlink()
-    about = {"parts": [part.name for part in made], "sha256": digest.hexdigest()}
+    digest, written = hashlib.sha256(), []
+    with archive_file.open("rb") as stream:
+        while block := stream.read(int(mib * BLOCK)):
+            digest.update(block)
+            written.append(parts / f"{source.name}.{len(written):03d}")
+            written[-1].write_bytes(block)
+    archive_file.unlink()
+    about = {"parts": [part.name for part in written], "sha256": digest.hexdigest()}
     (parts / f"{source.name}.parcel").write_text(json.dumps(about))
-    return [*made, parts / f"{source.name}.parcel"]
+    return [*written, parts / f"{source.name}.parcel"]
 
 
 def take(parts: Path, store: Path) -> list[Path]:
-    """Copy parts into a store and unpack there what is complete; answers with what was unpacked.
+    """Copy parts into a store and unpack what is complete there; return what was unpacked.
 
-    ValueError where a parcel's content is another than was sent.
+    ValueError if the content of a parcel differs from what was sent.
     """
     store.mkdir(parents=True, exist_ok=True)
     for file in sorted(parts.iterdir()) if parts.is_dir() else []:
@@ -51,33 +50,35 @@ def take(parts: Path, store: Path) -> list[Path]:
 
 
 def is_complete(about: Path) -> bool:
-    found = json.loads(about.read_text())
-    return all((about.parent / name).is_file() for name in found["parts"])
+    """Whether all parts of a parcel are there."""
+    content = json.loads(about.read_text())
+    return all((about.parent / name).is_file() for name in content["parts"])
 
 
 def unpack(about: Path, store: Path) -> Path:
-    """Make whole what all parts of are there; the parts are removed."""
-    found = json.loads(about.read_text())
-    files, whole = [store / name for name in found["parts"]], about.with_suffix(".tar")
+    """Unpack a complete parcel and remove its parts."""
+    content = json.loads(about.read_text())
+    files, joined = [store / name for name in content["parts"]], about.with_suffix(".tar")
     digest = hashlib.sha256()
-    with whole.open("wb") as stream:
-        for content in (block for file in files for block in blocks(file)):
-            digest.update(content)
-            stream.write(content)
-    if digest.hexdigest() != found["sha256"]:
-        whole.unlink()
+    with joined.open("wb") as stream:
+        for block in (block for file in files for block in blocks(file)):
+            digest.update(block)
+            stream.write(block)
+    if digest.hexdigest() != content["sha256"]:
+        joined.unlink()
         raise ValueError(f"{about.stem}: its parts are damaged or of different parcels; split and send it again")
-    with tarfile.open(whole) as archive:
+    with tarfile.open(joined) as archive:
         archive.extractall(store, filter="data")
-    for file in (whole, about, *files):
+    for file in (joined, about, *files):
         file.unlink()
     return store / about.stem
 
 
 def blocks(file: Path) -> Iterator[bytes]:
+    """Read a file block by block."""
     with file.open("rb") as stream:
-        while content := stream.read(BLOCK):
-            yield content
+        while block := stream.read(BLOCK):
+            yield block
 
 
 def main() -> None:
@@ -86,13 +87,13 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--mib", type=float, default=15)
-    asked = parser.parse_args()
-    if asked.what == "split":
-        made = split(asked.source, asked.target, mib=asked.mib)
-        print(f"{len(made)} files in {asked.target}")
+    options = parser.parse_args()
+    if options.what == "split":
+        written = split(options.source, options.target, mib=options.mib)
+        print(f"{len(written)} files in {options.target}")
     else:
-        whole = take(asked.source, asked.target)
-        print("whole: " + (", ".join(path.name for path in whole) or "nothing yet"))
+        unpacked = take(options.source, options.target)
+        print("complete: " + (", ".join(path.name for path in unpacked) or "nothing yet"))
 
 
 if __name__ == "__main__":
