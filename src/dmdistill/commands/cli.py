@@ -20,97 +20,101 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.info.config import InfoConfig
+from dmdistill.commands.options import check, flag_name, option_names
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
-from dmdistill.commands.presets import check_numbers, flag_of, with_preset, with_run
+from dmdistill.commands.presets import from_preset, from_run
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach.config import TeachConfig
 
 __all__ = ["main"]
 
-SIZES = ("batch", "batch_reg", "count", "max_batch")  # the settings that decide how much memory is asked for
 DESCRIPTION = "Turn a pretrained diffusion model into a one-step generator by distribution matching distillation."
+SIZES = ("batch", "batch_reg", "pair_batch", "count", "max_batch")  # the options that decide how much memory is used
 
 
 @dataclass(frozen=True)
 class Command:
-    """config: its class. function: what runs it, in the module of that name. section: of the presets, if it has one."""
+    """A command: its configuration, and its function in the folder's command.py."""
 
     config: type
-    module: str
     function: str
-    section: str | None = None
 
 
 COMMANDS = {
-    "teach": Command(TeachConfig, "teach", "teach", "teach"),
-    "pairs": Command(PairsConfig, "pairs", "pairs", "pairs"),
-    "distill": Command(DistillConfig, "distill", "distill", "distill"),
-    "plan": Command(PlanConfig, "plan", "plan", "distill"),
-    "sample": Command(SampleConfig, "sample", "sample"),
-    "evaluate": Command(EvaluateConfig, "evaluate", "evaluate"),
-    "bench": Command(BenchConfig, "bench", "bench"),
-    "export": Command(ExportConfig, "export", "export"),
-    "info": Command(InfoConfig, "info", "info"),
-    "convert": Command(ConvertConfig, "convert", "convert"),
-    "classifier": Command(ClassifierConfig, "classifier", "train_classifier", "classifier"),
-    "reproduce": Command(ReproduceConfig, "reproduce", "reproduce"),
+    "distill": Command(DistillConfig, "distill"),
+    "pairs": Command(PairsConfig, "pairs"),
+    "sample": Command(SampleConfig, "sample"),
+    "evaluate": Command(EvaluateConfig, "evaluate"),
+    "bench": Command(BenchConfig, "bench"),
+    "export": Command(ExportConfig, "export"),
+    "info": Command(InfoConfig, "info"),
+    "plan": Command(PlanConfig, "plan"),
+    "teach": Command(TeachConfig, "teach"),
+    "convert": Command(ConvertConfig, "convert"),
+    "classifier": Command(ClassifierConfig, "train_classifier"),
+    "reproduce": Command(ReproduceConfig, "reproduce"),
 }
+BUNDLED = {"teach": Path("datasets/fashion-mnist"), "pairs": "fashion", "distill": "fashion", "plan": "fashion"}
+"""The default data or teacher of each command that has presets: with it the preset `fashion`, its own, is the default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. What the user can mend ends in one line and exit code 2; DMDISTILL_DEBUG=1 shows a traceback."""
-    arguments, asked = list(sys.argv[1:] if arguments is None else arguments), None
+    config: Any = None
     try:
-        check_numbers(asked := parse(arguments))
-        command = next(command for command in COMMANDS.values() if type(asked) is command.config)
-        module = importlib.import_module(f"dmdistill.commands.{command.module}.command")
-        getattr(module, command.function)(asked)
+        name, config = parse(list(sys.argv[1:] if arguments is None else arguments))
+        check(config)
+        module = importlib.import_module(f"dmdistill.commands.{name}.command")
+        getattr(module, COMMANDS[name].function)(config)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DMDISTILL_DEBUG"):
             raise
-        print(f"dmdistill: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
     except (RuntimeError, MemoryError) as error:
-        from dmdistill.training.device import is_out_of_memory
+        from dmdistill.training.device import is_out_of_memory  # which loads torch, as whatever ran out of memory has
 
         if os.environ.get("DMDISTILL_DEBUG") or not is_out_of_memory(error):
             raise
-        flags = [flag_of(name) for name in SIZES if hasattr(asked, name)]
-        print(f"dmdistill: out of memory: try a smaller {' or '.join(flags) or 'model'}", file=sys.stderr)
-        raise SystemExit(2) from None
+        flags = [flag_name(name) for name in SIZES if name in option_names(config)]
+        fail(f"out of memory: try a smaller {' or '.join(flags) or 'model'}")
     except KeyboardInterrupt:
-        print("dmdistill: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        fail("interrupted", code=130)
 
 
-def parse(arguments: Sequence[str]) -> Any:
-    """The configuration asked for: the settings of a preset or of a resumed run, with the flags over them."""
+def fail(message: str, *, code: int = 2) -> None:
+    """Print a message to stderr and exit."""
+    print(f"dmdistill: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def parse(arguments: list[str]) -> tuple[str, Any]:
+    """Return the command and its configuration: options of a preset or of a resumed run, with the flags over them."""
+    config = parse_flags(arguments, {})
+    name = next(name for name, command in COMMANDS.items() if type(config) is command.config)
+    if folder := getattr(config, "resume", None):
+        default = from_run(type(config), folder)
+    elif preset := getattr(config, "preset", "") or bundled_preset(name, config):
+        default = from_preset(type(config), preset)
+    else:
+        return name, config
+    return name, parse_flags(arguments, {name: default})
+
+
+def bundled_preset(name: str, config: Any) -> str:
+    """Return the preset of the bundled teacher, or of its data, where a command uses them; "" elsewhere."""
+    source = config.data if name == "teach" else getattr(config, "teacher", None)
+    return "fashion" if name in BUNDLED and source == BUNDLED[name] else ""
+
+
+def parse_flags(arguments: list[str], defaults: dict[str, Any]) -> Any:
+    """Parse a command line, with other defaults of some commands."""
     kinds = tuple(
         Annotated[
             command.config,
-            subcommand(name, default=settings(name, command, arguments)) if command.section else subcommand(name),
+            subcommand(name, default=defaults[name]) if name in defaults else subcommand(name),
         ]
         for name, command in COMMANDS.items()
     )
     return tyro.cli(Union[kinds], prog="dmdistill", description=DESCRIPTION, args=arguments)  # type: ignore[arg-type] # noqa: UP007
-
-
-def settings(name: str, command: Command, arguments: Sequence[str]) -> Any:
-    """What the flags of a command with presets start from; only the command that is asked for reads its preset."""
-    if name not in arguments[:1] or command.section is None:
-        return command.config()
-    if folder := flag("--resume", arguments):
-        return with_run(command.config(), Path(folder))
-    return with_preset(command.config(), flag("--preset", arguments) or "fashion", command.section)
-
-
-def flag(name: str, arguments: Sequence[str]) -> str | None:
-    """The value of a flag, before the parser sees it: other flags' defaults depend on it."""
-    for i, word in enumerate(arguments):
-        if word == name and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None

@@ -1,14 +1,27 @@
-"""One configuration per command: every field is a flag, and the words below it its help. Imports no torch."""
+"""Options that several commands share, and the checks of options. Imports no torch."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 __all__ = [
     "ComputeOptions",
     "SolverOptions",
+    "change",
+    "check",
+    "flag_name",
+    "option_names",
+    "require",
+    "require_at_least",
+    "require_positive",
 ]
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -16,20 +29,115 @@ class ComputeOptions:
     """Where and how to compute."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes cuda where there is one."""
+    """Device: cpu, cuda, cuda:1 ...; auto uses CUDA where there is a GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What networks compute in; auto takes bf16 where the hardware is faster in it. Weights and losses stay fp32."""
+    """Precision in which networks compute; auto uses bf16 where the hardware is faster in it. Weights and losses stay
+    in fp32."""
     threads: int = 0
-    """CPU threads; 0 for all. With 1 the same seed gives the same student, bit for bit."""
+    """CPU threads; 0 uses all. With 1 the same seed gives the same student, bit for bit."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a number of threads that torch cannot start."""
+        most = 8 * (os.cpu_count() or 1)  # of very many torch ends the process without a word
+        require(self, f"from 1 to {most}, or 0 for all", lambda value: 0 <= value <= most, "threads")
 
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """The teacher's ODE solver."""
+    """The teacher's ODE solver and its classifier-free guidance."""
 
     solver: Literal["heun", "ddim", "pndm"] | None = None
-    """heun: 2 steps - 1 evaluations per image; ddim: steps; pndm: steps + 1. The teacher's own where none is given."""
+    """ODE solver: heun takes 2 steps - 1 evaluations per image, ddim steps, pndm steps + 1. The default is the
+    teacher's own."""
     solver_steps: int | None = None
-    """Its steps; the teacher's own where none are given."""
+    """Solver steps. The default is the teacher's own."""
     guidance: float | None = None
-    """Scale of classifier-free guidance, in the pairs and in mu_real; 1 is none, and usual."""
+    """Scale of classifier-free guidance, in the pairs and in mu_real. The default is the teacher's own; 1 is none."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a number that the option cannot have."""
+        require_at_least(self, 1, "solver_steps")
+        require_at_least(self, 0, "guidance")
+
+
+def check(config: Any) -> None:
+    """Check a configuration and its groups, before anything is loaded or written.
+
+    ValueError, naming the flag, where a number is NaN or infinite, where a seed is negative or too large, and for all
+    that a group's own `check` refuses.
+    """
+    for group in groups(config):
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise ValueError(f"{flag_name(field.name)} {value}, expected a finite number")
+            if field.name == "seed" and not 0 <= int(value) < 2**63:
+                raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
+        if hasattr(group, "check"):
+            group.check()
+
+
+def require(config: Any, expected: str, allowed: Callable[[Any], bool], *names: str) -> None:
+    """Raise a ValueError, naming the flag, where one of these options has a value that is not allowed.
+
+    Args:
+        config: the group that has the options.
+        expected: what is allowed, in words.
+        allowed: takes a value. Of a tuple every item must be allowed; None always is.
+        names: of the options.
+    """
+    for name in names:
+        value = getattr(config, name)
+        items = value if isinstance(value, tuple) else (value,)
+        if not all(item is None or allowed(item) for item in items):
+            text = " ".join(map(str, items))
+            raise ValueError(f"{flag_name(name)} {text}, expected {expected}")
+
+
+def require_at_least(config: Any, least: float, *names: str) -> None:
+    """Raise a ValueError, naming the flag, where one of these numbers is less than `least`."""
+    require(config, f"at least {least}", lambda number: number >= least, *names)
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raise a ValueError, naming the flag, where one of these numbers is 0 or less."""
+    require(config, "a number above 0", lambda number: number > 0, *names)
+
+
+def flag_name(name: str) -> str:
+    """Return an option's name as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def groups(config: Any) -> Iterator[Any]:
+    """Yield a configuration and its groups of options."""
+    yield config
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(value := getattr(config, field.name)):
+            yield from groups(value)
+
+
+def option_names(config: Any) -> list[str]:
+    """Return the names of all options of a configuration, those of its groups included."""
+    names = [(group, field.name) for group in groups(config) for field in dataclasses.fields(group)]
+    return [name for group, name in names if not dataclasses.is_dataclass(getattr(group, name))]
+
+
+def change(config: Config, **values: Any) -> Config:
+    """Return a configuration with other values of some options, whichever group they are in.
+
+    Args:
+        config: the configuration to start from.
+        values: by the options' names, or groups by theirs. TypeError for an option that the configuration lacks.
+    """
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    changes = {name: values.pop(name) for name in own if name in values}
+    for name, group in own.items():
+        if dataclasses.is_dataclass(group) and name not in changes:
+            inner = {key: values.pop(key) for key in option_names(group) if key in values}
+            if inner:
+                changes[name] = change(group, **inner)
+    if values:
+        raise TypeError(f"{type(config).__name__} has no option {', '.join(sorted(values))}")
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]

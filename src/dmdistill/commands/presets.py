@@ -1,194 +1,170 @@
-"""Where settings come from: presets, the config.toml of a run. Imports no torch."""
+"""Presets, and the configurations of earlier runs, as TOML. Imports no torch.
+
+    base = "cifar10"        # another preset to start from
+    lr = 5e-5               # options of `pairs`, `distill` and `plan`, by their names, in tables or not
+    [pairs]                 # options of `pairs` only
+    [distill]               # options of `distill` and `plan` only
+    [teach]                 # options of `teach` only
+
+The command-line parser reads the values as if they were typed as flags before the user's own, so it alone converts and
+checks them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from importlib import resources
-from operator import attrgetter
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+import tomli_w
+import tyro
+
+from dmdistill.commands.options import change, flag_name
 from dmdistill.io.errors import did_you_mean
 
-__all__ = [
-    "check_at_least",
-    "check_numbers",
-    "check_positive",
-    "check_shares",
-    "flag_of",
-    "from_preset",
-    "overlay",
-    "parse_toml",
-    "presets",
-    "to_toml",
-    "with_preset",
-    "with_run",
-]
+__all__ = ["from_preset", "from_run", "preset_names", "preset_values", "recommend_preset", "write_config"]
 
 Config = TypeVar("Config")
 
-SECTIONS = ("teach", "pairs", "distill", "classifier")  # of a preset: the commands that have settings to share
+TABLES = ("teach", "pairs", "distill")
+COMMANDS = {"TeachConfig": "teach", "PairsConfig": "pairs", "DistillConfig": "distill", "PlanConfig": "distill"}
 
 
-def presets() -> list[str]:
-    """Names of the presets inside the package."""
-    folder = resources.files("dmdistill.commands") / "presets"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+def preset_names() -> list[str]:
+    """Return the names of the presets inside the package; one that starts with an underscore is only a base."""
+    names = [file.name.removesuffix(".toml") for file in preset_folder().iterdir() if file.name.endswith(".toml")]
+    return sorted(name for name in names if not name.startswith("_"))
 
 
-def with_preset(config: Config, name: str, section: str) -> Config:
-    """The configuration with one section of a preset laid over it. `name` may be a .toml file of the user's own."""
-    if name.endswith(".toml"):
-        text = read(Path(name))
-    elif name in presets():
-        text = (resources.files("dmdistill.commands") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        hint = did_you_mean(name, presets()) or "."
-        raise ValueError(f"unknown preset {name!r}{hint} Known: {', '.join(presets())}, or a .toml file")
-    table = parse_toml(text, f"preset {name}")
-    for odd in sorted(table.keys() - set(SECTIONS)):
-        raise ValueError(f"preset {name}: no command {odd!r}{did_you_mean(odd, SECTIONS)}")
-    return overlay(config, {"preset": name, **table.get(section, {})}, f"preset {name}, [{section}]")
+def preset_folder() -> Any:
+    return resources.files("dmdistill.commands") / "presets"
 
 
 def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
-    """A preset's configuration (TeachConfig, PairsConfig, DistillConfig ...) with some fields changed: what flags do, in Python."""
-    section = {
-        "TeachConfig": "teach",
-        "PairsConfig": "pairs",
-        "DistillConfig": "distill",
-        "PlanConfig": "distill",
-        "ClassifierConfig": "classifier",
-    }[kind.__name__]
-    return dataclasses.replace(with_preset(kind(), name, section), **changes)  # type: ignore[type-var]
+    """Build a configuration from a preset, with other values of some options: what flags do, in Python.
+
+    Args:
+        kind: DistillConfig, PairsConfig, PlanConfig or TeachConfig.
+        name: of a preset, or a .toml file.
+        changes: values by the options' names.
+
+    ValueError for an unknown preset, for options that the command lacks, and for a preset without any for it.
+    """
+    values = preset_values(kind, name)
+    if not values:
+        raise ValueError(f"preset {name} has no options for {COMMANDS[kind.__name__]}, choose another one")
+    flags = to_flags(values, kind, f"preset {name}")
+    config = tyro.cli(kind, args=flags, prog=f"preset {name}")
+    return change(config, preset=name, **changes)
 
 
-def with_run(config: Config, folder: Path) -> Config:
-    """The configuration of an earlier run, to go on with it."""
+def preset_values(kind: type, name: str) -> dict[str, Any]:
+    """Return a preset's options for a command, those of its bases included.
+
+    ValueError for an unknown preset.
+    """
+    table = read_preset(name)
+    base = table.pop("base", None)
+    values = preset_values(kind, str(base)) if base is not None else {}
+    command = COMMANDS[kind.__name__]
+    own = table.get(command, {})
+    if not isinstance(own, dict):
+        raise ValueError(f"preset {name}: {command} = {own!r}, expected a table of options")
+    shared = {} if command == "teach" else dict(flatten({k: v for k, v in table.items() if k not in TABLES}))
+    if command == "pairs":  # the other options that the tables share are those of distill
+        shared = {key: value for key, value in shared.items() if key in option_types(kind)}
+    return values | shared | dict(flatten(own))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Read a preset's TOML. ValueError, suggesting the nearest name, where there is none."""
+    if name.endswith(".toml"):
+        return read_toml(Path(name).expanduser())
+    file = preset_folder() / f"{name}.toml"
+    if not name or "/" in name or not file.is_file():
+        names = preset_names()
+        raise ValueError(
+            f"unknown preset {name!r}{did_you_mean(name, names) or '.'} Known: {', '.join(names)}, or a .toml file"
+        )
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Read a TOML file. ValueError, naming it, where it is missing or no TOML."""
+    try:
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ValueError(f"{file} does not exist") from None
+    except RecursionError:
+        raise ValueError(f"{file} cannot be read as TOML: it is nested too deeply") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as TOML: {error}") from None
+
+
+def from_run(kind: type[Config], folder: Path) -> Config:
+    """Build the configuration of an earlier run, to resume it. ValueError, naming the file, where it is damaged."""
     file = folder / "config.toml"
-    if not (table := parse_toml(read(file), str(file))):
-        raise ValueError(f"{file} is empty: what the run was asked for is not known")
-    return overlay(config, table | {"out": folder, "resume": folder}, str(file))
+    if not (table := read_toml(file)):
+        raise ValueError(f"{file} is empty: the run's options are not known")
+    config = tyro.cli(kind, args=to_flags(dict(flatten(table)), kind, str(file)), prog=str(file))
+    return change(config, out=folder, resume=folder)
 
 
-def read(file: Path) -> str:
-    """Read a file of settings; a byte order mark is skipped. ValueError, naming it, where it is missing or no text."""
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from None
+def write_config(config: Any, file: Path) -> None:
+    """Write a configuration as TOML, its groups as tables; an option without a value is left out."""
+    file.write_text(tomli_w.dumps(plain(dataclasses.asdict(config))), encoding="utf-8")
 
 
-def parse_toml(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where}: {error}") from None
+def plain(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table of what TOML knows, without None."""
+    return {
+        key: plain(value) if isinstance(value, dict) else str(value) if isinstance(value, Path) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
-def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
-    """A frozen configuration with some values replaced, those of nested ones from nested tables."""
-    kinds = get_type_hints(type(config))
-    changes = {}
-    for key, value in values.items():
-        if key not in kinds:
-            raise ValueError(f"{where}: no setting {key!r}{did_you_mean(key, kinds)}")
-        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, dict):
-            changes[key] = overlay(getattr(config, key), value, f"{where} {key}")
-        else:
-            changes[key] = convert(value, kinds[key], f"{where}: {key}")
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-
-
-def convert(value: Any, kind: Any, where: str) -> Any:
-    """A value of a TOML file as a field of this type wants it. ValueError, naming both, where it cannot be."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if "blocks" in inner and isinstance(value, bool):
-        return "blocks" if value else "none"  # --checkpointing, as it was written before there were norms
-    if origin in (Union, UnionType):
-        return convert(value, next(one for one in inner if one is not NoneType), where)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = inner[:1] * len(value) if inner[1:] == (...,) else inner
-        if len(inner) == len(value):
-            return tuple(convert(item, one, where) for item, one in zip(value, inner, strict=True))
-    if origin is Literal and value in inner:
-        return value
-    if kind is Path and isinstance(value, str | Path):
-        return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    expected = " or ".join(map(repr, inner)) if origin is Literal else getattr(kind, "__name__", kind)
-    raise ValueError(f"{where} = {value!r}, expected {expected}")
-
-
-def check_numbers(config: Any) -> None:
-    """ValueError, naming the flag, where a number is NaN or infinite, or the seed none that a generator takes."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            check_numbers(value)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-            raise ValueError(f"{flag_of(field.name)} {value}, expected a finite number")
-        if field.name == "seed" and not 0 <= config.seed < 2**63:
-            raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
-
-
-def check_at_least(config: Any, least: int, *names: str) -> None:
-    """ValueError, naming the flag, where one of these numbers, or of these tuples of numbers, is less."""
-    for name in names:
-        check_each(config, name, lambda number: number >= least, f"at least {least}")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """ValueError, naming the flag, where one of these numbers, or of these tuples of numbers, is 0 or less."""
-    for name in names:
-        check_each(config, name, lambda number: number > 0, "above 0")
-
-
-def check_shares(config: Any, *names: str) -> None:
-    """ValueError, naming the flag, where one of these numbers, or of these tuples of numbers, is not in [0, 1)."""
-    for name in names:
-        check_each(config, name, lambda number: 0 <= number < 1, "0 or more, below 1")
-
-
-def check_each(config: Any, name: str, good: Callable[[float], bool], wanted: str) -> None:
-    """name: of a field, or of a nested one with a dot between."""
-    value = attrgetter(name)(config)
-    if not all(map(good, value if isinstance(value, tuple) else (value,))):
-        raise ValueError(f"{flag_of(name)} {value}, expected {wanted}")
-
-
-def flag_of(name: str) -> str:
-    """A field's, as it is typed."""
-    return f"--{name.replace('_', '-')}"
-
-
-def to_toml(table: dict[str, Any], prefix: str = "") -> str:
-    """Plain values first, then the tables: all that our configurations hold."""
-    lines, tables = [], []
+def flatten(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options of a table and of the tables in it."""
     for key, value in table.items():
         if isinstance(value, dict):
-            tables.append(f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}."))
-        elif value is not None:
-            lines.append(f"{key} = {literal(value)}\n")
-    return "".join(lines + tables)
+            yield from flatten(value)
+        else:
+            yield key, value
 
 
-def literal(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(literal(item) for item in value)}]"
-    if isinstance(value, bool | int | float | str):
-        return json.dumps(
-            value, ensure_ascii=False
-        )  # JSON's literals are TOML's too, but for NaN and infinity, which no setting is
-    return json.dumps(str(value), ensure_ascii=False)
+def option_types(kind: Any) -> dict[str, Any]:
+    """Return the names and types of all options of a configuration class, those of its groups included."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        found |= option_types(hint) if dataclasses.is_dataclass(hint) else {name: hint}
+    return found
+
+
+def to_flags(values: Mapping[str, Any], kind: type, source: str) -> list[str]:
+    """Return options as they are typed. ValueError, naming the source, for one that the command lacks."""
+    flags = []
+    known = option_types(kind)
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{source}: no option {name!r}{did_you_mean(name, known)}")
+        if isinstance(value, list | tuple):
+            flags += [flag_name(name), *map(str, value)]
+        elif isinstance(value, bool) and known[name] is bool:
+            flags.append(flag_name(name) if value else flag_name(f"no_{name}"))
+        else:
+            flags.append(f"{flag_name(name)}={value}")
+    return flags
+
+
+def recommend_preset(teacher: str) -> str | None:
+    """Return the name of a preset that was made for a teacher of this name; None where there is none."""
+    return next((name for name in preset_names() if preset_teacher(name) == teacher), None)
+
+
+def preset_teacher(name: str) -> str | None:
+    table = read_preset(name)
+    return table.get("teacher") or (preset_teacher(table["base"]) if "base" in table else None)

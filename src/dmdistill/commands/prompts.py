@@ -1,4 +1,4 @@
-"""Prompts given to a command become what its model can be told."""
+"""Prompts on the command line, encoded as conditions of a text-to-image model."""
 
 from __future__ import annotations
 
@@ -29,36 +29,49 @@ def with_prompts(
     device: torch.device = CPU,
     most: int | None = None,
 ) -> AnyModel:
-    """The model, told the prompts of `source` (see `read_prompts`); a model that is told no text as it is.
+    """Return a text-to-image model with the prompts of a file as its conditions, and any other model as it is.
 
-    folder: for the encoded prompts, the cache's where None. device: to encode on. most: how many are wanted, of the
-    first; all where None.
+    Args:
+        model: the model.
+        source: of the prompts, see `read_prompts`.
+        folder: for the encoded prompts; in the cache where None.
+        device: to encode on.
+        most: how many prompts are used, from the first; all where None.
 
-    ValueError where a source is missing, or given to a model that is told no text.
+    Raises:
+        ValueError: a text-to-image model has no source, or another model has one.
     """
     if source is not None:
         check_text(model, f"--prompts {source}")
         return with_prompt_texts(model, read_prompts(source)[:most], folder, device=device)
     if model.text is not None and model.conditions is None:
-        raise ValueError(f"{model.name} is told prompts: give --prompts FILE, a .txt of one a line, a .csv or .parquet")
+        raise ValueError(
+            f"{model.name} is a text-to-image model: give --prompts FILE, a .txt of one prompt a line, .csv or .parquet"
+        )
     return model
 
 
 def with_prompt_texts(
     model: AnyModel, texts: Sequence[str], folder: Path | None = None, *, device: torch.device = CPU
 ) -> AnyModel:
-    """The model, told these prompts. Its text encoder is released after encoding."""
+    """Return a text-to-image model with these prompts as its conditions. Its text encoder is released afterwards.
+
+    Args:
+        model: the model. texts: the prompts.
+        folder: for the encoded prompts; in the cache where None. device: to encode on.
+    """
     check_text(model, f"--prompt {texts[0]!r}")
     assert model.text is not None
     encoder = model.text.to(device)
     try:
-        told = encode_prompts(texts, encoder, folder or cache_folder() / "prompts", track=track)
+        prompts = encode_prompts(texts, encoder, folder or cache_folder() / "prompts", track=track)
     finally:
         encoder.release()
-    return replace(model, conditions=told)
+    return replace(model, conditions=prompts)
 
 
 def check_text(model: Model, given: str) -> None:
+    """Raise a ValueError where a model takes no prompts."""
     if model.text is None:
-        told = f"is told {model.conditions}" if model.conditions is not None else "is unconditional"
-        raise ValueError(f"{given} for {model.name}, which {told}: it takes no prompts")
+        kind = f"is conditioned on {model.conditions}" if model.conditions is not None else "is unconditional"
+        raise ValueError(f"{given} for {model.name}, which {kind}: it takes no prompts")

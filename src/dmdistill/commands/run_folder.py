@@ -1,10 +1,11 @@
-"""A command's run: its folder, its machine, its random draws, its words."""
+"""The folder of a run, its device and its random draws: what `teach` and `distill` share."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import shlex
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,74 +13,90 @@ import torch
 from rich.console import Console
 
 from dmdistill.commands.options import ComputeOptions
-from dmdistill.commands.presets import to_toml
+from dmdistill.commands.presets import write_config
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
 from dmdistill.io.atomic import atomic_write
 from dmdistill.io.folders import check_new_folder, exclusive_folder
 from dmdistill.training.device import choose_device, choose_precision
 
-__all__ = ["RunFolder", "setup_compute"]
+__all__ = ["DTYPES", "RunFolder", "open_run", "setup_compute"]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # of --save-dtype
 
 
 def setup_compute(compute: ComputeOptions) -> tuple[torch.device, torch.dtype | None]:
-    """Set threads and, with bf16, the fast ways of computing; answer with device and precision."""
-    most = 8 * (os.cpu_count() or 1)  # of very many torch ends the process without a word
-    if not 0 <= compute.threads <= most:
-        raise ValueError(f"--threads {compute.threads}, expected 1 to {most}, or 0 for all")
+    """Set the CPU's threads and, with bf16, TF32 and cuDNN's benchmark mode. Returns the device and the precision."""
+    compute.check()
     if compute.threads:
         torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
     precision = choose_precision(compute.precision, device)
-    if precision is not None:  # then fp32 is for sums; asked for fp32, nothing is rounded to TF32
+    if precision is not None:  # then fp32 is for sums; where fp32 is requested, nothing is rounded to TF32
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     return device, precision
 
 
-def check_folder(folder: Path, *, resume: bool) -> None:
-    """ValueError where there is nothing to resume, or something that a new run would overwrite."""
-    if resume and not folder.is_dir():
-        raise ValueError(f"{folder} does not exist: nothing to resume")
-    if not resume:
-        check_new_folder(folder, f"choose another --out, or resume it by --resume {folder}")
-
-
+@dataclass(frozen=True)
 class RunFolder:
-    """What teach and distill share.
+    """A run's folder, its processes, its device and the generator of its random draws.
 
-    The folder must be new, unless the run is resumed. It is made by `begin`, once all that was given is known to be
-    good; config.toml in it says what was asked for. From then on until the end of a `with` it is this process's alone,
-    or that of the processes at work together, of which the first one writes.
+    The folder is made by `lock`, once all options are known to be good. From then on until the end of a `with` block
+    this process holds its lock, or the first of the processes that train together, which is the one that writes.
     """
 
-    def __init__(
-        self, folder: Path, config: Any, *, resume: bool = False, processes: ProcessGroup = SINGLE_PROCESS
-    ) -> None:
-        processes.on_main(lambda: check_folder(folder, resume=resume))
-        self.folder, self.config, self.processes, self.held = folder, config, processes, ExitStack()
-        self.console = Console(highlight=False)
-        compute = dataclasses.replace(config.compute, device=local_device(config.compute.device))
-        self.device, self.precision = setup_compute(compute)
-        self.rng = torch.Generator(self.device).manual_seed(config.seed)
-        self.storage = {"fp32": torch.float32, "fp16": torch.float16}[config.store]
+    folder: Path
+    config: Any
+    processes: ProcessGroup
+    device: torch.device
+    precision: torch.dtype | None
+    rng: torch.Generator
+    locks: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.held.close()
+        self.locks.close()
 
-    def begin(self) -> None:
-        """Make the folder, or find it again. ValueError where another run's process is at work in it."""
-        self.processes.on_main(self.take)
+    def lock(self) -> None:
+        """Make and lock the folder and write config.toml. ValueError where another process has the lock."""
+        self.processes.on_main(self.write)
 
-    def take(self) -> None:
-        self.held.enter_context(exclusive_folder(self.folder))
+    def write(self) -> None:
+        """Make and lock the folder and write config.toml, in the process that writes."""
+        self.locks.enter_context(exclusive_folder(self.folder))
         with atomic_write(self.folder / "config.toml") as temporary:
-            temporary.write_text(to_toml(dataclasses.asdict(self.config)), encoding="utf-8")
+            write_config(self.config, temporary)
 
-    def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+    def print(self, text: str) -> None:
+        """Print a line."""
+        Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
-    def say_how_to_resume(self, command: str, step: int) -> None:
-        self.say(f"stopped after step {step}, saved; go on with: dmdistill {command} --resume {self.folder}")
+    def print_resume_command(self, command: str, done: str) -> None:
+        """Print what was done and the command that resumes the run."""
+        self.print(f"{done}; resume with: dmdistill {command} --resume {shlex.quote(str(self.folder))}")
+
+
+def open_run(config: Any, processes: ProcessGroup = SINGLE_PROCESS) -> RunFolder:
+    """Check a run's folder and choose its device; nothing is written.
+
+    Args:
+        config: of `teach` or `distill`. processes: that train together.
+
+    Raises:
+        ValueError: the folder of a new run exists, or that of a run to resume does not; the device cannot be used.
+    """
+    processes.on_main(lambda: check_folder(config.out, resume=config.resume is not None))
+    compute = dataclasses.replace(config.compute, device=local_device(config.compute.device))
+    device, precision = setup_compute(compute)
+    rng = torch.Generator(device).manual_seed(config.seed)
+    return RunFolder(config.out, config, processes, device, precision, rng)
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Raise a ValueError where there is nothing to resume, or something that a new run would overwrite."""
+    if resume and not folder.is_dir():
+        raise ValueError(f"--resume {folder}: there is no such folder, expected that of a run")
+    if not resume:
+        check_new_folder(folder, f"choose another --out, or resume it by --resume {shlex.quote(str(folder))}")

@@ -6,6 +6,8 @@ one-step generator is asked.
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,9 @@ class NoiseSchedule:
     t_max: float
     prior_std: float = 1.0
     bins: int = 1000
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # nothing in it changes: copies of a network share it
 
     def alpha(self, t: Tensor) -> Tensor:
         """Coefficient of the image at time t."""
@@ -117,8 +122,10 @@ class VP(NoiseSchedule):
         return cls((1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0))
 
     def abar(self, t: Tensor) -> Tensor:
-        self.alphas_cumprod = self.alphas_cumprod.to(t.device)  # copied once, where the times are
-        return self.alphas_cumprod[t.round().long() + 1]
+        local = self.alphas_cumprod.to(t.device)
+        if type(local) is Tensor:  # copied once, where the times are; a tensor without data is not
+            self.alphas_cumprod = local
+        return local[t.round().long() + 1]
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.abar(t).sqrt().to(t.dtype)

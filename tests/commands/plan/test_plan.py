@@ -15,7 +15,7 @@ from dmdistill.commands.plan import speed as calibration
 from dmdistill.commands.plan.command import plan
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.plan.dry_run import Rehearsal, rehearsal
-from dmdistill.commands.plan.tensor_ledger import WithoutData
+from dmdistill.commands.plan.tensor_ledger import FakeTensors
 from dmdistill.core.denoisers import X0Denoiser
 from dmdistill.core.schedules import EDM
 from dmdistill.data.prompt_embeddings import PromptSet
@@ -203,8 +203,8 @@ def test_rounded_weights_leave_no_others_behind(settings):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_networks_share_their_copies_share(device):
     layer = nn.Linear(3, 5, device=device)
-    mode = WithoutData()
-    one, other = mode.copy_of(nn.Sequential(layer)), mode.copy_of(nn.Sequential(layer, nn.ReLU()))
+    mode = FakeTensors()
+    one, other = mode.copy_network(nn.Sequential(layer)), mode.copy_network(nn.Sequential(layer, nn.ReLU()))
     assert one[0].weight is other[0].weight
     assert one[0].weight.device.type == "cpu"
 
@@ -310,8 +310,8 @@ def test_sharded_networks_are_said_by_part_and_before(settings):
         assert whole[step][part] / 2 < sharded[step][part] < whole[step][part]  # 3 and 7 rows are padded
 
 
-def padded(network, among):
-    return 4 * sum(among * -(-len(one) // among) * one[0].numel() for one in network.parameters())
+def padded(network, world_size):
+    return 4 * sum(world_size * -(-len(one) // world_size) * one[0].numel() for one in network.parameters())
 
 
 def test_what_does_not_fit_is_timed_at_a_smaller_batch_and_said(settings, monkeypatch):

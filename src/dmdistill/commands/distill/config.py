@@ -1,4 +1,4 @@
-"""Configuration of `dmdistill distill`."""
+"""Configuration of `dmdistill distill`: one group of options a concern."""
 
 from __future__ import annotations
 
@@ -8,9 +8,223 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import (
+    ComputeOptions,
+    SolverOptions,
+    require,
+    require_at_least,
+    require_positive,
+)
 
-__all__ = ["DistillConfig"]
+__all__ = [
+    "CheckpointOptions",
+    "DistillConfig",
+    "EvaluationOptions",
+    "FakeScoreOptions",
+    "LoggingOptions",
+    "MatchingOptions",
+    "MemoryOptions",
+    "OptimizerOptions",
+    "PairOptions",
+    "RegressionOptions",
+]
+
+DISTANCES, WEIGHTS = ("auto", "lpips", "huber"), ("eq8", "sigma", "sigma3")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW, the learning-rate schedule and the EMA of the generator."""
+
+    lr: float = 1e-5
+    """Learning rate of the generator, reached after the warm-up."""
+    warmup: int = 500
+    """Warm-up steps of the learning rates."""
+    rewarm: bool = False
+    """Warm the generator's learning rate up again at --match-from, where a loss of another kind begins."""
+    lr_decay: bool = False
+    """Decay the learning rates to zero by a cosine."""
+    grad_clip: float = 10.0
+    """Largest norm of a gradient; larger ones are clipped."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of AdamW."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    ema_halflives: tuple[float, ...] = (500.0, 2000.0)
+    """Half-lives, in steps, of the EMAs of the generator. The best by Frechet distance becomes the student; without any
+    it is the generator itself."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_positive(self, "lr", "grad_clip", "ema_halflives")
+        require_at_least(self, 0, "warmup", "weight_decay")
+        require(self, "numbers from 0 to below 1", lambda beta: 0 <= beta < 1, "betas")
+        if len(set(self.ema_halflives)) < len(self.ema_halflives):
+            raise ValueError(f"--ema-halflives {' '.join(map(str, self.ema_halflives))}, expected each once")
+
+
+@dataclass(frozen=True)
+class FakeScoreOptions:
+    """The fake score, mu_fake, which keeps learning the generator's output."""
+
+    lr_fake: float = 1e-5
+    """Learning rate of the fake score."""
+    fake_steps: int = 1
+    """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
+    fake_from: float = 1.0
+    """Fraction of the run from which the fake score learns, where that is before --match-from."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_positive(self, "lr_fake")
+        require_at_least(self, 1, "fake_steps")
+        require(self, "a fraction from 0 to 1", lambda value: 0 <= value <= 1, "fake_from")
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """Distribution matching (Eq. 7 and 8)."""
+
+    match: bool = True
+    """Match distributions. Without it regression is the only loss."""
+    match_from: float = 0.0
+    """Fraction of the run from which distributions are matched; before it regression is the only loss."""
+    match_pairs: bool = False
+    """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
+    min_t: float = 0.02
+    """Lower end of the time range of distribution matching, as a fraction."""
+    max_t: float = 0.98
+    """Upper end of the time range of distribution matching, as a fraction."""
+    weight: str = "eq8"
+    """Weight of the gradient: eq8 (Eq. 8), sigma or sigma3 (table 3: sigma/alpha, sigma^3/alpha), or your own function
+    as module:function."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require(self, "a fraction from 0 to below 1", lambda value: 0 <= value < 1, "match_from")
+        if not 0 <= self.min_t < self.max_t <= 1:
+            raise ValueError(f"--min-t {self.min_t} --max-t {self.max_t}, expected 0 <= min-t < max-t <= 1")
+        require_name(self, "weight", WEIGHTS)
+
+
+@dataclass(frozen=True)
+class RegressionOptions:
+    """The regression on noise-image pairs of the teacher's ODE solver (Eq. 9)."""
+
+    lambda_reg: float = 0.25
+    """Weight of the regression loss; 0 needs no pairs."""
+    lambda_end: float = 1.0
+    """Share of lambda-reg that is left at the last step, reached linearly."""
+    regress_until: float = 1.0
+    """Fraction of the run at which the regression ends; after it distribution matching is the only loss."""
+    batch_reg: int = 32
+    """Pairs per step, over all processes."""
+    distance: str = "auto"
+    """Distance of the regression: lpips, huber (pseudo-Huber), or your own function as module:function; auto uses LPIPS
+    where --lpips-weights is given, else pseudo-Huber."""
+    lpips_weights: Path | None = None
+    """Safetensors file of VGG16's features and LPIPS' linear layers."""
+    lpips_side: int = 224
+    """Resolution at which LPIPS compares images, 224 in the paper; 0 keeps their own, with 49 times less work at 32."""
+    decoder: str | None = None
+    """Autoencoder (AutoencoderTiny) that decodes latents for LPIPS. The default is the teacher's own."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 0, "lambda_reg", "lambda_end")
+        require_at_least(self, 1, "batch_reg")
+        require(self, "at least 16, or 0 for the images' own", lambda side: side == 0 or side >= 16, "lpips_side")
+        require_name(self, "distance", DISTANCES)
+        if self.distance == "lpips" and self.lpips_weights is None:
+            raise ValueError("--distance lpips needs --lpips-weights FILE, a safetensors file of VGG16 and LPIPS")
+        if self.decoder is not None and (self.lpips_weights is None or self.distance == "huber"):
+            raise ValueError(f"--decoder {self.decoder} is for LPIPS, which needs --lpips-weights FILE")
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """The noise-image pairs."""
+
+    pairs: Path | None = None
+    """Folder of pairs made by `dmdistill pairs`. Without it they are made in the run folder."""
+    pair_count: int = 10000
+    """Pairs to make where no folder is given."""
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What trades memory for time, and how processes share the work."""
+
+    accumulate: int = 1
+    """Gradient-accumulation steps: microbatches that a process computes one after the other for one update."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How processes hold networks: ddp replicates them, fsdp (FSDP2) shards every weight."""
+    lora_student: int = 0
+    """Rank of the student's LoRA adapters; 0 trains all its weights."""
+    lora_fake: int = 0
+    """Rank of the fake score's LoRA adapters; 0 trains all its weights."""
+    checkpointing: Literal["none", "norms", "blocks"] = "norms"
+    """Activation checkpointing: norms recomputes the norms and activations of our own U-Nets, for half of the memory
+    and a few percent more time; blocks recomputes nearly all, for a third more time."""
+    compile: bool = False
+    """Compile the networks by torch.compile: minutes at the start, then faster steps; losses change by rounding."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "accumulate")
+        require_at_least(self, 0, "lora_student", "lora_fake")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How good the student is, during the run and at its end."""
+
+    evaluate_every: int = 1000
+    """Steps between two measurements of quality and of the run's health."""
+    evaluate_images: int = 2000
+    """Images of such a measurement."""
+    report_images: int = 1000
+    """Images of the final report; 0 skips it."""
+    reference: str | None = None
+    """Real images, as of `dmdistill evaluate`: states are then compared by FID, not by the teacher's own features."""
+    keep: Literal["best", "last"] = "best"
+    """State that becomes the student: the best that was measured, or the last, as without a measurement."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "evaluate_every")
+        require_at_least(self, 2, "evaluate_images")
+        require(self, "at least 2, or 0 for no report", lambda count: count == 0 or count >= 2, "report_images")
+
+
+@dataclass(frozen=True)
+class LoggingOptions:
+    """What a run logs beside its checkpoints."""
+
+    log_every: int = 50
+    """Steps between two rows of metrics.jsonl."""
+    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Logger of metrics and samples beside metrics.jsonl; each is an extra of that name (pip)."""
+    sample_every: int = 500
+    """Steps between two sample grids."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "log_every", "sample_every")
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What a run keeps on disk."""
+
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    save_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Dtype in which the student's weights are stored."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "save_every")
 
 
 @dataclass(frozen=True)
@@ -18,111 +232,55 @@ class DistillConfig:
     """Distill a teacher into a one-step student (Algorithm 1 of Yin et al. 2024)."""
 
     teacher: str = "fashion"
-    """A bundled or published name, a folder, a .pkl of EDM, a hub id of diffusers, or module:function."""
+    """Teacher: a bundled or published name, a folder, a .pkl of EDM, a hub id of diffusers, or module:function."""
     prompts: str | None = None
-    """What a text-to-image teacher is told: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
-    start: str | None = None
-    """A student of this teacher to go on from; without it the generator starts as the teacher."""
+    """Prompts of a text-to-image teacher: a .txt of one a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     out: Path = Path("runs/distill")
     """Run folder to make; the student is written to its student/."""
     preset: str = ""
-    """Settings to start from; the other flags change them."""
-    pairs: Path | None = None
-    """Folder of pairs made before; without it they are made in the run folder."""
-    pair_count: int = 3600
-    """Pairs to make where none are given."""
-    steps: int = 1000
+    """Preset to start from, or a .toml file of your own; the other flags change it."""
+    steps: int = 10000
     """Updates of the generator."""
-    batch: int = 64
-    """Generated images per step, of all processes, for distribution matching and for the fake score."""
-    batch_reg: int = 64
-    """Pairs per step, of all processes."""
-    accumulate: int = 1
-    """Parts in which a process takes its share of a step, one after the other, with one update: less memory."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How processes hold the networks: ddp, each all of them; fsdp, each a share of every weight: less memory."""
-    lora_student: int = 0
-    """Rank of the student's adapters (LoRA); 0 trains all its weights."""
-    lora_fake: int = 0
-    """Rank of the fake score's adapters; 0 trains all its weights."""
-    checkpointing: Literal["none", "norms", "blocks"] = "norms"
-    """What the backward pass computes again: norms, those of our own U-Nets without adapters, for half of the
-    activations and a few percent more time; blocks, nearly all, for a third more time."""
-    compile: bool = False
-    """Compile the networks by torch.compile: minutes at the start, faster steps; losses change by rounding."""
-    lr: float = 1e-3
-    """Learning rate of the generator, reached after the warm-up."""
-    lr_fake: float = 1e-3
-    """Learning rate of the fake score."""
-    warmup: int = 100
-    """Steps until the learning rates are reached."""
-    rewarm: bool = False
-    """Let the generator's rate rise anew from --match-from, where a loss of another kind begins."""
-    decay: bool = True
-    """Let the learning rates fall to zero by a cosine."""
-    clip: float = 10.0
-    """Largest norm of a gradient."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's betas."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    lambda_reg: float = 1.0
-    """Weight of the regression loss (Eq. 9); 0 needs no pairs."""
-    lambda_end: float = 1.0
-    """Share of lambda_reg that is left at the last step, reached along a line; 1 keeps it all."""
-    fake_from: float = 1.0
-    """Fraction of the run from which the fake score learns, if before --match-from: best is a little ahead of it."""
-    regress_until: float = 1.0
-    """Fraction of the run at which the regression ends and distributions are matched alone."""
-    match: bool = True
-    """Distribution matching (Eq. 7); off leaves regression alone."""
-    match_from: float = 0.0
-    """Fraction of the run from which distributions are matched; before it regression, where there is any, is alone."""
-    match_pairs: bool = False
-    """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
-    fake_steps: int = 1
-    """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
-    low: float = 0.02
-    """Lower end of the time range of distribution matching, as a fraction."""
-    high: float = 0.98
-    """Upper end of the time range of distribution matching."""
-    weight: Literal["eq8", "sigma", "sigma3"] = "eq8"
-    """Weight of the gradient: Eq. 8, or table 3's sigma/alpha and sigma^3/alpha."""
-    distance: Literal["auto", "lpips", "huber"] = "auto"
-    """Of the regression loss; auto takes LPIPS where --lpips-weights is given, else pseudo-Huber."""
-    lpips_weights: Path | None = None
-    """Safetensors file of VGG16's features and LPIPS' heads."""
-    lpips_side: int = 224
-    """Pixels on a side that LPIPS brings images to, 224 in the paper; 0 leaves their size: 49 times less work at 32."""
-    decoder: str | None = None
-    """Autoencoder (AutoencoderTiny) that makes images of latents for LPIPS; the teacher's own where none is given."""
-    halflives: tuple[float, ...] = (50.0, 200.0)
-    """Half-lives, in steps, of the averages of the generator; the best by Frechet distance becomes the student."""
+    batch: int = 32
+    """Generated images per step, over all processes, for distribution matching and for the fake score."""
+    method: str = "dmd"
+    """Method: dmd, or your own as module:function, which takes (generator, real, fake) and returns an Objective."""
+    start: str | None = None
+    """Student of this teacher to start from. Without it the generator starts as the teacher."""
     seed: int = 0
     """Seed of every random draw."""
-    log_every: int = 50
-    """Steps between two lines of metrics.jsonl."""
-    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
-    """Where the figures and samples go beside metrics.jsonl; each is an extra of that name (pip)."""
-    sample_every: int = 250
-    """Steps between two grids of samples."""
-    evaluate_every: int = 250
-    """Steps between two measurements of health and quality."""
-    evaluate_images: int = 2000
-    """Images of such a measurement."""
-    report_images: int = 10000
-    """Images of the final measurement; 0 leaves the report out."""
-    reference: str | None = None
-    """Real images, as of `evaluate`: the states on the way are then compared by FID, not by the teacher's judge."""
-    keep: Literal["best", "last"] = "best"
-    """Which state becomes the student: the best measured on the way, or the last; without a judge it is the last."""
-    save_every: int = 500
-    """Steps between two checkpoints."""
-    store: Literal["fp32", "fp16"] = "fp32"
-    """How the student's weights are stored."""
     resume: Path | None = None
-    """Run folder to go on with, from its newest checkpoint and with its config.toml."""
+    """Run folder to resume, from its newest checkpoint and with its config.toml."""
+    optimizer: Annotated[OptimizerOptions, OmitArgPrefixes] = field(default_factory=OptimizerOptions)
+    fake_score: Annotated[FakeScoreOptions, OmitArgPrefixes] = field(default_factory=FakeScoreOptions)
+    matching: Annotated[MatchingOptions, OmitArgPrefixes] = field(default_factory=MatchingOptions)
+    regression: Annotated[RegressionOptions, OmitArgPrefixes] = field(default_factory=RegressionOptions)
+    pair_set: Annotated[PairOptions, OmitArgPrefixes] = field(default_factory=PairOptions)
     ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
-    """The teacher's ODE solver."""
+    memory: Annotated[MemoryOptions, OmitArgPrefixes] = field(default_factory=MemoryOptions)
+    evaluation: Annotated[EvaluationOptions, OmitArgPrefixes] = field(default_factory=EvaluationOptions)
+    logging: Annotated[LoggingOptions, OmitArgPrefixes] = field(default_factory=LoggingOptions)
+    checkpoint: Annotated[CheckpointOptions, OmitArgPrefixes] = field(default_factory=CheckpointOptions)
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
-    """Where and how to compute."""
+
+    def check(self) -> None:
+        """Raise a ValueError where options contradict each other."""
+        require_at_least(self, 1, "steps", "batch")
+        require_name(self, "method", ("dmd",))
+        lambda_reg = self.regression.lambda_reg
+        if lambda_reg > 0 and self.pair_set.pairs is None and self.pair_set.pair_count < 1:
+            raise ValueError(
+                f"--pair-count {self.pair_set.pair_count} with --lambda-reg {lambda_reg}, which needs pairs: give "
+                "--pairs FOLDER or a --pair-count above 0, or set --lambda-reg 0 to distill without"
+            )
+        if lambda_reg == 0 and not self.matching.match:
+            raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
+        least = self.matching.match_from if self.matching.match else 1  # a step must have a loss
+        expected = f"from {least} to 1, so that every step has a loss"
+        require(self.regression, expected, lambda value: least <= value <= 1, "regress_until")
+
+
+def require_name(config: object, option: str, names: tuple[str, ...]) -> None:
+    """Raise a ValueError where an option is neither one of some names nor module:function."""
+    expected = f"{', '.join(names)} or module:function"
+    require(config, expected, lambda value: value in names or ":" in value, option)

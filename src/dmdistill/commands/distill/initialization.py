@@ -1,54 +1,90 @@
-"""What a student is built on: its teacher, by name, and the student of `distill --start`, if there is one."""
+"""The networks before training: copies of the teacher, or of the student of --start."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.generators import Generator
 from dmdistill.models.load import absolute_name, load_model
 from dmdistill.models.model import Model, Teacher
+from dmdistill.networks.activation_checkpointing import CHECKPOINTING
+from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
 
-__all__ = ["ALIKE", "built_on", "start_of", "teacher_name"]
+__all__ = ["SHARED_KEYS", "initial_generator", "required_teacher", "teacher_name", "trainable_copy"]
 
-ALIKE = ("network", "schedule", "denoiser", "shape", "classes")  # in the config.json of a teacher and its student
-
-
-def teacher_name(config: DistillConfig, teacher: Teacher) -> str:
-    """What the teacher is loaded by, where it was found."""
-    return teacher.config.get("source") or absolute_name(config.teacher)
+SHARED_KEYS = ("network", "schedule", "denoiser", "shape", "classes")  # of config.json, equal in teacher and student
+Copy = Callable[[Denoiser, int, str], Denoiser]
 
 
-def built_on(config: DistillConfig, teacher: Teacher) -> dict[str, Any]:
-    """What the config.json says of a student that needs its teacher to be loaded: adapters, networks not ours."""
-    rank, named = config.lora_student, {"teacher": teacher_name(config, teacher)}
-    if rank:
-        return {"lora": {"rank": rank, "alpha": rank}, **named}
-    return {} if "network" in teacher.config else named
+def trainable_copy(denoiser: Denoiser, rank: int, checkpointing: str) -> Denoiser:
+    """Copy a denoiser for training.
 
-
-def start_of(config: DistillConfig, teacher: Teacher) -> Model | None:
-    """The student of --start, None where none is given.
-
-    ValueError where that one is of another teacher's kind, or adapters are to go on and it has none of this run's form.
+    Args:
+        denoiser: the teacher's.
+        rank: of LoRA adapters to its frozen weights, which stay shared; 0 copies all weights and trains them.
+        checkpointing: none, norms or blocks.
     """
+    trained = add_lora(denoiser, rank=rank) if rank else copy.deepcopy(denoiser).requires_grad_(True)
+    CHECKPOINTING[checkpointing](trained.net)
+    return trained
+
+
+def initial_generator(config: DistillConfig, teacher: Teacher, copy_denoiser: Copy = trainable_copy) -> Generator:
+    """Build the generator, as the teacher or as the student of --start.
+
+    Args:
+        config: the options. teacher: the teacher. copy_denoiser: copies the teacher's denoiser for training.
+
+    Raises:
+        ValueError: the student of --start is of another kind of teacher, or has no adapters of this run's form.
+    """
+    denoiser = copy_denoiser(teacher.denoiser, config.memory.lora_student, config.memory.checkpointing)
+    if (start := load_start(config, teacher)) is not None:
+        if config.memory.lora_student:
+            denoiser.load_state_dict(adapter_weights(start.denoiser), strict=False)
+        else:
+            denoiser.load_state_dict(merge_lora(start.denoiser).state_dict())
+    return Generator(denoiser)
+
+
+def load_start(config: DistillConfig, teacher: Teacher) -> Model | None:
+    """Load the student of --start, and check that it fits; None where none is given."""
     if config.start is None:
         return None
     foreign, name = "network" not in teacher.config, teacher_name(config, teacher)
     start = load_model(config.start, teacher=teacher if foreign else None)
     if foreign and start.config.get("teacher") != name:
         raise ValueError(f"--start {config.start} is not a student of the teacher {name}")
-    if odd := [key for key in ALIKE if start.config.get(key) != teacher.config.get(key)]:
-        raise ValueError(f"--start {config.start} is no student of {teacher.name}: {odd[0]} differs")
-    if config.lora_student:
+    if odd := [key for key in SHARED_KEYS if start.config.get(key) != teacher.config.get(key)]:
+        raise ValueError(f"--start {config.start} is no student of {teacher.name}: its {odd[0]} differs")
+    if config.memory.lora_student:
         check_adapters(config, teacher, start)
     return start
 
 
 def check_adapters(config: DistillConfig, teacher: Teacher, start: Model) -> None:
-    """ValueError where a student has no adapters of this run's form, or to other weights."""
-    if odd := [key for key, value in built_on(config, teacher).items() if start.config.get(key) != value]:
+    """Raise a ValueError where a student lacks adapters of this run's form, or has some to other weights."""
+    expected = required_teacher(config, teacher)
+    if odd := [key for key, value in expected.items() if start.config.get(key) != value]:
         raise ValueError(
-            f"--start {config.start} with --lora-student {config.lora_student}: expected a student of "
-            f"{odd[0]} {built_on(config, teacher)[odd[0]]!r}, its {odd[0]} is {start.config.get(odd[0])!r}; without "
-            "--lora-student any student of this teacher will do"
+            f"--start {config.start} with --lora-student {config.memory.lora_student}: expected a student with "
+            f"{odd[0]} {expected[odd[0]]!r}, its {odd[0]} is {start.config.get(odd[0])!r}; without --lora-student any "
+            "student of this teacher can be given"
         )
+
+
+def teacher_name(config: DistillConfig, teacher: Teacher) -> str:
+    """Return the name that the teacher is loaded by, which holds in other folders too."""
+    return teacher.config.get("source") or absolute_name(config.teacher)
+
+
+def required_teacher(config: DistillConfig, teacher: Teacher) -> dict[str, Any]:
+    """Return the entries of config.json of a student that needs its teacher: adapters, and networks not ours."""
+    rank, entry = config.memory.lora_student, {"teacher": teacher_name(config, teacher)}
+    if rank:
+        return {"lora": {"rank": rank, "alpha": rank}, **entry}
+    return {} if "network" in teacher.config else entry

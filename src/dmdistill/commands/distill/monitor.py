@@ -1,107 +1,136 @@
-"""What is looked at while a student learns: samples, health, the Frechet distance of its averages."""
+"""What is measured during a distillation: sample grids, diagnostics, the Frechet distance of the generator's EMAs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.diagnostics import Probe
+from dmdistill.commands.distill.setup import Distillation
 from dmdistill.commands.distill.validation_metric import ValidationMetric
 from dmdistill.commands.evaluate.generated_images import batch_ranges, generate_images
-from dmdistill.data.image_tensors import save_grid
+from dmdistill.data.images import save_grid
 from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.training.best_checkpoint import BestCheckpoint
 from dmdistill.training.checkpoints import map_tensors
+from dmdistill.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from dmdistill.commands.distill.setup import Job
+__all__ = ["Monitor", "build_probe"]
 
-__all__ = ["Watch"]
-
-FIGURE = "frechet_"  # before the name of an average, in metrics.jsonl
+PREFIX = "frechet_"  # before the name of an EMA, in metrics.jsonl
 
 
-class Watch:
-    """Looks at a job, always by the same noise, and keeps its best state.
+def build_probe(distillation: Distillation, *, seed: int, images: int) -> Probe:
+    """Draw the noise that all diagnostics of a run use.
 
-    judge: whose features measure the images, None for none.
+    Args:
+        distillation: its teacher decides shapes and conditions. seed: of the noise. images: how many.
+    """
+    rng = torch.Generator(distillation.rng.device).manual_seed(seed)
+    z, cond = distillation.teacher.sample_inputs(images, rng=rng)
+    return Probe(z, cond, torch.randn(z.shape, generator=rng, device=rng.device))
+
+
+class Monitor:
+    """Measures a distillation, always with the same noise, and keeps its best state.
+
+    Args:
+        config: the options. distillation: its networks. trainer: its training loop, not restored yet.
+        metric: by which states are compared; None for none.
+        batch: images generated at once.
     """
 
-    def __init__(self, job: Job, feature_extractor: ValidationMetric | None) -> None:
-        self.job, self.feature_extractor = job, feature_extractor
-        self.best = BestCheckpoint(job.trainer)
-        device = job.run.device
-        rng = torch.Generator(device).manual_seed(job.config.seed + 1)
-        z, cond = job.teacher.sample_inputs(min(128, job.many), rng=rng)
-        self.probe = Probe(z, cond, torch.randn(z.shape, generator=rng, device=device))
+    def __init__(
+        self,
+        config: DistillConfig,
+        distillation: Distillation,
+        trainer: Trainer,
+        metric: ValidationMetric | None,
+        *,
+        batch: int,
+    ) -> None:
+        self.config, self.distillation, self.trainer, self.metric = config, distillation, trainer, metric
+        self.batch, self.processes = batch, distillation.parallel.processes
+        self.best = BestCheckpoint(trainer)
+        self.probe = build_probe(distillation, seed=config.seed + 1, images=min(128, batch))
 
     @property
     def hooks(self) -> list[tuple[int, Callable[[int], dict[str, float]]]]:
-        return [(self.job.config.sample_every, self.look), (self.job.config.evaluate_every, self.evaluate)]
+        """The trainer's hooks: how many steps apart, and what is done."""
+        return [
+            (self.config.logging.sample_every, self.save_samples),
+            (self.config.evaluation.evaluate_every, self.evaluate),
+        ]
 
     @torch.no_grad()
-    def look(self, step: int) -> dict[str, float]:
-        """A grid of the newest average's images of the probe's noise."""
-        job = self.job
+    def save_samples(self, step: int) -> dict[str, float]:
+        """Save a sample grid of the last EMA."""
         grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
-        images = job.teacher.decode(grid)
-        if job.run.processes.is_main:
-            file = job.config.out / "samples" / f"step-{step:06d}.png"
+        images = self.distillation.teacher.decode(grid)
+        if self.processes.is_main:
+            file = self.config.out / "samples" / f"step-{step:06d}.png"
             save_grid(file, images, columns=8)
-            if job.trainer.logger is not None:
-                job.trainer.logger.log_image(step, file)
+            if self.trainer.logger is not None:
+                self.trainer.logger.log_image(step, file)
         return {}
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Health, and the Frechet distance of each average of the generator."""
-        job = self.job
-        row = self.probe.measure(job.generator, job.teacher.guided_denoiser, job.fake) if job.dmd.match else {}
-        if self.feature_extractor is not None:
+        """Measure the run's health and the Frechet distance of each EMA; keep the best weights."""
+        run = self.distillation
+        matching = self.config.matching.match
+        row = self.probe.measure(run.generator, run.real, run.fake) if matching else {}
+        if self.metric is not None:
             for name, generator in self.candidates():
-                row[FIGURE + name] = figure = self.frechet(self.feature_extractor, generator)
-                self.best.update(step, name, figure, partial(self.weights, generator))
+                row[PREFIX + name] = distance = self.frechet(self.metric, generator)
+                self.best.update(step, name, distance, partial(self.weights, generator))
         return row
 
     def candidates(self) -> list[tuple[str, nn.Module]]:
-        """The generator's averages by name, or the generator itself where none is kept."""
-        averages = self.job.update_generator.emas
-        return [(f"ema{a.halflife:g}", a.network) for a in averages] or [("raw", self.job.generator)]
+        """Return the generator's EMAs by name, or the generator itself where there is none."""
+        emas = self.distillation.optimizers["generator"].emas
+        return [(f"ema{ema.halflife:g}", ema.network) for ema in emas] or [("raw", self.distillation.generator)]
 
     @torch.no_grad()
-    def frechet(self, feature_extractor: ValidationMetric, generator: nn.Module) -> float:
-        """Of as many images as are measured, of which each process draws some."""
-        config, processes = self.job.config, self.job.run.processes
-        told = {"batch": self.job.many, "seed": config.seed + 2, "share": processes.split}
-        drawn = generate_images(self.job.teacher, config.evaluate_images, generate=generator, **told)
-        own = feature_extractor.moments(drawn)
-        if processes.world_size > 1:
-            self.keep_pace(generator)
-            own = sum(processes.all_gather(Moments() + own), Moments())
-        return frechet_distance(own.statistics(), feature_extractor.reference)
+    def frechet(self, metric: ValidationMetric, generator: nn.Module) -> float:
+        """Measure a generator; each process generates some of the images."""
+        count, seed = self.config.evaluation.evaluate_images, self.config.seed + 2
+        images = generate_images(
+            self.distillation.teacher,
+            count,
+            generate=generator,
+            batch=self.batch,
+            seed=seed,
+            share=self.processes.split,
+        )
+        moments = metric.moments(images)
+        if self.processes.world_size > 1:
+            self.call_as_often(generator)
+            moments = sum(self.processes.all_gather(Moments() + moments), Moments())
+        return frechet_distance(moments.statistics(), metric.reference)
 
-    def keep_pace(self, generator: nn.Module) -> None:
-        """Call a sharded network as often as the others do who had a batch more to draw: all gather it together."""
-        job, processes = self.job, self.job.run.processes
-        batches = batch_ranges(job.config.evaluate_images, job.many)
-        if job.parallel.is_sharded and len(processes.split(batches)) * processes.world_size < len(batches):
+    def call_as_often(self, generator: nn.Module) -> None:
+        """Call a sharded network once more where other processes had one more batch: all gather weights together."""
+        batches = batch_ranges(self.config.evaluation.evaluate_images, self.batch)
+        own = len(self.processes.split(batches))
+        if self.distillation.parallel.is_sharded and own * self.processes.world_size < len(batches):
             generator(self.probe.z, self.probe.cond)
 
-    def chosen(self) -> tuple[str, int, dict[str, Tensor]]:
-        """The average that becomes the student, its step and its weights: the best, or that of the last step."""
-        names = dict(self.candidates())
-        name, step = list(names)[-1], self.job.trainer.step
-        if self.job.config.keep == "best" and self.best.step:
+    def choose(self) -> tuple[str, int, dict[str, Tensor]]:
+        """Return the EMA that becomes the student, its step and its weights: the best, or that of the last step."""
+        candidates = dict(self.candidates())
+        name = list(candidates)[-1]
+        if self.config.evaluation.keep == "best" and self.best.step:
             return self.best.name, self.best.step, self.best.weights()
-        if self.feature_extractor is not None:
-            feature_extractor = self.feature_extractor
-            name = min(names, key=lambda one: self.frechet(feature_extractor, names[one]))
-        return name, step, self.weights(names[name])
+        if self.metric is not None:
+            metric = self.metric
+            name = min(candidates, key=lambda key: self.frechet(metric, candidates[key]))
+        return name, self.trainer.step, self.weights(candidates[name])
 
     def weights(self, generator: nn.Module) -> dict[str, Tensor]:
-        """Those of the generator or an average of it, all of them where they are sharded, for the first process."""
-        job = self.job
-        return map_tensors(job.parallel.full_tensor, job.update_generator.weights(generator))
+        """Return the trained weights of the generator or of an EMA, complete where they are sharded."""
+        run = self.distillation
+        return map_tensors(run.parallel.full_tensor, run.optimizers["generator"].weights(generator))

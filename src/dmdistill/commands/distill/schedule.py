@@ -1,18 +1,28 @@
-"""The course of a distillation: which of its steps do what."""
+"""The phases of a distillation: which objective each step has."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from dmdistill.commands.distill.config import DistillConfig
+from torch import nn
 
-__all__ = ["Course", "Phase"]
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.losses import Distance, Weight
+from dmdistill.core.methods import dmd, regression
+from dmdistill.core.objective import Objective
+
+__all__ = ["Objectives", "Phase", "PhaseSchedule"]
+
+Method = Callable[[nn.Module, Denoiser, Denoiser], Objective]
+"""(generator, real, fake) -> the objective of every step."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps of one kind. name: what they do. first: of them. steps: how many."""
+    """Consecutive steps of one kind: what they do, in words, the first of them, and how many there are."""
 
     name: str
     first: int
@@ -20,57 +30,109 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What a configuration asks of each step, counted from 0.
+class PhaseSchedule:
+    """When distributions are matched, when the fake score learns, and when there is a regression.
 
-    match_step, follow_step: the first in which distributions are matched, and in which the fake score learns.
-    regress_end: the first without the regression.
+    Steps count from 0.
     """
 
     config: DistillConfig
 
     @property
     def match_step(self) -> int:
-        return int(self.config.match_from * self.config.steps) if self.config.lambda_reg > 0 else 0
+        """The first step in which distributions are matched."""
+        config = self.config
+        return int(config.matching.match_from * config.steps) if config.regression.lambda_reg > 0 else 0
 
     @property
-    def follow_step(self) -> int:
-        return min(self.match_step, int(self.config.fake_from * self.config.steps))
+    def fake_step(self) -> int:
+        """The first step in which the fake score learns."""
+        return min(self.match_step, int(self.config.fake_score.fake_from * self.config.steps))
 
     @property
-    def regress_end(self) -> int:
-        return int(self.config.regress_until * self.config.steps)
+    def regression_end(self) -> int:
+        """The first step without a regression."""
+        return int(self.config.regression.regress_until * self.config.steps)
 
     def matches(self, step: int) -> bool:
-        return self.config.match and step >= self.match_step
+        """Whether a step matches distributions."""
+        return self.config.matching.match and step >= self.match_step
 
-    def follows(self, step: int) -> bool:
-        """Whether the fake score learns."""
-        return self.config.match and step >= self.follow_step
+    def trains_fake(self, step: int) -> bool:
+        """Whether the fake score learns in a step."""
+        return self.config.matching.match and step >= self.fake_step
 
     def regresses(self, step: int) -> bool:
-        return self.config.lambda_reg > 0 and step < self.regress_end
+        """Whether a step has a regression."""
+        return self.config.regression.lambda_reg > 0 and step < self.regression_end
+
+    def fake_steps(self, step: int) -> int:
+        """Count the updates of the fake score in a step."""
+        return self.config.fake_score.fake_steps if self.matches(step) else int(self.trains_fake(step))
 
     def lambda_reg(self, step: int) -> float:
-        """The weight of the regression, which falls in a line to `lambda_end` of it."""
-        return self.config.lambda_reg * (1 + (self.config.lambda_end - 1) * step / self.config.steps)
+        """Return the weight of the regression in a step; it falls linearly to the share `lambda_end`."""
+        options = self.config.regression
+        return options.lambda_reg * (1 + (options.lambda_end - 1) * step / self.config.steps)
 
     @property
     def fake_updates(self) -> int:
-        """Of the fake score, in all."""
-        ahead, together = self.match_step - self.follow_step, self.config.steps - self.match_step
-        return ahead + together * self.config.fake_steps
+        """The number of updates of the fake score in the run."""
+        ahead, together = self.match_step - self.fake_step, self.config.steps - self.match_step
+        return ahead + together * self.config.fake_score.fake_steps
 
     @property
     def phases(self) -> list[Phase]:
-        """The steps, by what they do."""
-        edges = {0, self.follow_step, self.match_step, self.regress_end, self.config.steps}
-        parts = [Phase(self.doing(first), first, end - first) for first, end in pairwise(sorted(edges))]
-        merged = [list(group) for _, group in groupby(parts, lambda one: one.name)]
-        return [replace(group[0], steps=sum(one.steps for one in group)) for group in merged]
+        """The phases in their order."""
+        edges = {0, self.fake_step, self.match_step, self.regression_end, self.config.steps}
+        parts = [Phase(self.describe(first), first, end - first) for first, end in pairwise(sorted(edges))]
+        merged = [list(group) for _, group in groupby(parts, lambda phase: phase.name)]
+        return [replace(group[0], steps=sum(phase.steps for phase in group)) for group in merged]
 
-    def doing(self, step: int) -> str:
+    def describe(self, step: int) -> str:
+        """Name what a step does."""
         matches = self.matches(step)
-        ahead = self.follows(step) and not matches
+        ahead = self.trains_fake(step) and not matches
         words = {"matching": matches, "regression": self.regresses(step), "fake score": ahead}
-        return ", ".join(word for word, done in words.items() if done)
+        return ", ".join(word for word, present in words.items() if present)
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """The objective of each step of a distillation.
+
+    Attributes:
+        schedule: of the phases.
+        generator, real, fake: the networks, as they are called in training.
+        distance: of the regression. weight: of the distribution-matching gradient.
+        method: the user's own, which then has all steps; None for DMD.
+    """
+
+    schedule: PhaseSchedule
+    generator: nn.Module
+    real: Denoiser
+    fake: Denoiser
+    distance: Distance
+    weight: Weight
+    method: Method | None = None
+
+    def at(self, step: int) -> Objective:
+        """Return the objective of a step."""
+        if self.method is not None:
+            return self.method(self.generator, self.real, self.fake)
+        schedule, matching = self.schedule, self.schedule.config.matching
+        lambda_reg = schedule.lambda_reg(step) if schedule.regresses(step) else 0.0
+        if not schedule.matches(step):
+            fake = self.fake if schedule.trains_fake(step) else None
+            return regression(self.generator, distance=self.distance, lambda_reg=lambda_reg, fake=fake)
+        return dmd(
+            self.generator,
+            self.real,
+            self.fake,
+            distance=self.distance,
+            lambda_reg=lambda_reg,
+            match_pairs=matching.match_pairs,
+            weight=self.weight,
+            low=matching.min_t,
+            high=matching.max_t,
+        )

@@ -1,4 +1,4 @@
-"""`dmdistill pairs`, and the pairs a distillation makes for itself."""
+"""`dmdistill pairs`, and the pairs that a distillation makes for itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.options import SolverOptions, check
 from dmdistill.commands.pairs.config import PairsConfig
-from dmdistill.commands.presets import check_numbers
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.pairs import PairDataset, PairSettings, make_pairs
@@ -24,24 +23,23 @@ __all__ = ["make_teacher_pairs", "pairs", "with_solver_options"]
 
 
 def pairs(config: PairsConfig) -> PairDataset:
-    """Make pairs in config.out, or finish those that are there."""
-    check_numbers(config)
+    """Make pairs in config.out, or finish the set that is there."""
+    check(config)
     with join_process_group() as processes:
         teacher = with_solver_options(load_teacher(config.teacher), config.ode)
         device, precision = setup_compute(replace(config.compute, device=local_device(config.compute.device)))
-        teacher = with_prompts(teacher, config.prompts, device=device)
-        teacher.to(device, precision)
-        made = make_teacher_pairs(
+        teacher = with_prompts(teacher, config.prompts, device=device).to(device, precision)
+        dataset = make_teacher_pairs(
             teacher,
             config.out,
-            count=config.count,
+            count=config.pair_count,
             shard_size=config.shard_size,
-            batch=config.batch,
+            batch=config.pair_batch,
             seed=config.seed,
             processes=processes,
         )
-        Console(highlight=False).print(f"{len(made)} pairs in {config.out}", markup=False)
-        return made
+        Console(highlight=False).print(f"{len(dataset)} pairs in {config.out}", markup=False, soft_wrap=True)
+        return dataset
 
 
 def make_teacher_pairs(
@@ -54,9 +52,14 @@ def make_teacher_pairs(
     batch: int = 500,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> PairDataset:
-    """count pairs of a teacher, on its device, in `folder`, by all processes; whatever is there already is kept."""
-    if count < 1:
-        raise ValueError(f"{count} pairs, expected at least 1; to do without pairs set --lambda-reg 0")
+    """Make a teacher's pairs on its device; those that the folder has already are kept.
+
+    Args:
+        teacher: the teacher. folder: to write to.
+        count: how many pairs. seed: of noise and conditions.
+        shard_size: pairs per file. batch: pairs made at once.
+        processes: that make them together.
+    """
     settings = PairSettings(
         teacher=fingerprint(teacher),
         conditions=str(teacher.conditions or "none"),
@@ -81,20 +84,18 @@ def make_teacher_pairs(
 
 
 def with_solver_options(teacher: Teacher, ode: SolverOptions) -> Teacher:
-    """The teacher, sampled as the configuration says."""
-    if ode.guidance is not None and ode.guidance < 0:
-        raise ValueError(f"--guidance {ode.guidance}, expected at least 0; 1 is none")
-    if ode.guidance not in (None, 1) and teacher.conditions is None and teacher.text is None:
-        raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher: it allows 1 only")
-    if ode.guidance not in (None, 1) and not has_null_class(teacher):
-        raise ValueError(f"--guidance {ode.guidance}: {teacher.name} has no class that means none, it allows 1 only")
-    if ode.solver_steps is not None and ode.solver_steps < 1:
-        raise ValueError(f"--solver-steps {ode.solver_steps}, expected at least 1")
-    asked = {"solver": ode.solver, "steps": ode.solver_steps, "guidance": ode.guidance}
-    return replace(teacher, **{name: value for name, value in asked.items() if value is not None})
+    """Return a teacher with other solver options. ValueError for guidance that the teacher cannot have."""
+    ode.check()
+    if ode.guidance not in (None, 1):
+        if teacher.conditions is None and teacher.text is None:
+            raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher, which allows 1 only")
+        if not has_null_class(teacher):
+            raise ValueError(f"--guidance {ode.guidance}: {teacher.name} has no null class, it allows 1 only")
+    options = {"solver": ode.solver, "steps": ode.solver_steps, "guidance": ode.guidance}
+    return replace(teacher, **{name: value for name, value in options.items() if value is not None})
 
 
 def has_null_class(teacher: Teacher) -> bool:
-    """Whether it can be told nothing, as far as its network says."""
-    network, told = teacher.network, teacher.conditions
-    return not isinstance(network, DiffusersWrapper) or told is None or network.has_null_class(len(told))
+    """Whether the teacher has an unconditional branch, as far as its network says."""
+    network, conditions = teacher.network, teacher.conditions
+    return not isinstance(network, DiffusersWrapper) or conditions is None or network.has_null_class(len(conditions))

@@ -1,202 +1,249 @@
-"""The steps of a distillation, tried beforehand: with data or without, on noise in place of pairs, leaving nothing."""
+"""The steps of a distillation, computed one by one without a run: with data, or with shapes only."""
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from dmdistill.commands.distill.batches import Batches
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.diagnostics import Probe
+from dmdistill.commands.distill.functions import load_distance
+from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
+from dmdistill.commands.distill.monitor import build_probe
 from dmdistill.commands.distill.schedule import Phase
-from dmdistill.commands.distill.setup import Job
+from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
+from dmdistill.commands.options import change
 from dmdistill.commands.plan.fsdp_memory import ShardingRecorder
-from dmdistill.commands.plan.placeholders import BlankPrompts, NoisePairs
-from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData, tensors_of
-from dmdistill.commands.run_folder import RunFolder
+from dmdistill.commands.plan.placeholders import PlaceholderPairs, PlaceholderPrompts
+from dmdistill.commands.plan.tensor_ledger import FakeTensors, Ledger, find_tensors
 from dmdistill.core.denoisers import Denoiser
-from dmdistill.core.losses import Distance
 from dmdistill.core.samples import Batch
-from dmdistill.data.pairs import PairDataset
 from dmdistill.data.prompt_embeddings import PromptSet
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.models.model import Teacher
+from dmdistill.training.optimizer import NetworkOptimizer
 
-__all__ = ["Counted", "Rehearsal", "rehearsal"]
+__all__ = ["Cost", "DryRun", "dry_run"]
 
 
 @dataclass(frozen=True)
-class Counted:
-    """memory: bytes by part at the peak. flops: of matrix products, convolutions and attention."""
+class Cost:
+    """Bytes by part at the peak of some work, and its operations (products, convolutions, attention)."""
 
     memory: dict[str, int]
     flops: int
 
 
-class Rehearsal(Job):
-    """A distillation of which single steps are asked, in any order.
-
-    ledger: is told what tensors are for. mode: that of networks without data, None for those with. processes: of which
-    this one is counted, as the strategy lets it hold the networks.
+@dataclass
+class DryRun:
+    """A distillation whose single steps are computed in any order.
 
     Attributes:
-        judged: whether the run itself has a judge.
+        config: the options, with one process's batches. teacher: the teacher, with shapes only where there is no data.
+        distillation: its networks. probe: the noise of the diagnostics.
+        sampling_batch: images generated at once.
+        ledger: of the memory; None where it is not counted. sharding: what FSDP2 would hold; None without it.
     """
 
-    judged = False
+    config: DistillConfig
+    teacher: Teacher
+    distillation: Distillation
+    probe: Probe
+    sampling_batch: int
+    ledger: Ledger | None
+    sharding: ShardingRecorder | None
 
-    def __init__(
-        self,
-        config: DistillConfig,
-        teacher: Teacher,
-        run: RunFolder,
-        *,
-        ledger: Ledger | None = None,
-        mode: WithoutData | None = None,
-        processes: int = 1,
-    ) -> None:
-        self.ledger, self.mode, self.real = ledger, mode, teacher
-        self.among = processes if config.strategy == "fsdp" else 1
-        self.replicated = processes > self.among
-        if mode is not None:
-            teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
-            if isinstance(teacher.conditions, PromptSet):
-                teacher = replace(teacher, conditions=BlankPrompts(teacher.conditions))
-        self.sharding = parallel = None
-        if ledger is not None and self.among > 1:
-            self.sharding = ShardingRecorder(ledger, world_size=self.among)
-            parallel = Parallelism(microbatches=config.accumulate, sharder=self.sharding)
-        many = sampling_batch_size(teacher, config.batch * processes)
-        super().__init__(config, teacher, run, parallel=parallel, many=many)
-        if ledger is not None:
-            self.tell(ledger)
+    def iterate(self, step: int) -> None:
+        """Compute a step."""
+        self.distillation.iterate(step)
 
-    def tell(self, ledger: Ledger) -> None:
-        """Name what stays; what networks share is the teacher's."""
-        probe = self.watch.probe
-        ledger.name("batch", [probe.z, probe.eps, *tensors_of(probe.cond)])
-        networks = [("averages", average.network) for average in self.update_generator.emas]
-        networks += [("generator", self.generator), ("fake score", self.fake), ("teacher", self.teacher.denoiser)]
-        for name, network in networks:
-            ledger.name(name, network.state_dict(keep_vars=True).values())
-            ledger.name(name, network.parameters(), among=self.among)
-        for parameter in (*self.update_generator.parameters, *self.update_fake.parameters):
-            if self.replicated:  # DDP's buckets, which stay
-                ledger.hold("gradients", parameter.numel() * parameter.itemsize)
-            parameter.register_post_accumulate_grad_hook(partial(self.name_gradient, ledger))
+    def resize(self, *, batch: int, batch_reg: int) -> None:
+        """Change the sizes of batches."""
+        self.config = change(self.config, batch=batch, batch_reg=batch_reg)
+        batches = self.distillation.batches.with_sizes(self.config)
+        self.distillation = replace(self.distillation, batches=batches)
 
-    def name_gradient(self, ledger: Ledger, parameter: Tensor) -> None:
-        """Of the last part DDP has it in a bucket; of those before it for itself."""
-        assert parameter.grad is not None
-        if self.replicated and getattr(self.dmd, "part", 0) == self.parallel.microbatches - 1:
-            ledger.within("gradients", [parameter.grad])
-        else:
-            ledger.name("gradients", [parameter.grad], among=self.among)
-
-    def given_pairs(self) -> None:
-        """None: those of --pairs are as good as others."""
-
-    def own_pairs(self) -> PairDataset:
-        return NoisePairs(self.teacher, self.config.pair_count)
-
-    def distance(self) -> Distance:
-        with _disable_current_modes():  # LPIPS is read from its file
-            return super().distance()
-
-    def trained_copy(self, rank: int) -> Denoiser:
-        """A copy of the teacher. Adapters are made with data, which are few: peft moves its layers about."""
-        if self.mode is None or not rank:
-            return super().trained_copy(rank)
-        without, self.teacher = self.teacher, self.real
-        with _disable_current_modes():
-            adapted = super().trained_copy(rank)
-        self.teacher = without
-        return self.mode.copy_of(adapted)
-
-    def batch(self, step: int) -> Batch:
-        batch = super().batch(step)
-        if self.ledger is not None:
-            self.ledger.name("batch", tensors_of(batch))
-        return batch
-
-    def count(self, phase: Phase) -> Counted:
-        """One step of a phase, once the optimisers have their states."""
+    def count(self, phase: Phase) -> Cost:
+        """Count a step of a phase, once the optimizers have their states."""
         assert self.ledger is not None
-        for update in (self.update_generator, self.update_fake):
-            moments = tensors_of(list(update.optimizer.state.values()))
-            self.ledger.name("optimiser", moments, among=self.among)
-        with self.counting() as counted:
+        world_size = self.sharding.world_size if self.sharding is not None else 1
+        for optimizer in self.distillation.optimizers.values():
+            moments = find_tensors(list(optimizer.optimizer.state.values()))
+            self.ledger.name("optimizer", moments, world_size=world_size)
+        with self.counting() as costs:
             self.iterate(phase.first)
-        return counted[0]
+        return costs[0]
 
-    @property
-    def host(self) -> int:
-        """Most bytes of networks whole in the host's memory at once, until they are sharded; 0 if they are not."""
-        return self.sharding.peak_host_bytes if self.sharding is not None else 0
-
-    @property
-    def whole_teacher(self) -> int:
-        """Bytes of its weights."""
-        return sum(one.numel() * one.itemsize for one in self.teacher.denoiser.parameters())
-
-    def count_drawing(self) -> Counted:
-        """One evaluation of mu_real, guided, at as many images as are drawn at once."""
-        with self.counting() as counted:
-            self.ask_teacher(self.many)
-        return counted[0]
+    def count_sampling(self) -> Cost:
+        """Count one evaluation of mu_real, guided, on as many images as are generated at once."""
+        with self.counting() as costs:
+            self.evaluate_teacher(self.sampling_batch)
+        return costs[0]
 
     @torch.no_grad()
-    def ask_teacher(self, images: int) -> None:
-        z, cond = self.teacher.move_inputs(*self.teacher.sample_inputs(images, rng=self.run.rng))
+    def evaluate_teacher(self, images: int) -> None:
+        """Evaluate mu_real once, guided."""
+        z, cond = self.teacher.move_inputs(*self.teacher.sample_inputs(images, rng=self.distillation.rng))
         schedule = self.teacher.denoiser.schedule
-        self.teacher.guided_denoiser(schedule.prior_std * z, z.new_full((images,), schedule.t_max), cond)
+        self.distillation.real(schedule.prior_std * z, z.new_full((images,), schedule.t_max), cond)
+
+    @property
+    def teacher_bytes(self) -> int:
+        """The size of the teacher's weights."""
+        return sum(weight.numel() * weight.itemsize for weight in self.teacher.denoiser.parameters())
+
+    @property
+    def host_bytes(self) -> int:
+        """The largest size of unsharded networks in the host's memory at once; 0 where nothing is sharded."""
+        return self.sharding.peak_host_bytes if self.sharding is not None else 0
 
     @contextmanager
-    def counting(self) -> Iterator[list[Counted]]:
-        """Yields a list that holds, in the end, what was counted inside."""
-        counted: list[Counted] = []
+    def counting(self) -> Iterator[list[Cost]]:
+        """Yield a list that holds, in the end, the cost of the block."""
+        costs: list[Cost] = []
         with nullcontext(self.ledger) if self.ledger is not None else Ledger() as ledger:
-            ledger.restart()
-            yield counted
-        counted.append(Counted({part: size for part, size in ledger.peak.items() if size}, ledger.flops))
+            ledger.reset_peak()
+            yield costs
+        costs.append(Cost({part: size for part, size in ledger.peak.items() if size}, ledger.flops))
 
 
 @contextmanager
-def rehearsal(
-    config: DistillConfig, teacher: Teacher, *, data: bool, ledger: bool = False, processes: int = 1
-) -> Iterator[Rehearsal]:
-    """A rehearsal of this configuration, in a folder that goes away.
+def dry_run(
+    config: DistillConfig,
+    teacher: Teacher,
+    *,
+    device: torch.device,
+    precision: torch.dtype | None,
+    data: bool,
+    ledger: bool = False,
+    processes: int = 1,
+) -> Iterator[DryRun]:
+    """Set up a distillation that leaves nothing on disk, on noise in place of pairs.
 
-    config: with the batches of one process. processes: it is one of so many, which have the batch together.
-    data: False for networks that have shapes alone, whose memory is always counted. ledger: count it with data too.
-    Where it is counted one step of the last kind is made, so that the optimisers have their states.
+    Args:
+        config: the options, with one process's batches. teacher: the teacher.
+        device, precision: where and how networks compute.
+        data: False for networks with shapes only, whose memory is always counted.
+        ledger: count the memory with data too; one step of the last kind is computed first, for the optimizers' states.
+        processes: how many share the batch; this is one of them.
     """
+    config = change(config, pairs=None, start=None, compile=False)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        judged, none = (
-            bool(teacher.feature_extractor or config.reference),
-            dict.fromkeys(("resume", "pairs", "start", "reference")),
-        )
-        config = replace(config, out=folder / "run", compile=False, **none)
-        run = RunFolder(config.out, config)
         mode = None
         if not data:
             stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copying does
-            mode = stack.enter_context(WithoutData())
-        counting = stack.enter_context(Ledger()) if ledger or not data else None
-        job = Rehearsal(
-            config, replace(teacher, feature_extractor=None), run, ledger=counting, mode=mode, processes=processes
-        )
-        job.judged = judged
-        if counting is not None:
-            job.iterate(config.steps - 1)
-        yield job
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copies do
+            mode = stack.enter_context(FakeTensors())
+        counter = stack.enter_context(Ledger()) if ledger or not data else None
+        run = build(config, teacher, device, precision, mode, counter, processes)
+        if counter is not None:
+            name_tensors(run, counter, replicated=processes > 1 and run.sharding is None)
+            run.iterate(config.steps - 1)
+        yield run
+
+
+def build(
+    config: DistillConfig,
+    teacher: Teacher,
+    device: torch.device,
+    precision: torch.dtype | None,
+    mode: FakeTensors | None,
+    ledger: Ledger | None,
+    processes: int,
+) -> DryRun:
+    """Build the networks, copies without data where there is a mode, and all that a step needs."""
+    copy_denoiser = trainable_copy
+    with _disable_current_modes():  # LPIPS is read from its file
+        distance = load_distance(config.regression, teacher, device, precision)
+    if mode is not None:
+        copy_denoiser = partial(copy_without_data, mode, teacher)
+        teacher = replace(teacher, denoiser=mode.copy_network(teacher.denoiser))
+        if isinstance(teacher.conditions, PromptSet):
+            teacher = replace(teacher, conditions=PlaceholderPrompts(teacher.conditions))
+    sharded = ledger is not None and processes > 1 and config.memory.strategy == "fsdp"
+    sharding = ShardingRecorder(ledger, world_size=processes) if ledger is not None and sharded else None
+    generator = initial_generator(config, teacher, copy_denoiser)
+    fake = copy_denoiser(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
+    count = config.pair_set.pair_count
+    distillation = set_up(
+        config,
+        teacher,
+        generator,
+        fake,
+        distance=distance,
+        pairs=PlaceholderPairs(teacher, count) if config.regression.lambda_reg > 0 else None,
+        parallel=Parallelism(microbatches=config.memory.accumulate, sharder=sharding),
+        rng=torch.Generator(device).manual_seed(config.seed),
+    )
+    batch = sampling_batch_size(teacher, config.batch * processes)
+    probe = build_probe(distillation, seed=config.seed + 1, images=min(128, batch))
+    return DryRun(config, teacher, distillation, probe, batch, ledger, sharding)
+
+
+def copy_without_data(
+    mode: FakeTensors, teacher: Teacher, denoiser: Denoiser, rank: int, checkpointing: str
+) -> Denoiser:
+    """Copy a denoiser for training, without data. Adapters are made with data, which are few: peft moves layers."""
+    if not rank:
+        return trainable_copy(denoiser, rank, checkpointing)
+    with _disable_current_modes():
+        adapted = trainable_copy(teacher.denoiser, rank, checkpointing)
+    return mode.copy_network(adapted)
+
+
+def name_tensors(run: DryRun, ledger: Ledger, *, replicated: bool) -> None:
+    """Tell the ledger what the tensors that stay are for; what networks share is the teacher's."""
+    world_size = run.sharding.world_size if run.sharding is not None else 1
+    distillation = run.distillation
+    ledger.name("batch", [run.probe.z, run.probe.eps, *find_tensors(run.probe.cond)])
+    networks = [("EMAs", ema.network) for ema in distillation.optimizers["generator"].emas]
+    networks += [("generator", distillation.generator), ("fake score", distillation.fake)]
+    networks += [("teacher", run.teacher.denoiser)]
+    for part, network in networks:
+        ledger.name(part, network.state_dict(keep_vars=True).values())
+        ledger.name(part, network.parameters(), world_size=world_size)
+    for optimizer in distillation.optimizers.values():
+        for parameter in optimizer.parameters:
+            if replicated:  # the buckets of DDP, which stay
+                ledger.add_bytes("gradients", parameter.numel() * parameter.itemsize)
+            hook = partial(name_gradient, ledger, optimizer, world_size, replicated)
+            parameter.register_post_accumulate_grad_hook(hook)
+    run.distillation = replace(distillation, batches=NamedBatches(distillation.batches, ledger))
+
+
+def name_gradient(
+    ledger: Ledger, optimizer: NetworkOptimizer, world_size: int, replicated: bool, parameter: Tensor
+) -> None:
+    """Tell the ledger of a gradient. DDP has that of the last microbatch in a bucket, and those before it beside it."""
+    assert parameter.grad is not None
+    if replicated and len(optimizer.losses) == optimizer.parallel.microbatches - 1:
+        ledger.label_shared("gradients", [parameter.grad])
+    else:
+        ledger.name("gradients", [parameter.grad], world_size=world_size)
+
+
+@dataclass(frozen=True)
+class NamedBatches:
+    """Batches whose tensors are named in a ledger."""
+
+    source: Batches
+    ledger: Ledger
+
+    def batch(self, step: int, *, paired: bool, fake_steps: int) -> Batch:
+        """Draw a batch, and name its tensors."""
+        batch = self.source.batch(step, paired=paired, fake_steps=fake_steps)
+        self.ledger.name("batch", find_tensors(batch))
+        return batch
+
+    def with_sizes(self, config: DistillConfig) -> NamedBatches:
+        """Return batches of other sizes."""
+        return NamedBatches(self.source.with_sizes(config), self.ledger)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.plan.tensor_ledger import Ledger, share_of, tensors_of
+from dmdistill.commands.plan.tensor_ledger import Ledger, find_tensors, shard_bytes
 from dmdistill.distributed.data_parallel import blocks, untie_frozen
 
 __all__ = ["Sharded", "ShardingRecorder"]
@@ -40,16 +40,16 @@ class ShardingRecorder:
         self.peak_host_bytes = max(self.peak_host_bytes, self.ledger.now.total() - self.sharded_bytes)
         untie_frozen(network)
         self.sharded_bytes += sum(parameter.untyped_storage().nbytes() for parameter in network.parameters())
-        Sharded(network, self.ledger, among=self.world_size)
+        Sharded(network, self.ledger, world_size=self.world_size)
 
 
 class Group:
     """Weights that are gathered together: a block's, or what is outside of all blocks."""
 
-    def __init__(self, parameters: list[nn.Parameter], among: int) -> None:
+    def __init__(self, parameters: list[nn.Parameter], world_size: int) -> None:
         self.parameters = [one for one in parameters if one.requires_grad]
-        self.full = sum(among * share_of(one, among) for one in parameters)
-        self.trained = sum(among * share_of(one, among) for one in self.parameters)
+        self.full = sum(world_size * shard_bytes(one, world_size) for one in parameters)
+        self.trained = sum(world_size * shard_bytes(one, world_size) for one in self.parameters)
         self.gradients = 0  # bytes that are whole at present
 
 
@@ -62,7 +62,7 @@ class Sharded:
         at: index of the one that backward is at; None while there is no backward pass.
     """
 
-    def __init__(self, network: nn.Module, ledger: Ledger, *, among: int) -> None:
+    def __init__(self, network: nn.Module, ledger: Ledger, *, world_size: int) -> None:
         self.ledger = ledger
         self.order: list[Group] = []
         self.at: int | None = None
@@ -72,8 +72,8 @@ class Sharded:
         inner = [*blocks(network)]
         taken = {parameter for block in inner for parameter in block.parameters()}
         for block in inner:
-            self.watch(block, Group([*block.parameters()], among))
-        self.root = Group([one for one in network.parameters() if one not in taken], among)
+            self.watch(block, Group([*block.parameters()], world_size))
+        self.root = Group([one for one in network.parameters() if one not in taken], world_size)
         self.watch(network, self.root)
 
     def watch(self, module: nn.Module, group: Group) -> None:
@@ -82,8 +82,8 @@ class Sharded:
         for parameter in group.parameters:
             parameter.register_post_accumulate_grad_hook(lambda one: self.learn(group, one))
 
-    def hold(self, size: int) -> None:
-        self.ledger.hold(GATHERED, size)
+    def add_bytes(self, size: int) -> None:
+        self.ledger.add_bytes(GATHERED, size)
 
     def enter(self, group: Group) -> None:
         """Forward: into a buffer, while the one before is there, and out of it."""
@@ -91,22 +91,22 @@ class Sharded:
             return
         if group is self.root:
             self.order = []
-        self.hold(group.full)
-        self.hold(-self.buffer)
-        self.hold(group.full)
+        self.add_bytes(group.full)
+        self.add_bytes(-self.buffer)
+        self.add_bytes(group.full)
         self.buffer = group.full
 
     def leave(self, group: Group, answer: Any) -> None:
         """Forward: the weights go; backward will ask for them again."""
         if self.at is not None:
             return
-        self.hold(-group.full)
+        self.add_bytes(-group.full)
         if group is self.root:
-            self.hold(-self.buffer)
+            self.add_bytes(-self.buffer)
             self.buffer = 0
         index = len(self.order)
         self.order.append(group)
-        for tensor in tensors_of(answer):
+        for tensor in find_tensors(answer):
             if tensor.requires_grad:
                 tensor.register_hook(lambda _: self.turn(index))
 
@@ -120,24 +120,24 @@ class Sharded:
             self.finish(self.order[self.at])
         self.at, group = index, self.order[index]
         self.turned.add(index)
-        self.hold(group.full if index in self.asked else 2 * group.full)
-        self.hold(-group.full)
+        self.add_bytes(group.full if index in self.asked else 2 * group.full)
+        self.add_bytes(-group.full)
         if index and index - 1 not in self.turned | self.asked:
             self.asked.add(index - 1)
-            self.hold(self.order[index - 1].full)
+            self.add_bytes(self.order[index - 1].full)
 
     def learn(self, group: Group, parameter: Tensor) -> None:
         """A gradient is there, whole."""
         size = parameter.numel() * parameter.itemsize
         group.gradients += size
-        self.hold(size)
+        self.add_bytes(size)
 
     def finish(self, group: Group) -> None:
         """Weights go, and gradients once they are copied to be exchanged, as those before them have been."""
-        self.hold(-group.full - self.all_gather)
+        self.add_bytes(-group.full - self.all_gather)
         self.all_gather = group.trained if group.gradients else 0
-        self.hold(self.all_gather)
-        self.hold(-group.gradients)
+        self.add_bytes(self.all_gather)
+        self.add_bytes(-group.gradients)
         group.gradients = 0
 
     def end(self) -> None:
@@ -146,5 +146,5 @@ class Sharded:
             self.finish(self.order[self.at])
         self.finish(self.root)
         left = sum(self.order[index].full for index in self.asked - self.turned)
-        self.hold(-self.all_gather - left)
+        self.add_bytes(-self.all_gather - left)
         self.at, self.all_gather, self.turned, self.asked = None, 0, set(), set()

@@ -1,29 +1,31 @@
-"""What stands for data where only its shapes count: pairs of noise, prompts of zeros."""
+"""Placeholders for data where only its shapes matter: pairs of noise, prompts of zeros."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dmdistill.data.pairs import PairDataset
 from dmdistill.data.prompt_embeddings import Prompts, PromptSet
 from dmdistill.models.model import Teacher
 
-__all__ = ["BlankPrompts", "NoisePairs"]
+__all__ = ["PlaceholderPairs", "PlaceholderPrompts"]
 
 
-class NoisePairs(PairDataset):
-    """Pairs of a teacher's shapes, of noise alone."""
+@dataclass(frozen=True)
+class PlaceholderPairs:
+    """Noise in place of a teacher's pairs: `count` of them."""
 
-    def __init__(self, teacher: Teacher, count: int) -> None:
-        self.teacher, self.count = teacher, count
+    teacher: Teacher
+    count: int
 
     def __len__(self) -> int:
         return self.count
 
     def rows(self, step: int, size: int) -> list[int]:
+        """Return the numbers of a batch's pairs."""
         return list(range(min(size, self.count)))
 
     def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -32,13 +34,18 @@ class NoisePairs(PairDataset):
         return torch.randn(size, *self.teacher.shape), torch.randn(size, *self.teacher.shape), index
 
 
-class BlankPrompts(PromptSet):
-    """Prompts of a set's shapes, whatever their number: without data nobody knows which one is asked for."""
+@dataclass(frozen=True)
+class PlaceholderPrompts:
+    """Zeros in place of a set's embeddings: without data nobody knows which prompt an index means."""
 
-    def __init__(self, prompts: PromptSet) -> None:
-        super().__init__(prompts.texts, prompts.shards, prompts.empty, rows=prompts.rows)
+    prompts: PromptSet
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
     def select(self, index: Tensor) -> Prompts:
-        empty = {name: index.new_zeros(row.shape, dtype=torch.float32) for name, row in self.empty.items()}
-        told = {name: index.new_zeros(len(index), *row.shape[1:], dtype=torch.float32) for name, row in empty.items()}
-        return Prompts(told, empty)
+        """Return embeddings of the set's shapes."""
+        shapes = {name: row.shape for name, row in self.prompts.empty.items()}
+        empty = {name: index.new_zeros(shape, dtype=torch.float32) for name, shape in shapes.items()}
+        rows = {name: index.new_zeros(len(index), *shape[1:], dtype=torch.float32) for name, shape in shapes.items()}
+        return Prompts(rows, empty)

@@ -5,68 +5,73 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 import torch
 
-from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.plan.dry_run import Counted, Rehearsal
+from dmdistill.commands.plan.dry_run import Cost, DryRun
 
-__all__ = ["Speed", "calibrate", "free_memory"]
+__all__ = ["Speed", "free_memory", "measure_speed"]
 
-TIMED = 3  # steps whose median counts
-PATIENCE = 30.0  # seconds that one of them may take
+REPEATS = 3  # steps whose median counts
+LONGEST = 30.0  # seconds that one of them may take
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Operations per second, of each phase's steps and of drawing. words: where they come from."""
+    """Operations per second, for each phase's steps and for sampling, and where they come from, in words."""
 
     rates: dict[str, float]
-    words: str
+    source: str
 
     def seconds(self, phase: str, flops: float) -> float:
+        """Return how long so many operations of a phase take."""
         return flops / self.rates[phase]
 
 
-def calibrate(job: Rehearsal, counted: dict[str, Counted], *, drawing: str) -> Speed:
-    """Time each phase of a rehearsal with data, and the teacher's answers, under the name of `drawing`.
+def measure_speed(run: DryRun, costs: dict[str, Cost], *, sampling: str) -> Speed:
+    """Time a step of each phase, and the teacher's evaluation.
 
-    counted: what a step of each takes at the whole batch.
+    Args:
+        run: with data. costs: of a step of each phase, and of sampling, at the full batch.
+        sampling: the name of sampling in `costs` and in the result.
     """
-    whole, device = job.config, job.run.device
-    resize(job, whole, 0.0)
-    longest = max(timed(partial(job.iterate, phase.first), device) for phase in job.course.phases)
-    images = max(whole.batch, whole.batch_reg) / whole.accumulate  # times as many as in that first step
-    room = min((free_memory(device) / sum(one.memory.values()) for one in counted.values()), default=1.0)
-    share = min(1.0, room, PATIENCE / (longest * images))
-    resize(job, whole, share)
-    rates = {}
-    for phase in job.course.phases:
-        rates[phase.name] = rate(job, partial(job.iterate, phase.first), device)
-    rates[drawing] = rate(job, partial(job.ask_teacher, max(1, int(share * job.many))), device)
-    smaller = f", in steps of {share:.0%} of each batch, which the whole would take too long" if share < 1 else ""
+    config, device = run.config, run.distillation.rng.device
+    full = (config.batch, config.regression.batch_reg)
+    resize(run, full, 0.0)
+    longest = max(seconds(partial(run.iterate, phase.first), device) for phase in run.distillation.phases.phases)
+    images = max(full) / config.memory.accumulate  # times as many as in that first step
+    room = min((free_memory(device) / sum(cost.memory.values()) for cost in costs.values()), default=1.0)
+    share = min(1.0, room, LONGEST / (longest * images))
+    resize(run, full, share)
+    rates = {
+        phase.name: measure_rate(run, partial(run.iterate, phase.first), device)
+        for phase in run.distillation.phases.phases
+    }
+    images = max(1, int(share * run.sampling_batch))
+    rates[sampling] = measure_rate(run, partial(run.evaluate_teacher, images), device)
+    smaller = f", in steps of {share:.0%} of each batch, since full ones would take too long" if share < 1 else ""
     return Speed(rates, f"timed on this machine, {device}{smaller}")
 
 
-def resize(job: Rehearsal, whole: DistillConfig, share: float) -> None:
-    """This share of the whole batches, at least one image in each part."""
-    parts = whole.accumulate
-    sizes = {name: parts * max(1, int(share * getattr(whole, name) / parts)) for name in ("batch", "batch_reg")}
-    job.config = replace(job.config, **sizes)
+def resize(run: DryRun, full: tuple[int, int], share: float) -> None:
+    """Take this share of the full batches, at least one image in each microbatch."""
+    parts = run.config.memory.accumulate
+    batch, batch_reg = (parts * max(1, int(share * size / parts)) for size in full)
+    run.resize(batch=batch, batch_reg=batch_reg)
 
 
-def rate(job: Rehearsal, work: Callable[[], object], device: torch.device) -> float:
-    """Operations per second of the work, which is counted in a first run that warms up."""
-    with job.counting() as counted:
+def measure_rate(run: DryRun, work: Callable[[], object], device: torch.device) -> float:
+    """Return operations per second of some work, which is counted in a first run that warms up."""
+    with run.counting() as costs:
         work()
-    return counted[0].flops / median(timed(work, device) for _ in range(TIMED))
+    return costs[0].flops / median(seconds(work, device) for _ in range(REPEATS))
 
 
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run."""
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time some work once."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -75,7 +80,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device."""
+    """Return the bytes that are free on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -21,14 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["Ledger", "WithoutData", "share_of", "tensors_of"]
+__all__ = ["FakeTensors", "Ledger", "find_tensors", "shard_bytes"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
 MADE, FOUND = "activations", "other networks"  # what nobody named: made meanwhile, or there before
 
 
-class WithoutData(FakeTensorMode):
+class FakeTensors(FakeTensorMode):
     """Inside, tensors have shapes and no data, and nothing is computed; real tensors are taken by their shapes."""
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class WithoutData(FakeTensorMode):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # tensors know their mode: a copied network stays in this one
 
-    def copy_of(self, module: Module) -> Module:
+    def copy_network(self, module: Module) -> Module:
         """A copy of a network, without its data. One on the meta device, where none ever was, is taken as the CPU's."""
         tensors = [*module.parameters(), *module.buffers()]
-        return copy.deepcopy(module, {id(tensor): self.without(tensor) for tensor in tensors})
+        return copy.deepcopy(module, {id(tensor): self.fake_tensor(tensor) for tensor in tensors})
 
-    def without(self, tensor: Tensor) -> Tensor:
+    def fake_tensor(self, tensor: Tensor) -> Tensor:
         """The tensor, without its data."""
         if tensor.device.type != "meta":
             return self.from_tensor(tensor)
@@ -73,83 +73,83 @@ class Ledger(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.flops = 0
-        self.kept: dict[int, tuple[str, int]] = {}  # of each storage, its part and bytes
+        self.storages: dict[int, tuple[str, int]] = {}  # of each storage, its part and bytes
 
-    def name(self, part: str, tensors: Iterable[Tensor], *, among: int = 1) -> None:
+    def name(self, part: str, tensors: Iterable[Tensor], *, world_size: int = 1) -> None:
         """Say what tensors are for, and among how many processes they are divided, of which this is the first."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            self.see(storage, part)
-            self.put(id(storage), part, storage.nbytes() if among == 1 else share_of(tensor, among))
+            self.track(storage, part)
+            self.assign(id(storage), part, storage.nbytes() if world_size == 1 else shard_bytes(tensor, world_size))
 
-    def within(self, part: str, tensors: Iterable[Tensor]) -> None:
+    def label_shared(self, part: str, tensors: Iterable[Tensor]) -> None:
         """Say that tensors lie in what is held for a part already."""
         for tensor in tensors:
-            self.put(id(tensor.untyped_storage()), part, 0)
+            self.assign(id(tensor.untyped_storage()), part, 0)
 
-    def put(self, key: int, part: str, size: int) -> None:
-        before, kept = self.kept.get(key, (part, 0))
-        self.now[before] -= kept
+    def assign(self, key: int, part: str, size: int) -> None:
+        before, storages = self.storages.get(key, (part, 0))
+        self.now[before] -= storages
         self.now[part] += size
-        self.kept[key] = part, size
+        self.storages[key] = part, size
 
-    def hold(self, part: str, size: int) -> None:
+    def add_bytes(self, part: str, size: int) -> None:
         """So many bytes more, or less, that are no tensor seen here."""
         self.now[part] += size
-        self.look()
+        self.update_peak()
 
-    def look(self) -> None:
+    def update_peak(self) -> None:
         if self.now.total() > self.peak.total():
             self.peak = Counter(self.now)
 
-    def restart(self) -> None:
+    def reset_peak(self) -> None:
         """Begin anew."""
         self.peak, self.flops = Counter(self.now), 0
 
-    def see(self, storage: torch.UntypedStorage, part: str) -> None:
-        if id(storage) in self.kept:  # a storage is one object in Python for as long as it lives
+    def track(self, storage: torch.UntypedStorage, part: str) -> None:
+        if id(storage) in self.storages:  # a storage is one object in Python for as long as it lives
             return
-        self.put(id(storage), part, storage.nbytes())
+        self.assign(id(storage), part, storage.nbytes())
         weakref.finalize(storage, self.forget, id(storage)).atexit = False
 
     def forget(self, key: int) -> None:
-        part, size = self.kept.pop(key)
+        part, size = self.storages.pop(key)
         self.now[part] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].dtype.is_floating_point else args[0].dtype == torch.bool
-        self.see_all((args, kwargs), FOUND)
+        self.track_all((args, kwargs), FOUND)
         answer = func(*args, **(kwargs or {}))
-        self.see_all(answer, MADE)
-        self.look()
+        self.track_all(answer, MADE)
+        self.update_peak()
         if count := flop_registry.get(func._overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=answer)
         return answer
 
-    def see_all(self, tree: Any, part: str) -> None:
+    def track_all(self, tree: Any, part: str) -> None:
         for leaf in tree_leaves(tree):
             if isinstance(leaf, Tensor):
-                self.see(leaf.untyped_storage(), part)
+                self.track(leaf.untyped_storage(), part)
 
 
-def share_of(tensor: Tensor, among: int) -> int:
+def shard_bytes(tensor: Tensor, world_size: int) -> int:
     """Bytes that the first of so many processes keeps of a tensor whose rows are divided; no other one keeps more.
 
     FSDP2 pads the others' shares of a weight to as many. A number is kept by all.
     """
     rows = tensor.shape[0] if tensor.ndim else 1
-    return -(-rows // among) * (tensor.numel() // max(rows, 1)) * tensor.itemsize
+    return -(-rows // world_size) * (tensor.numel() // max(rows, 1)) * tensor.itemsize
 
 
-def tensors_of(thing: Any) -> Iterator[Tensor]:
+def find_tensors(thing: Any) -> Iterator[Tensor]:
     """The tensors in a dataclass, a condition say, in a dict or a sequence, at any depth."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, dict):
-        yield from tensors_of(list(thing.values()))
+        yield from find_tensors(list(thing.values()))
     elif isinstance(thing, list | tuple):
         for one in thing:
-            yield from tensors_of(one)
+            yield from find_tensors(one)
     elif dataclasses.is_dataclass(thing):
-        yield from tensors_of([getattr(thing, field.name) for field in dataclasses.fields(thing)])
+        yield from find_tensors([getattr(thing, field.name) for field in dataclasses.fields(thing)])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 
-from dmdistill.commands.presets import check_at_least, check_numbers, check_positive, check_shares, flag_of
-from dmdistill.commands.run_folder import RunFolder
+from dmdistill.commands.options import check
+from dmdistill.commands.run_folder import DTYPES, RunFolder, open_run
 from dmdistill.commands.teach.config import TeachConfig
-from dmdistill.commands.teach.recipes import LESSONS
+from dmdistill.commands.teach.recipes import RECIPES, Recipe
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import denoising_loss
-from dmdistill.data.image_tensors import LabelledImages, save_grid
+from dmdistill.data.image_tensors import save_grid
+from dmdistill.data.labelled_images import LabelledImages
 from dmdistill.data.seeds import derive_seed
 from dmdistill.data.training_set import TrainingSet, load_labelled
 from dmdistill.models.cards import teacher_card
@@ -27,94 +29,115 @@ __all__ = ["teach"]
 
 
 def teach(config: TeachConfig) -> Teacher | None:
-    """Train, write the teacher to out/teacher, return it; None where it was interrupted."""
-    check_numbers(config)
-    check_at_least(config, 1, "steps", "batch", "log_every", "save_every")
-    check_at_least(config, 1, *(f"network.{name}" for name in ("model_channels", "channel_mult", "num_blocks")))
-    check_at_least(config, 1, "network.group_channels", "network.patch_size")
-    check_at_least(config, 0, "warmup", "weight_decay", "sample_every")
-    check_positive(config, "lr", "clip", "halflife", "p_std")
-    check_shares(config, "betas", "network.dropout")
-    for name in ("label_dropout", "augment"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{flag_of(name)} {getattr(config, name)}, expected a probability, 0 to 1")
-    require_logger(config.log_to)
+    """Train a teacher, write it to out/teacher, return it; None where training was interrupted."""
+    check(config)
+    require_logger(config.output.log_to)
     data = load_labelled(config.data)
-    with RunFolder(config.out, config, resume=config.resume is not None) as run:
-        return train(config, data, run)
+    with open_run(config) as run:
+        torch.manual_seed(config.seed)
+        recipe = RECIPES[config.kind](config)
+        teacher = recipe.new_teacher(data)
+        run.lock()
+        return train(config, recipe, teacher.to(run.device, run.precision), data, run)
 
 
-def train(config: TeachConfig, data: LabelledImages, run: RunFolder) -> Teacher | None:
-    """Everything after the checks."""
-    torch.manual_seed(config.seed)
-    lesson = LESSONS[config.kind](config)
-    teacher = lesson.new_teacher(data)
-    run.begin()
-    teacher.to(run.device, run.precision)
+def train(
+    config: TeachConfig, recipe: Recipe, teacher: Teacher, data: LabelledImages, run: RunFolder
+) -> Teacher | None:
+    """Train a new teacher and write its EMA."""
     denoiser = teacher.denoiser.train()
-    examples = TrainingSet(data, rng=run.rng, augmentation=lesson.augmentation, label_dropout=config.label_dropout)
-    update = update_of(denoiser, config)
-    taught = replace(teacher, denoiser=cast(Denoiser, update.emas[0].network.eval()))
-    if config.compile:
+    optimizer = build_optimizer(denoiser, config)
+    averaged = replace(teacher, denoiser=cast(Denoiser, optimizer.emas[0].network.eval()))
+    if config.optimizer.compile:
         denoiser.net.compile()
+    images = TrainingSet(
+        data, rng=run.rng, augmentation=recipe.augmentation, label_dropout=config.augmentation.label_dropout
+    )
+    output = config.output
     trainer = Trainer(
         config.out,
         steps=config.steps,
-        updates={"teacher": update},
+        updates={"teacher": optimizer},
         rng=run.rng,
-        log_every=config.log_every,
-        save_every=config.save_every,
+        log_every=output.log_every,
+        save_every=output.save_every,
     )
     if config.resume is not None:
         trainer.restore()
+    iteration = Iteration(config, recipe, denoiser, optimizer, images, run.rng)
+    hooks = [(output.sample_every, SampleHook(averaged, trainer, config.seed))] if output.sample_every else []
+    with logging_to(trainer, output.log_to, asdict(config)):
+        done = trainer.fit(iteration, hooks=hooks, name="training the teacher")
+    if not done:
+        run.print_resume_command("teach", f"stopped after step {trainer.step}, saved")
+        return None
+    card = teacher_card(averaged, asdict(config))
+    recipe.save(config.out / "teacher", averaged, card=card, dtype=DTYPES[output.save_dtype])
+    file = config.out / "samples" / "teacher.png"
+    save_samples(averaged, file, seed=config.seed)
+    run.print(f"teacher in {config.out / 'teacher'}, samples in {file}")
+    return averaged
 
-    def iterate(step: int) -> dict[str, torch.Tensor]:
-        if config.network.dropout:  # torch's own generator draws it: a resumed run is to draw the same
-            torch.manual_seed(derive_seed(config.seed, step))
-        x, cond = examples.draw(config.batch)
-        t = lesson.sample_t(config.batch, rng=run.rng)
-        loss = denoising_loss(denoiser, x, t, torch.randn(x.shape, generator=run.rng, device=run.device), cond)
-        update(loss)
+
+@dataclass(frozen=True)
+class Iteration:
+    """One step of denoising score matching."""
+
+    config: TeachConfig
+    recipe: Recipe
+    denoiser: Denoiser
+    optimizer: NetworkOptimizer
+    images: TrainingSet
+    rng: torch.Generator
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Update the network on a batch. Returns the loss."""
+        if self.config.network.dropout:  # drawn by torch's own generator: a resumed run must draw the same
+            torch.manual_seed(derive_seed(self.config.seed, step))
+        x, cond = self.images.draw(self.config.batch)
+        t = self.recipe.sample_t(self.config.batch, rng=self.rng)
+        eps = torch.randn(x.shape, generator=self.rng, device=self.rng.device)
+        loss = denoising_loss(self.denoiser, x, t, eps, cond)
+        self.optimizer(loss)
         return {"loss": loss.detach()}
 
-    def look(step: int) -> dict[str, float]:
-        file = config.out / "samples" / f"step-{step:06d}.png"
-        draw_grid(taught, file, seed=config.seed)
-        if trainer.logger is not None:
-            trainer.logger.log_image(step, file)
+
+@dataclass(frozen=True)
+class SampleHook:
+    """Saves a sample grid of the EMA, for the trainer to call."""
+
+    teacher: Teacher
+    trainer: Trainer
+    seed: int
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Save samples/step-N.png."""
+        file = self.trainer.folder / "samples" / f"step-{step:06d}.png"
+        save_samples(self.teacher, file, seed=self.seed)
+        if self.trainer.logger is not None:
+            self.trainer.logger.log_image(step, file)
         return {}
 
-    hooks = [(config.sample_every, look)] if config.sample_every else []
-    with logging_to(trainer, config.log_to, asdict(config)):
-        done = trainer.fit(iterate, hooks=hooks, name="teaching")
-    if not done:
-        run.say_how_to_resume("teach", trainer.step)
-        return None
-    lesson.save(config.out / "teacher", taught, card=teacher_card(taught, asdict(config)), dtype=run.storage)
-    picture = config.out / "samples" / "teacher.png"
-    draw_grid(taught, picture, seed=config.seed)
-    run.say(f"teacher in {config.out / 'teacher'}, samples in {picture}")
-    return taught
 
-
-def update_of(denoiser: Denoiser, config: TeachConfig) -> NetworkOptimizer:
-    """What moves the teacher: AdamW, a rate that falls to zero, one average."""
+def build_optimizer(denoiser: Denoiser, config: TeachConfig) -> NetworkOptimizer:
+    """Build AdamW with a cosine learning-rate schedule and one EMA."""
+    options = config.optimizer
     return NetworkOptimizer(
         denoiser,
         name="teacher",
-        lr=config.lr,
+        lr=options.lr,
         steps=config.steps,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+        warmup=options.warmup,
         decay=True,
-        clip=config.clip,
-        halflives=[config.halflife],
+        clip=options.grad_clip,
+        halflives=[options.ema_halflife],
     )
 
 
-def draw_grid(teacher: Teacher, file: Path, *, seed: int) -> None:
-    """A picture of forty of its images, of each class in turn."""
+def save_samples(teacher: Teacher, file: Path, *, seed: int) -> None:
+    """Save a grid of forty images, of each class in turn."""
     rng = torch.Generator(teacher.device).manual_seed(seed)
     z, _ = teacher.sample_noise(40, rng=rng)
     classes = len(teacher.conditions or [None])

@@ -1,4 +1,4 @@
-"""Configuration of `dmdistill teach`."""
+"""Configuration of `dmdistill teach`: one group of options a concern."""
 
 from __future__ import annotations
 
@@ -8,88 +8,151 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.options import ComputeOptions, require, require_at_least, require_positive
 
-__all__ = ["NetworkOptions", "TeachConfig"]
+__all__ = [
+    "NetworkOptions",
+    "TeachConfig",
+    "TeachDataOptions",
+    "TeachNoiseOptions",
+    "TeachOptimizerOptions",
+    "TeachOutputOptions",
+]
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The U-Net of a teacher trained here: DDPM++, or diffusers' UNet2DModel."""
+    """The U-Net of the teacher: DDPM++, or diffusers' UNet2DModel."""
 
     model_channels: int = 48
     """Channels at full resolution."""
     channel_mult: tuple[int, ...] = (1, 2)
-    """Their multiple at each level; each further level halves height and width."""
+    """Multiples of the channels at each level; each further level halves height and width."""
     num_blocks: int = 1
     """Residual blocks per level."""
     attn_resolutions: tuple[int, ...] = ()
-    """Resolutions whose blocks attend, beside the first block of the lowest level's way up."""
+    """Resolutions with self-attention, beside the first block of the lowest level's way up."""
     group_channels: int = 16
-    """Least channels per normalisation group; 16 is far faster than EDM's 4 on CPUs."""
+    """Fewest channels per normalization group; 16 is far faster on CPUs than the 4 of EDM."""
     patch_size: int = 2
-    """Pixels on a side that become channels at the network's door; 1 for ddpm."""
+    """Side of the patches that the first layer turns into channels, in pixels; 1 for ddpm."""
     dropout: float = 0.0
-    """Share of features forgotten in training; distillation forgets none."""
+    """Dropout in training; distillation uses none."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "model_channels", "channel_mult", "num_blocks", "group_channels", "patch_size")
+        require(self, "from 0 to below 1", lambda share: 0 <= share < 1, "dropout")
+
+
+@dataclass(frozen=True)
+class TeachOptimizerOptions:
+    """AdamW, the learning-rate schedule and the EMA that becomes the teacher."""
+
+    lr: float = 2e-3
+    """Learning rate, reached after the warm-up; decays to zero by a cosine."""
+    warmup: int = 500
+    """Warm-up steps of the learning rate."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; larger ones are clipped."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Betas of AdamW."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    ema_halflife: float = 1000.0
+    """Half-life, in steps, of the EMA of the weights, which becomes the teacher."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute or two at first, then faster on a GPU."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_positive(self, "lr", "grad_clip", "ema_halflife")
+        require_at_least(self, 0, "warmup", "weight_decay")
+        require(self, "numbers from 0 to below 1", lambda beta: 0 <= beta < 1, "betas")
+
+
+@dataclass(frozen=True)
+class TeachNoiseOptions:
+    """The noise levels in training, of edm only."""
+
+    p_mean: float = -1.2
+    """Mean of ln sigma."""
+    p_std: float = 1.2
+    """Standard deviation of ln sigma."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_positive(self, "p_std")
+
+
+@dataclass(frozen=True)
+class TeachDataOptions:
+    """What happens to images and labels in training."""
+
+    label_dropout: float = 0.1
+    """Share of samples trained without their label, which makes classifier-free guidance possible."""
+    mirror: bool = False
+    """Flip half of the images horizontally."""
+    augment: float = 0.0
+    """Probability of each of EDM's augmentations (0.12 in EDM), which condition the network; they flip images too."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require(self, "from 0 to 1", lambda share: 0 <= share <= 1, "label_dropout", "augment")
+
+
+@dataclass(frozen=True)
+class TeachOutputOptions:
+    """What a run logs and keeps."""
+
+    log_every: int = 100
+    """Steps between two rows of metrics.jsonl."""
+    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Logger of metrics and samples beside metrics.jsonl; each is an extra of that name (pip)."""
+    sample_every: int = 0
+    """Steps between two sample grids of the EMA; 0 for one at the end only."""
+    save_every: int = 1000
+    """Steps between two checkpoints."""
+    save_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Dtype in which the teacher's weights are stored."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "log_every", "save_every")
+        require_at_least(self, 0, "sample_every")
 
 
 @dataclass(frozen=True)
 class TeachConfig:
     """Train a teacher by denoising score matching."""
 
-    kind: Literal["edm", "ddpm"] = "edm"
-    """edm: our U-Net with EDM's preconditioning; ddpm: diffusers' UNet2DModel on DDPM's linear schedule."""
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    """Of ddpm alone: the noise, or v, which is far easier to distill: the noise of pure noise shows no image."""
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""
+    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's binary version."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
-    """Settings to start from; the other flags change them."""
-    network: NetworkOptions = field(default_factory=NetworkOptions)
-    """The network's size."""
+    """Preset to start from, or a .toml file of your own; the other flags change it."""
+    kind: Literal["edm", "ddpm"] = "edm"
+    """Kind of teacher: edm is our U-Net with EDM's preconditioning; ddpm is diffusers' UNet2DModel on DDPM's linear
+    schedule."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What a ddpm teacher predicts: the noise, or v, which is far easier to distill, since the noise of pure noise shows
+    no image."""
     steps: int = 9000
     """Training steps."""
     batch: int = 128
     """Images per step."""
-    lr: float = 2e-3
-    """Learning rate, reached after the warm-up; falls to zero by a cosine."""
-    warmup: int = 500
-    """Steps until the learning rate is reached."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's betas."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    halflife: float = 1000.0
-    """Half-life, in steps, of the average of the weights that becomes the teacher."""
-    p_mean: float = -1.2
-    """Mean of ln sigma in training; of edm alone."""
-    p_std: float = 1.2
-    """Standard deviation of ln sigma in training; of edm alone."""
-    label_dropout: float = 0.1
-    """Share of samples trained without their label, which makes guidance possible."""
-    mirror: bool = False
-    """Exchange left and right in half of the images."""
-    augment: float = 0.0
-    """Probability of each of EDM's changes to an image, of which the network is told (EDM: 0.12); mirrors too."""
-    compile: bool = False
-    """Compile the network by torch.compile: a minute or two at first, then faster on a GPU."""
     seed: int = 0
     """Seed of every random draw."""
-    log_every: int = 100
-    """Steps between two lines of metrics.jsonl."""
-    log_to: Literal["tensorboard", "wandb", "trackio"] | None = None
-    """Where the figures and samples go beside metrics.jsonl; each is an extra of that name (pip)."""
-    save_every: int = 1000
-    """Steps between two checkpoints."""
-    sample_every: int = 0
-    """Steps between two grids of samples of the average; 0 for one at the end alone."""
-    store: Literal["fp32", "fp16"] = "fp32"
-    """How the teacher's weights are stored."""
     resume: Path | None = None
-    """Run folder to go on with, from its newest checkpoint and with its config.toml."""
+    """Run folder to resume, from its newest checkpoint and with its config.toml."""
+    network: Annotated[NetworkOptions, OmitArgPrefixes] = field(default_factory=NetworkOptions)
+    optimizer: Annotated[TeachOptimizerOptions, OmitArgPrefixes] = field(default_factory=TeachOptimizerOptions)
+    noise: Annotated[TeachNoiseOptions, OmitArgPrefixes] = field(default_factory=TeachNoiseOptions)
+    augmentation: Annotated[TeachDataOptions, OmitArgPrefixes] = field(default_factory=TeachDataOptions)
+    output: Annotated[TeachOutputOptions, OmitArgPrefixes] = field(default_factory=TeachOutputOptions)
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
-    """Where and how to compute."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "steps", "batch")

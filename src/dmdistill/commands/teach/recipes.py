@@ -1,4 +1,4 @@
-"""What `dmdistill teach` can teach: which network, at which times, and how the teacher is written."""
+"""The kinds of teacher that `dmdistill teach` trains: network, training times, and how the teacher is written."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from dmdistill.models.model import Teacher
 from dmdistill.networks.diffusers_wrappers import UNet2D
 from dmdistill.networks.song_unet import SongUNet
 
-__all__ = ["LESSONS", "DDPMRecipe", "EDMRecipe", "Recipe"]
+__all__ = ["RECIPES", "DDPMRecipe", "EDMRecipe", "Recipe"]
 
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """What differs between the kinds of teacher that are trained here."""
+    """What differs between the kinds of teacher."""
 
     config: TeachConfig
 
     @property
     def augmentation(self) -> Augmentation:
-        """What is done to the images that it teaches from."""
-        if self.config.augment:
-            return GeometricAugmentation(self.config.augment)
-        return HorizontalFlip() if self.config.mirror else NoAugmentation()
+        """The augmentation of the training images."""
+        if self.config.augmentation.augment:
+            return GeometricAugmentation(self.config.augmentation.augment)
+        return HorizontalFlip() if self.config.augmentation.mirror else NoAugmentation()
 
     @abstractmethod
     def new_teacher(self, data: LabelledImages) -> Teacher:
-        """A teacher with fresh weights for the data at hand. ValueError where the network cannot be had for them."""
+        """Build a teacher with fresh weights. ValueError where the network does not fit the data."""
 
     @abstractmethod
     def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
-        """n times to train at, fp32, on rng's device."""
+        """Draw n training times, fp32, on the device of `rng`."""
 
     @abstractmethod
     def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
-        """Write what `load_model` loads, weights in `dtype`."""
+        """Write a folder that `load_model` loads, with weights in `dtype`."""
 
 
 class EDMRecipe(Recipe):
@@ -93,8 +93,8 @@ class EDMRecipe(Recipe):
         )
 
     def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
-        """sigma, whose logarithm is normal."""
-        return torch.randn(n, generator=rng, device=rng.device).mul(self.config.p_std).add(self.config.p_mean).exp()
+        """Draw sigma, whose logarithm is normal."""
+        return torch.randn(n, generator=rng, device=rng.device).mul(self.config.noise.p_std).add(self.config.noise.p_mean).exp()
 
     def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
         save_model(folder, teacher, card=card, dtype=dtype)
@@ -104,7 +104,7 @@ class DDPMRecipe(Recipe):
     """A UNet2DModel of diffusers on DDPM's schedule (Ho et al. 2020); its last class means none."""
 
     def new_teacher(self, data: LabelledImages) -> Teacher:
-        about = {
+        metadata = {
             "name": f"{data.name}-ddpm",
             "classes": list(data.names),
             "licence": data.licence,
@@ -112,39 +112,41 @@ class DDPMRecipe(Recipe):
         }
         _, channels, height, width = data.images.shape
         return Teacher(
-            name=about["name"],
+            name=metadata["name"],
             denoiser=PREDICTIONS[self.config.prediction](UNet2D(self.unet(data)), self.schedule),
             shape=(channels, height, width),
             conditions=LabelSpace(data.names),
             licence=data.licence,
-            feature_extractor=about["feature_extractor"],
+            feature_extractor=metadata["feature_extractor"],
             solver="ddim",
             steps=50,
-            config={"kind": "teacher", **about},
+            config={"kind": "teacher", **metadata},
         )
 
     @cached_property
     def schedule(self) -> VP:
+        """DDPM's noise schedule."""
         return VP(diffusers().DDPMScheduler().alphas_cumprod)
 
     def unet(self, data: LabelledImages) -> Any:
+        """Build the UNet2DModel. ValueError where it cannot be built for the data."""
         network = self.config.network
         _, channels, height, width = data.images.shape
         if self.augmentation.labels:
             raise ValueError(
-                f"--augment {self.config.augment} with --kind ddpm: a UNet2DModel cannot be told what was done to an "
-                "image, expected 0; --mirror it may have"
+                f"--augment {self.config.augmentation.augment} with --kind ddpm: a UNet2DModel cannot be "
+                "conditioned on augmentations, expected 0; --mirror is allowed"
             )
         if network.patch_size != 1:
             raise ValueError(
-                f"--network.patch-size {network.patch_size} with --kind ddpm: a UNet2DModel has no patches, expected "
+                f"--patch-size {network.patch_size} with --kind ddpm: a UNet2DModel has no patches, expected "
                 "1, as --preset fashion-ddpm sets it"
             )
         halvings = len(network.channel_mult) - 1
         if height % 2**halvings or width % 2**halvings:
             raise ValueError(
-                f"--network.channel-mult {network.channel_mult} halves images {halvings} times, those of {height} x "
-                f"{width} pixels cannot be: expected sizes divisible by {2**halvings}, or fewer levels"
+                f"--channel-mult {network.channel_mult} halves images {halvings} times, which those of "
+                f"{height} x {width} pixels do not allow: expected sizes divisible by {2**halvings}, or fewer levels"
             )
         attends = [height >> level in network.attn_resolutions for level in range(halvings + 1)]
         return diffusers().UNet2DModel(
@@ -154,19 +156,19 @@ class DDPMRecipe(Recipe):
             dropout=network.dropout,
             block_out_channels=[network.model_channels * mult for mult in network.channel_mult],
             layers_per_block=network.num_blocks,
-            norm_num_groups=groups_of(network.model_channels, least=network.group_channels),
+            norm_num_groups=group_count(network.model_channels, least=network.group_channels),
             attention_head_dim=network.model_channels,
-            down_block_types=["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
-            up_block_types=["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)],
+            down_block_types=["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
+            up_block_types=["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
             num_class_embeds=len(data.names) + 1,
         )
 
     def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
-        """All steps of the schedule alike."""
+        """Draw timesteps uniformly."""
         return self.schedule.sample_t(n, rng=rng)
 
     def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
-        """A network's folder of diffusers, with its scheduler, and beside them what diffusers has no place for."""
+        """Write a network's folder of diffusers, with its scheduler and our metadata."""
         scheduler = diffusers().DDIMScheduler(
             prediction_type=self.config.prediction,
             timestep_spacing="trailing",
@@ -185,8 +187,8 @@ class DDPMRecipe(Recipe):
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def groups_of(channels: int, *, least: int) -> int:
-    """The most groups of equal size, each of at least so many channels: one number for all levels of the network."""
+def group_count(channels: int, *, least: int) -> int:
+    """Return the largest number of equal groups of at least `least` channels, for all levels of the network."""
     return max((n for n in range(1, channels // least + 1) if channels % n == 0), default=1)
 
 
@@ -195,4 +197,4 @@ def diffusers() -> Any:
     return import_optional("diffusers", "--kind ddpm", extra="diffusers")
 
 
-LESSONS: dict[str, type[Recipe]] = {"edm": EDMRecipe, "ddpm": DDPMRecipe}
+RECIPES: dict[str, type[Recipe]] = {"edm": EDMRecipe, "ddpm": DDPMRecipe}

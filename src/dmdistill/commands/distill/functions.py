@@ -1,0 +1,74 @@
+"""The regression's distance, the gradient's weight, and the user's own functions by module:function."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmdistill.commands.distill.config import RegressionOptions
+from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
+from dmdistill.io.errors import first_line
+from dmdistill.metrics.lpips import load_lpips
+from dmdistill.models.diffusers_pipeline import load_autoencoder
+from dmdistill.models.model import Teacher
+
+__all__ = ["import_function", "load_distance", "load_weight"]
+
+
+def import_function(name: str, flag: str) -> Callable[..., Any]:
+    """Import the function that an option names as module:function, from the current folder too.
+
+    Args:
+        name: module:function. flag: of the option, for the message.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # whatever the author's module raises is for its author
+        raise ValueError(f"{flag} {name}: {type(error).__name__}: {first_line(error)}") from error
+    if not callable(function):
+        raise ValueError(f"{flag} {name}: it is a {type(function).__name__}, expected a function")
+    return function
+
+
+def load_weight(name: str) -> Weight:
+    """Return the weight of the distribution-matching gradient that --weight names."""
+    return WEIGHTS[name] if name in WEIGHTS else import_function(name, "--weight")
+
+
+def load_distance(
+    options: RegressionOptions, teacher: Teacher, device: torch.device, precision: torch.dtype | None
+) -> Distance:
+    """Return the distance of the regression; LPIPS compares images, decoded where the teacher has latents.
+
+    Args:
+        options: which distance. teacher: its autoencoder decodes, where no other one is given.
+        device, precision: where and how LPIPS computes.
+    """
+    if ":" in options.distance:
+        return import_function(options.distance, "--distance")
+    if options.distance == "huber" or options.lpips_weights is None:
+        return pseudo_huber
+    lpips = load_lpips(options.lpips_weights, resize=options.lpips_side or None).to(device)
+    decode = teacher.decode
+    if options.decoder is not None:
+        decode = load_autoencoder(options.decoder).to(device).decode
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, precision or torch.bfloat16, enabled=precision is not None):
+            with torch.no_grad():
+                y = decode(y)
+            return lpips(decode(x), y)
+
+    return distance

@@ -1,0 +1,56 @@
+"""The pairs of a distillation: those of --pairs, or its own."""
+
+from __future__ import annotations
+
+import torch
+
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.pairs.command import make_teacher_pairs
+from dmdistill.commands.run_folder import RunFolder
+from dmdistill.data.pairs import PairDataset
+from dmdistill.models.model import Teacher, fingerprint
+
+__all__ = ["make_own_pairs", "open_given_pairs"]
+
+
+def open_given_pairs(config: DistillConfig, teacher: Teacher) -> PairDataset | None:
+    """Open the pairs of --pairs; None where none are given or wanted.
+
+    ValueError where they are of images of another shape, of other conditions, or of another teacher or guidance.
+    """
+    folder = config.pair_set.pairs
+    if folder is None or config.regression.lambda_reg == 0:
+        return None
+    pairs, conditions = PairDataset(folder), str(teacher.conditions or "none")
+    settings = pairs.settings
+    if (pairs.shape, settings.conditions) != (teacher.shape, conditions):
+        raise ValueError(
+            f"--pairs {folder} holds images {pairs.shape}, conditions: {settings.conditions}; {teacher.name}'s are "
+            f"{teacher.shape}, conditions: {conditions}"
+        )
+    expected = (fingerprint(teacher), teacher.guidance)
+    if (settings.teacher, settings.guidance) != expected:
+        raise ValueError(
+            f"--pairs {folder} holds pairs of {settings.teacher} at guidance {settings.guidance:g}, expected "
+            f"{expected[0]} at {expected[1]:g}"
+        )
+    return pairs
+
+
+def make_own_pairs(
+    config: DistillConfig, teacher: Teacher, run: RunFolder, *, batch: int, network_device: torch.device
+) -> PairDataset:
+    """Make the run's own pairs, in its folder.
+
+    Args:
+        config: how many, and the seed. teacher: the teacher. run: its folder and device.
+        batch: pairs made at once. network_device: where the teacher's network goes afterwards.
+    """
+    teacher.to(run.device, run.precision)
+    count, seed = config.pair_set.pair_count, config.seed
+    folder = config.out / "pairs"
+    pairs = make_teacher_pairs(teacher, folder, count=count, seed=seed, batch=batch, processes=run.processes)
+    teacher.to(run.device, run.precision, network_device=network_device)
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()  # for shards, and for what NCCL takes
+    return pairs

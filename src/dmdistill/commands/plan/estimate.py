@@ -1,0 +1,97 @@
+"""The result of `dmdistill plan`, and how it is printed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Estimate", "Work", "print_estimate"]
+
+PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimizer", "EMAs", "batch", "activations")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One part of a run: its name, the operations of all processes together, and the seconds until it is done."""
+
+    name: str
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a distillation takes.
+
+    Attributes:
+        processes: how many there are.
+        batch, batch_reg: generated images and pairs of one process's step.
+        memory: bytes by part at the peak of one process, for each phase, for sampling and, before networks are sharded,
+            for pairs that the run makes itself.
+        host: most bytes of unsharded networks in the host's memory of a process; 0 where nothing is sharded.
+        flops_per_step: of one process, by phase; a multiplication and an addition are two operations.
+        work: the parts of the run, in their order.
+        speed: where the speed comes from, in words.
+    """
+
+    processes: int
+    batch: int
+    batch_reg: int
+    memory: dict[str, dict[str, int]]
+    host: int
+    flops_per_step: dict[str, int]
+    work: list[Work]
+    speed: str
+
+    @property
+    def peak(self) -> dict[str, int]:
+        """Bytes by part, where their sum is largest."""
+        return max(self.memory.values(), key=lambda parts: sum(parts.values()))
+
+    @property
+    def hours(self) -> float:
+        """Hours until the run is done."""
+        return sum(work.seconds for work in self.work) / 3600
+
+    def numbers(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        total = {"memory_peak": sum(self.peak.values()), "flops": sum(work.flops for work in self.work)}
+        return asdict(self) | total | {"hours": self.hours, "device_hours": self.hours * self.processes}
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """Print a table of the memory, one of the time, and a summary."""
+    console = Console(highlight=False)
+    memory = Table("memory of a process, MB", *estimate.memory)
+    for part in dict.fromkeys([*PARTS, *(part for parts in estimate.memory.values() for part in parts)]):
+        sizes = [parts.get(part, 0) for parts in estimate.memory.values()]
+        if any(sizes):
+            memory.add_row(part, *(f"{size / 1e6:.1f}" for size in sizes))
+    memory.add_row("sum", *(f"{sum(parts.values()) / 1e6:.1f}" for parts in estimate.memory.values()))
+    console.print(memory)
+    table = Table("work", "TFLOP", "hours")
+    for work in estimate.work:
+        table.add_row(work.name, f"{work.flops / 1e12:.4g}", f"{work.seconds / 3600:.3g}")
+    table.add_row("sum", f"{sum(work.flops for work in estimate.work) / 1e12:.4g}", f"{estimate.hours:.3g}")
+    console.print(table)
+    for line in summary(estimate):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def summary(estimate: Estimate) -> list[str]:
+    """Return the estimate in sentences."""
+    single = estimate.processes == 1
+    lines = [
+        f"{'one process' if single else f'{estimate.processes} processes'} of {estimate.batch} generated images and "
+        f"{estimate.batch_reg} pairs a step: {sum(estimate.peak.values()) / 1e9:.3g} GB{'' if single else ' each'}, "
+        f"{estimate.hours:.3g} hours, {estimate.hours * estimate.processes:.3g} device-hours, {estimate.speed}"
+    ]
+    if estimate.host:
+        lines.append(f"each builds its networks in {estimate.host / 1e9:.3g} GB of the host's memory and shards them")
+    lines.append(
+        "not counted: workspace of kernels, feature extractors; of communication its time and the backend's own buffers"
+    )
+    return lines
