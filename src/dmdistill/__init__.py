@@ -1,4 +1,4 @@
-"""dmdistill: a pretrained diffusion model becomes a one-step generator by distribution matching distillation.
+"""dmdistill turns a pretrained diffusion model into a one-step generator by distribution matching distillation.
 
 The public names load on first use, so that `import dmdistill` costs nothing.
 """
@@ -9,61 +9,115 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmdistill.commands.bench.command import bench as bench
+    from dmdistill.commands.bench.config import BenchConfig as BenchConfig
     from dmdistill.commands.distill.command import distill as distill
     from dmdistill.commands.distill.config import DistillConfig as DistillConfig
     from dmdistill.commands.evaluate.command import evaluate as evaluate
     from dmdistill.commands.evaluate.config import EvaluateConfig as EvaluateConfig
+    from dmdistill.commands.export.command import export as export
+    from dmdistill.commands.export.config import ExportConfig as ExportConfig
+    from dmdistill.commands.options import change as change
     from dmdistill.commands.pairs.command import pairs as pairs
     from dmdistill.commands.pairs.config import PairsConfig as PairsConfig
+    from dmdistill.commands.plan.command import plan as plan
+    from dmdistill.commands.plan.config import PlanConfig as PlanConfig
     from dmdistill.commands.presets import from_preset as from_preset
+    from dmdistill.commands.presets import preset_names as preset_names
+    from dmdistill.commands.prompts import with_prompt_texts as with_prompt_texts
+    from dmdistill.commands.sample.command import sample as sample
+    from dmdistill.commands.sample.config import SampleConfig as SampleConfig
     from dmdistill.commands.teach.command import teach as teach
     from dmdistill.commands.teach.config import TeachConfig as TeachConfig
-    from dmdistill.core.dmd import DMD as DMD
+    from dmdistill.core.critics import FakeScore as FakeScore
+    from dmdistill.core.denoisers import Denoiser as Denoiser
+    from dmdistill.core.denoisers import EDMDenoiser as EDMDenoiser
+    from dmdistill.core.denoisers import EpsDenoiser as EpsDenoiser
+    from dmdistill.core.denoisers import FlowDenoiser as FlowDenoiser
+    from dmdistill.core.denoisers import GuidedDenoiser as GuidedDenoiser
+    from dmdistill.core.denoisers import VDenoiser as VDenoiser
+    from dmdistill.core.denoisers import X0Denoiser as X0Denoiser
+    from dmdistill.core.generators import Generator as Generator
+    from dmdistill.core.generators import OneStep as OneStep
+    from dmdistill.core.methods import dmd as dmd
+    from dmdistill.core.methods import regression as regression
+    from dmdistill.core.objective import Objective as Objective
+    from dmdistill.core.samples import Batch as Batch
+    from dmdistill.core.samples import RandomNoise as RandomNoise
+    from dmdistill.core.schedules import EDM as EDM
+    from dmdistill.core.schedules import VP as VP
+    from dmdistill.core.schedules import Flow as Flow
+    from dmdistill.core.schedules import NoiseSchedule as NoiseSchedule
+    from dmdistill.core.solvers import ddim as ddim
+    from dmdistill.core.solvers import heun as heun
+    from dmdistill.core.solvers import pndm as pndm
+    from dmdistill.core.terms import DistributionMatching as DistributionMatching
+    from dmdistill.core.terms import Regression as Regression
+    from dmdistill.data.conditions import LabelSpace as LabelSpace
     from dmdistill.data.image_tensors import save_grid as save_grid
     from dmdistill.models.load import load_model as load_model
     from dmdistill.models.load import load_teacher as load_teacher
+    from dmdistill.models.model import Student as Student
+    from dmdistill.models.model import Teacher as Teacher
+    from dmdistill.training.optimizer import NetworkOptimizer as NetworkOptimizer
+    from dmdistill.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 
 MODULES = {
-    "DMD": "core.dmd",
-    "DistillConfig": "commands.distill.config",
-    "EvaluateConfig": "commands.evaluate.config",
-    "PairsConfig": "commands.pairs.config",
-    "TeachConfig": "commands.teach.config",
-    "distill": "commands.distill.command",
-    "evaluate": "commands.evaluate.command",
-    "from_preset": "commands.presets",
-    "load_model": "models.load",
-    "load_teacher": "models.load",
-    "pairs": "commands.pairs.command",
-    "save_grid": "data.image_tensors",
-    "teach": "commands.teach.command",
+    "commands.bench.command": ["bench"],
+    "commands.bench.config": ["BenchConfig"],
+    "commands.distill.command": ["distill"],
+    "commands.distill.config": ["DistillConfig"],
+    "commands.evaluate.command": ["evaluate"],
+    "commands.evaluate.config": ["EvaluateConfig"],
+    "commands.export.command": ["export"],
+    "commands.export.config": ["ExportConfig"],
+    "commands.options": ["change"],
+    "commands.pairs.command": ["pairs"],
+    "commands.pairs.config": ["PairsConfig"],
+    "commands.plan.command": ["plan"],
+    "commands.plan.config": ["PlanConfig"],
+    "commands.presets": ["from_preset", "preset_names"],
+    "commands.prompts": ["with_prompt_texts"],
+    "commands.sample.command": ["sample"],
+    "commands.sample.config": ["SampleConfig"],
+    "commands.teach.command": ["teach"],
+    "commands.teach.config": ["TeachConfig"],
+    "core.critics": ["FakeScore"],
+    "core.denoisers": [
+        "Denoiser",
+        "EDMDenoiser",
+        "EpsDenoiser",
+        "FlowDenoiser",
+        "GuidedDenoiser",
+        "VDenoiser",
+        "X0Denoiser",
+    ],
+    "core.generators": ["Generator", "OneStep"],
+    "core.methods": ["dmd", "regression"],
+    "core.objective": ["Objective"],
+    "core.samples": ["Batch", "RandomNoise"],
+    "core.schedules": ["EDM", "VP", "Flow", "NoiseSchedule"],
+    "core.solvers": ["ddim", "heun", "pndm"],
+    "core.terms": ["DistributionMatching", "Regression"],
+    "data.conditions": ["LabelSpace"],
+    "data.image_tensors": ["save_grid"],
+    "models.load": ["load_model", "load_teacher"],
+    "models.model": ["Student", "Teacher"],
+    "training.optimizer": ["NetworkOptimizer"],
+    "training.trainer": ["Trainer"],
 }
+HOMES = {name: module for module, names in MODULES.items() for name in names}
 
-__all__ = [
-    "DMD",
-    "DistillConfig",
-    "EvaluateConfig",
-    "PairsConfig",
-    "TeachConfig",
-    "distill",
-    "evaluate",
-    "from_preset",
-    "load_model",
-    "load_teacher",
-    "pairs",
-    "save_grid",
-    "teach",
-]
+__all__ = sorted(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  the names imported above, for type checkers
 
 
 def __getattr__(name: str) -> Any:
-    if name not in MODULES:
+    if name not in HOMES:
         raise AttributeError(f"module 'dmdistill' has no attribute {name!r}")
-    module = importlib.import_module(f"dmdistill.{MODULES[name]}")
-    return getattr(module, name)
+    return getattr(importlib.import_module(f"dmdistill.{HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *MODULES]
+    return [*globals(), *HOMES]

@@ -20,7 +20,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.info.config import InfoConfig
-from dmdistill.commands.options import check, flag_name, option_names
+from dmdistill.commands.options import check, flag_name, option_values
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.presets import from_preset, from_run
@@ -57,7 +57,7 @@ COMMANDS = {
     "reproduce": Command(ReproduceConfig, "reproduce"),
 }
 BUNDLED = {"teach": Path("datasets/fashion-mnist"), "pairs": "fashion", "distill": "fashion", "plan": "fashion"}
-"""The default data or teacher of each command that has presets: with it the preset `fashion`, its own, is the default."""
+"""The default data or teacher of the commands with presets: for it, its own preset `fashion` is the default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if os.environ.get("DMDISTILL_DEBUG") or not is_out_of_memory(error):
             raise
-        flags = [flag_name(name) for name in SIZES if name in option_names(config)]
+        flags = [flag_name(name) for name in SIZES if name in option_values(config)]
         fail(f"out of memory: try a smaller {' or '.join(flags) or 'model'}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)

@@ -15,7 +15,7 @@ __all__ = [
     "change",
     "check",
     "flag_name",
-    "option_names",
+    "option_values",
     "require",
     "require_at_least",
     "require_positive",
@@ -68,11 +68,11 @@ def check(config: Any) -> None:
     """
     for group in groups(config):
         for field in dataclasses.fields(group):
-            value = getattr(group, field.name)
-            numbers = value if isinstance(value, tuple) else (value,)
+            value: Any = getattr(group, field.name)
+            numbers: Any = value if isinstance(value, tuple) else (value,)
             if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
                 raise ValueError(f"{flag_name(field.name)} {value}, expected a finite number")
-            if field.name == "seed" and not 0 <= int(value) < 2**63:
+            if field.name == "seed" and not 0 <= value < 2**63:
                 raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
         if hasattr(group, "check"):
             group.check()
@@ -118,10 +118,10 @@ def groups(config: Any) -> Iterator[Any]:
             yield from groups(value)
 
 
-def option_names(config: Any) -> list[str]:
-    """Return the names of all options of a configuration, those of its groups included."""
-    names = [(group, field.name) for group in groups(config) for field in dataclasses.fields(group)]
-    return [name for group, name in names if not dataclasses.is_dataclass(getattr(group, name))]
+def option_values(config: Any) -> dict[str, Any]:
+    """Return the values of all options of a configuration by their names, those of its groups included."""
+    values = {field.name: getattr(group, field.name) for group in groups(config) for field in dataclasses.fields(group)}
+    return {name: value for name, value in values.items() if not dataclasses.is_dataclass(value)}
 
 
 def change(config: Config, **values: Any) -> Config:
@@ -135,7 +135,7 @@ def change(config: Config, **values: Any) -> Config:
     changes = {name: values.pop(name) for name in own if name in values}
     for name, group in own.items():
         if dataclasses.is_dataclass(group) and name not in changes:
-            inner = {key: values.pop(key) for key in option_names(group) if key in values}
+            inner = {key: values.pop(key) for key in option_values(group) if key in values}
             if inner:
                 changes[name] = change(group, **inner)
     if values:

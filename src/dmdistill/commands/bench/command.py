@@ -13,9 +13,8 @@ from rich.table import Table
 from dmdistill.commands.bench.compare import BenchmarkCase, compare, compile_case
 from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import device_clock
-from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.options import SolverOptions, change, require_at_least
 from dmdistill.commands.pairs.command import with_solver_options
-from dmdistill.commands.presets import check_at_least, overlay
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.io.atomic import check_writable, write_json
@@ -30,7 +29,7 @@ PROMPT = "a photograph"  # a network takes equally long for every prompt, and en
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Print a table of speed and memory, write it to `config.json` if given, and return it."""
-    check_at_least(config, 1, "repeats", "max_batch")
+    require_at_least(config, 1, "repeats", "max_batch")
     if config.json is not None:
         check_writable(config.json)
     models = load_models(config)
@@ -63,7 +62,7 @@ def load_models(config: BenchConfig) -> list[Model]:
         raise ValueError(f"{teacher.name} makes {teacher.shape}, {model.name} {model.shape}: not its teacher")
     ode = distillation_settings(model).get("ode")
     known = {key: value for key, value in ode.items() if value is not None} if isinstance(ode, dict) else {}
-    teacher = with_solver_options(teacher, overlay(SolverOptions(), known, f"{config.model}, distilled.ode"))
+    teacher = with_solver_options(teacher, change(SolverOptions(), **known))
     return [with_solver_options(teacher, config.ode), model]
 
 

@@ -13,7 +13,7 @@ from dmdistill.commands.distill.diagnostics import Probe
 from dmdistill.commands.distill.setup import Distillation
 from dmdistill.commands.distill.validation_metric import ValidationMetric
 from dmdistill.commands.evaluate.generated_images import batch_ranges, generate_images
-from dmdistill.data.images import save_grid
+from dmdistill.data.image_tensors import save_grid
 from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.training.best_checkpoint import BestCheckpoint
 from dmdistill.training.checkpoints import map_tensors

@@ -7,7 +7,7 @@ import torch
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.run_folder import RunFolder
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import PairDataset, open_pairs
 from dmdistill.models.model import Teacher, fingerprint
 
 __all__ = ["make_own_pairs", "open_given_pairs"]
@@ -21,7 +21,7 @@ def open_given_pairs(config: DistillConfig, teacher: Teacher) -> PairDataset | N
     folder = config.pair_set.pairs
     if folder is None or config.regression.lambda_reg == 0:
         return None
-    pairs, conditions = PairDataset(folder), str(teacher.conditions or "none")
+    pairs, conditions = open_pairs(folder), str(teacher.conditions or "none")
     settings = pairs.settings
     if (pairs.shape, settings.conditions) != (teacher.shape, conditions):
         raise ValueError(

@@ -14,7 +14,7 @@ from dmdistill.commands.plan.speed import Speed, measure_speed
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.core.solvers import evaluations
-from dmdistill.data.pairs import PairDataset
+from dmdistill.data.pairs import open_pairs
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import check_writable, write_json
@@ -79,7 +79,7 @@ def single_process_config(config: PlanConfig) -> PlanConfig:
     """Return the options with one process's batches. ValueError where few pairs cannot be divided among processes."""
     count, size = config.processes, config.regression.batch_reg
     folder = config.pair_set.pairs
-    pairs = config.pair_set.pair_count if folder is None else len(PairDataset(folder))
+    pairs = config.pair_set.pair_count if folder is None else len(open_pairs(folder))
     if config.regression.lambda_reg > 0 and pairs < size:
         processes = ProcessGroup(world_size=count)
         Parallelism(processes, config.memory.accumulate).check_divisible("the number of pairs", pairs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from dmdistill.commands.presets import check_at_least
+from dmdistill.commands.options import require_at_least
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.io.atomic import check_writable
 
@@ -32,7 +32,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
 
 def check_settings(config: ReproduceConfig) -> None:
     """Raise ValueError for a setting out of range, and for one that the experiment would ignore."""
-    check_at_least(config, 1, "seeds")
+    require_at_least(config, 1, "seeds")
     unused = {name: getattr(config, name) for name in UNUSED_SETTINGS.get(config.experiment, ())}
     unused = {name: value for name, value in unused.items() if value is not None}
     if config.experiment in UNUSED_SETTINGS and config.compute.precision == "bf16":  # fig3 is fp32, fig4 fp64
@@ -43,4 +43,4 @@ def check_settings(config: ReproduceConfig) -> None:
         flags = " ".join(f"--{name} {value}" for name, value in unused.items())
         raise ValueError(f"{config.experiment} does not use {flags}: omit it")
     if config.steps is not None:
-        check_at_least(config, 1, "steps")
+        require_at_least(config, 1, "steps")

@@ -15,8 +15,7 @@ from dmdistill.commands.teach.config import TeachConfig
 from dmdistill.commands.teach.recipes import RECIPES, Recipe
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import denoising_loss
-from dmdistill.data.image_tensors import save_grid
-from dmdistill.data.labelled_images import LabelledImages
+from dmdistill.data.image_tensors import LabelledImages, save_grid
 from dmdistill.data.seeds import derive_seed
 from dmdistill.data.training_set import TrainingSet, load_labelled
 from dmdistill.models.cards import teacher_card

@@ -136,8 +136,8 @@ class TeachConfig:
     """Kind of teacher: edm is our U-Net with EDM's preconditioning; ddpm is diffusers' UNet2DModel on DDPM's linear
     schedule."""
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    """What a ddpm teacher predicts: the noise, or v, which is far easier to distill, since the noise of pure noise shows
-    no image."""
+    """What a ddpm teacher predicts: the noise, or v, which is far easier to distill, since the noise in pure noise says
+    nothing of the image."""
     steps: int = 9000
     """Training steps."""
     batch: int = 128

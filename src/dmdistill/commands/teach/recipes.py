@@ -94,7 +94,12 @@ class EDMRecipe(Recipe):
 
     def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
         """Draw sigma, whose logarithm is normal."""
-        return torch.randn(n, generator=rng, device=rng.device).mul(self.config.noise.p_std).add(self.config.noise.p_mean).exp()
+        return (
+            torch.randn(n, generator=rng, device=rng.device)
+            .mul(self.config.noise.p_std)
+            .add(self.config.noise.p_mean)
+            .exp()
+        )
 
     def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
         save_model(folder, teacher, card=card, dtype=dtype)

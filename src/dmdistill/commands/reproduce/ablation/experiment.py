@@ -7,7 +7,7 @@ experiment continues when the same command is run again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.initialization import start_of
+from dmdistill.commands.distill.initialization import load_start
 from dmdistill.commands.evaluate.generated_images import generate_images
-from dmdistill.commands.options import SolverOptions
+from dmdistill.commands.options import SolverOptions, change, flag_name, option_values
 from dmdistill.commands.pairs.command import make_teacher_pairs, with_solver_options
-from dmdistill.commands.presets import flag_of, from_preset, with_run
+from dmdistill.commands.presets import from_preset, from_run
 from dmdistill.commands.reproduce.ablation.equal_compute import match_compute
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.run_folder import setup_compute
@@ -60,7 +60,7 @@ class Experiment:
 
     def variant(self, changes: Mapping[str, Any]) -> DistillConfig:
         """Return the full objective's settings with some changed, at equal compute."""
-        return match_compute(replace(self.full, **changes), self.full)
+        return match_compute(change(self.full, **changes), self.full)
 
     def student_metrics(self, settings: DistillConfig, name: str, seed: int) -> dict[str, float]:
         """Measure the student of one variant and seed; distill it first, or resume, unless it is finished."""
@@ -68,7 +68,7 @@ class Experiment:
         settings = replace(settings, out=folder, seed=seed)
         if started := (folder / "config.toml").exists():
             settings = replace(settings, resume=folder)
-            check_same_settings(with_run(DistillConfig(), folder), settings)
+            check_same_options(from_run(DistillConfig, folder), settings)
         if not (started and (folder / "student").exists()) and distill(settings) is None:
             raise KeyboardInterrupt
         student = load_model(str(folder / "student"))
@@ -100,25 +100,28 @@ def prepare_experiment(config: ReproduceConfig) -> Experiment:
     changes |= {} if config.steps is None else {"steps": config.steps}
     full = from_preset(DistillConfig, "fashion-ablation", pairs=config.out / "pairs", **changes)
     teacher = with_solver_options(load_teacher(full.teacher), solver)
-    start_of(full, teacher)
+    load_start(full, teacher)
     teacher.to(device, precision)
     feature_extractor = load_classifier_features(str(teacher.feature_extractor), device)
-    pairs = make_teacher_pairs(teacher, config.out / "pairs", count=full.pair_count, seed=0)
+    pairs = make_teacher_pairs(teacher, config.out / "pairs", count=full.pair_set.pair_count, seed=0)
     reference = make_teacher_pairs(teacher, config.out / "reference", count=TEACHER_IMAGES, seed=1)
     features = extract_features(feature_extractor, iterate_images(reference))
     return Experiment(full, teacher, feature_extractor, pairs, features, config.out)
 
 
-def check_same_settings(earlier: DistillConfig, settings: DistillConfig) -> None:
-    """Raise ValueError, naming the first difference, where a run was started with other settings than these.
+def check_same_options(earlier: DistillConfig, config: DistillConfig) -> None:
+    """Raise a ValueError, naming the first difference, where a run was started with other options than these.
 
     Where it runs is no difference.
     """
-    for name in (field.name for field in fields(DistillConfig) if field.name not in ("compute", "pairs", "preset")):
-        old, new = getattr(earlier, name), getattr(settings, name)
-        if old != new:
-            flag = flag_of(name)
-            raise ValueError(f"{settings.out} was run with {flag} {old}, now {flag} {new}: choose another --out")
+    old, new = option_values(earlier), option_values(config)
+    ignored = {"device", "precision", "threads", "pairs", "preset"}
+    for name in new:
+        if name not in ignored and old[name] != new[name]:
+            flag = flag_name(name)
+            raise ValueError(
+                f"{config.out} was run with {flag} {old[name]}, now {flag} {new[name]}: choose another --out"
+            )
 
 
 def extract_features(feature_extractor: ClassifierFeatures, images: Iterable[Tensor]) -> Tensor:
