@@ -72,7 +72,7 @@ def check(config: Any) -> None:
             numbers: Any = value if isinstance(value, tuple) else (value,)
             if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
                 raise ValueError(f"{flag_name(field.name)} {value}, expected a finite number")
-            if field.name == "seed" and not 0 <= value < 2**63:
+            if field.name == "seed" and not 0 <= int(value) < 2**63:  # type: ignore[call-overload, arg-type]
                 raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
         if hasattr(group, "check"):
             group.check()

@@ -13,7 +13,7 @@ from rich.table import Table
 from dmdistill.commands.bench.compare import BenchmarkCase, compare, compile_case
 from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import device_clock
-from dmdistill.commands.options import SolverOptions, change, require_at_least
+from dmdistill.commands.options import SolverOptions, option_values, require_at_least
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.commands.run_folder import setup_compute
@@ -60,9 +60,9 @@ def load_models(config: BenchConfig) -> list[Model]:
     teacher = teacher or load_students_teacher(model, config.model)
     if teacher.shape != model.shape:
         raise ValueError(f"{teacher.name} makes {teacher.shape}, {model.name} {model.shape}: not its teacher")
-    ode = distillation_settings(model).get("ode")
-    known = {key: value for key, value in ode.items() if value is not None} if isinstance(ode, dict) else {}
-    teacher = with_solver_options(teacher, change(SolverOptions(), **known))
+    settings = distillation_settings(model)
+    options = {name: settings.get(name) for name in option_values(SolverOptions())}
+    teacher = with_solver_options(teacher, SolverOptions(**options))
     return [with_solver_options(teacher, config.ode), model]
 
 

@@ -6,7 +6,7 @@ optimizers, train, write the student, report.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
@@ -20,7 +20,7 @@ from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.distill.student import build_student
 from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
-from dmdistill.commands.options import check, flag_name
+from dmdistill.commands.options import check, flag_name, option_values
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import recommend_preset
 from dmdistill.commands.prompts import with_prompts
@@ -102,7 +102,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
     if config.resume is not None:
         trainer.restore()
-    with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, asdict(config)):
+    with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, option_values(config)):
         done = trainer.fit(distillation.iterate, hooks=monitor.hooks, name="distilling")
     if not done:
         run.print_resume_command("distill", f"stopped after step {trainer.step}, saved")
@@ -153,7 +153,7 @@ def finish(
     if (best := monitor.best).step:
         run.print(f"best: {best.name} of step {best.step}, Frechet distance {best.value:.4g}")
     dtype = DTYPES[config.checkpoint.save_dtype]
-    save_model(config.out / "student", student, card=student_card(student, asdict(config)), dtype=dtype)
+    save_model(config.out / "student", student, card=student_card(student, option_values(config)), dtype=dtype)
     return teacher, student
 
 

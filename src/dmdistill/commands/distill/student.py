@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.initialization import SHARED_KEYS, required_teacher, teacher_name
+from dmdistill.commands.options import option_values
 from dmdistill.core.generators import Generator
 from dmdistill.models.model import Student, Teacher
 
@@ -23,7 +22,7 @@ def build_student(config: DistillConfig, teacher: Teacher, generator: Generator,
     """
     name = f"{teacher.name}-student"
     inherited = {key: teacher.config.get(key) for key in INHERITED_KEYS}
-    distilled = {"average": average, "step": step, **asdict(config), "teacher": teacher_name(config, teacher)}
+    distilled = {"average": average, "step": step, **option_values(config), "teacher": teacher_name(config, teacher)}
     return Student(
         name=name,
         denoiser=generator.denoiser.eval().requires_grad_(False),

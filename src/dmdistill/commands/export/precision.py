@@ -25,7 +25,7 @@ def choose_dtype(store: str, student: Student) -> torch.dtype:
     if store != "auto":
         return DTYPES[store]
     settings = student.config.get("distilled")
-    student_store = settings.get("store") if isinstance(settings, dict) else None
+    student_store = settings.get("save_dtype") if isinstance(settings, dict) else None
     teacher = student.config.get("teacher")
     half = student_store == "fp16" or (isinstance(teacher, str) and has_half_weights(teacher))
     return torch.float16 if half else torch.float32

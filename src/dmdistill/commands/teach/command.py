@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from dmdistill.commands.options import check
+from dmdistill.commands.options import check, option_values
 from dmdistill.commands.run_folder import DTYPES, RunFolder, open_run
 from dmdistill.commands.teach.config import TeachConfig
 from dmdistill.commands.teach.recipes import RECIPES, Recipe
@@ -65,12 +65,12 @@ def train(
         trainer.restore()
     iteration = Iteration(config, recipe, denoiser, optimizer, images, run.rng)
     hooks = [(output.sample_every, SampleHook(averaged, trainer, config.seed))] if output.sample_every else []
-    with logging_to(trainer, output.log_to, asdict(config)):
+    with logging_to(trainer, output.log_to, option_values(config)):
         done = trainer.fit(iteration, hooks=hooks, name="training the teacher")
     if not done:
         run.print_resume_command("teach", f"stopped after step {trainer.step}, saved")
         return None
-    card = teacher_card(averaged, asdict(config))
+    card = teacher_card(averaged, option_values(config))
     recipe.save(config.out / "teacher", averaged, card=card, dtype=DTYPES[output.save_dtype])
     file = config.out / "samples" / "teacher.png"
     save_samples(averaged, file, seed=config.seed)
