@@ -49,11 +49,12 @@ def write_report(
         seconds: that the distillation took.
         say: prints a line.
     """
+    count = config.evaluation.report_images
     settings = EvaluateConfig(
-        str(config.out), reference=config.reference, images=config.report_images, batch=batch, seed=config.seed + 3
+        str(config.out), reference=config.evaluation.reference, images=count, batch=batch, seed=config.seed + 3
     )
     teacher_images = TeacherImages(
-        GeneratedImages(teacher, config.report_images, seed=settings.seed), pairs if config.pairs is None else None
+        GeneratedImages(teacher, count, seed=settings.seed), pairs if config.pair_set.pairs is None else None
     )
     reports = []
     for model, source in ((teacher, teacher_images), (student, None)):

@@ -1,72 +1,91 @@
-"""Where a run stands and how it fares, in words, from its config.toml and metrics.jsonl."""
+"""The progress of a run, from its config.toml, metrics.jsonl and report.json."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from dmdistill.commands.distill.diagnostics import BINS
+from dmdistill.commands.info.run_health import describe_trends, verdict
 from dmdistill.commands.presets import read_toml
+from dmdistill.io.atomic import read_json
 
-__all__ = ["health", "run_status"]
+__all__ = ["describe_run"]
 
 Rows = Sequence[Mapping[str, float]]
-RECENT = 5  # rows of the log whose speed the ETA goes by
+LONGEST = 1e9  # seconds of a run
+RECENT = 5  # rows of the log that the time left is estimated from
 
 
-def run_status(run: Path, rows: Rows) -> dict[str, str]:
-    """step, training time, and what is left at the speed of the last rows."""
+def describe_run(run: Path, rows: Rows) -> dict[str, str]:
+    """Return the rows of a table about a run, by their names.
+
+    Args:
+        run: its folder.
+        rows: of its metrics.jsonl, at least one.
+
+    Raises:
+        ValueError: a file of the run is damaged; the message names it.
+    """
+    for row in rows:
+        if not 0 <= row.get("seconds", -1) < LONGEST:
+            raise ValueError(f"{run / 'metrics.jsonl'} is damaged: seconds {row.get('seconds')} at step {row['step']}")
+    settings = read_settings(run / "config.toml")
+    trends = describe_trends(rows)
+    latest = {key: value for row in rows for key, value in row.items()}
+    summarized = ("step", "seconds", "gap_", "fake_loss_", "frechet_")
+    return {
+        "run": str(run),
+        **progress(rows, settings.get("steps")),
+        "verdict": verdict(rows, settings.get("clip")),
+        **{key: f"{value:.4g}" for key, value in latest.items() if not key.startswith(summarized)},
+        **trends,
+        **describe_report(run / "report.json"),
+    }
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return a run's settings, empty without the file. ValueError where one that is shown is out of range."""
+    settings = read_toml(file) if file.is_file() else {}
+    for name in ("steps", "clip"):
+        value = settings.get(name, 0)
+        if not isinstance(value, int | float) or not 0 <= value < 1e12:
+            raise ValueError(f"{file}: {name} = {value!r:.50}, expected a number from 0 to 1e12")
+    return settings
+
+
+def progress(rows: Rows, steps: int | None) -> dict[str, str]:
+    """Return the step, the time of training, and the time left at the speed of the last rows."""
     step, seconds = int(rows[-1]["step"]), rows[-1]["seconds"]
-    file = run / "config.toml"
-    steps = read_toml(file).get("steps") if file.is_file() else None
-    found = {"step": f"{step} of {steps}" if steps else str(step), "training": f"{seconds / 60:.1f} min"}
+    status = {"step": f"{step} of {steps}" if steps else str(step), "training": f"{seconds / 60:.1f} min"}
     if steps and step < steps:
-        found["left"] = f"{timedelta(seconds=round((steps - step) * pace(rows)))} of training, without pairs and report"
-    return found
+        left = timedelta(seconds=min(round((steps - step) * seconds_per_step(rows)), 10**12))
+        status["left"] = f"{left} of training, without pairs and report"
+    return status
 
 
-def pace(rows: Rows) -> float:
-    """Seconds a step, over the last rows."""
+def seconds_per_step(rows: Rows) -> float:
+    """Return the mean time of a step over the last rows."""
     first = rows[-1 - RECENT] if len(rows) > RECENT else {"step": 0, "seconds": 0.0}
     return (rows[-1]["seconds"] - first["seconds"]) / max(rows[-1]["step"] - first["step"], 1)
 
 
-def health(rows: Rows) -> dict[str, str]:
-    """What can be said of the figures that move in a good run; nothing where they were never measured."""
-    found = {}
-    if odd := sorted({key for row in rows for key, value in row.items() if not math.isfinite(value)}):
-        found["not finite"] = ", ".join(odd)
-    for prefix, name in (("gap_", "mean|mu_fake - mu_real|"), ("fake_loss_", "Eq. 6 by noise")):
-        if measured := [row for row in rows if f"{prefix}0" in row]:
-            found[name] = course_of_bins(measured, prefix)
-    for key in sorted({key for row in rows for key in row if key.startswith("frechet_")}):
-        found[f"course of {key}"] = course(rows, key)
-    return found
-
-
-def course_of_bins(rows: Rows, prefix: str) -> str:
-    """The last figure of each part of the time range, least noise first, and what became of their mean."""
-    first, last = ([row[f"{prefix}{i}"] for i in range(BINS)] for row in (rows[0], rows[-1]))
-    figures = " ".join(f"{value:.2g}" for value in last)
-    if len(rows) == 1:
-        return f"{figures}, least noise first"
-    return f"{figures}, least noise first; their mean {change(sum(first) / BINS, sum(last) / BINS)}"
-
-
-def course(rows: Rows, key: str) -> str:
-    """From its first figure to its last, and its best."""
-    known = [(int(row["step"]), row[key]) for row in rows if key in row]
-    step, best = min(known, key=lambda one: one[1])
-    if len(known) == 1:
-        return f"{best:.4g}, measured once"
-    late = "the last" if step == known[-1][0] else f"at step {step}: since then it is no better"
-    return f"{change(known[0][1], known[-1][1])}; best {best:.4g}, {late}"
-
-
-def change(first: float, last: float) -> str:
-    """fell, rose or stayed within a twentieth."""
-    if not abs(last - first) > 0.05 * abs(first):
-        return f"stayed at {last:.3g}"
-    return f"{'fell' if last < first else 'rose'} from {first:.3g} to {last:.3g}"
+def describe_report(file: Path) -> dict[str, str]:
+    """Return the metrics of the final report, the student's beside the teacher's; empty without the file."""
+    if not file.is_file():
+        return {}
+    report = read_json(file)
+    try:
+        teacher, student = report["teacher"], report["student"]
+        rows = {}
+        for name, value in student["metrics"].items():
+            ratio = f"ratio {value / teacher['metrics'][name]:.2f}, over {student['images']} images each"
+            rows[f"final {name}"] = f"student {value:.4g}, teacher {teacher['metrics'][name]:.4g}; {ratio}"
+        times = [1e3 * model["seconds_per_image"] for model in (student, teacher)]
+        rows["final ms per image"] = (
+            f"student {times[0]:.4g}, teacher {times[1]:.4g}; {times[1] / times[0]:.1f} x faster"
+        )
+        return rows
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {type(error).__name__} {error}") from None
