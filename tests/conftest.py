@@ -28,6 +28,7 @@ from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_teacher
 from dmdistill.networks.layers import Resample
 from helpers import tiny_pipelines as pipelines
+from helpers.configs import configure
 
 torch.set_num_threads(1)  # tensors this small only wait for a second core; and one thread adds in one order
 
@@ -43,7 +44,7 @@ def rng() -> torch.Generator:
 def tiny_teacher(tmp_path_factory) -> Path:
     """The folder of a teacher of 1 x 8 x 8 images, random in every weight, with no judge."""
     torch.manual_seed(0)
-    config = TeachConfig(network=NetworkOptions(model_channels=16, channel_mult=(1,), num_blocks=1))
+    config = configure(TeachConfig, network=NetworkOptions(model_channels=16, channel_mult=(1,), num_blocks=1))
     data = LabelledImages(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), CLASSES, licence="MIT")
     teacher = EDMRecipe(config).new_teacher(data)
     for parameter in teacher.network.parameters():

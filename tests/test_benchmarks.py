@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmdistill.commands.options import change
 from dmdistill.models.load import load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -33,7 +34,7 @@ def tiny_cases(tiny_teacher, monkeypatch):
     monkeypatch.setitem(step_cases.CASES, "guided", case(3.0))
     config = step.Setting.config.fget
     fast = {"lr": 1e-3, "lr_fake": 1e-3, "warmup": 1}
-    monkeypatch.setattr(step.Setting, "config", property(lambda self: dataclasses.replace(config(self), **fast)))
+    monkeypatch.setattr(step.Setting, "config", property(lambda self: change(config(self), **fast)))
 
 
 def test_a_process_measures_its_own_memory_not_its_parents():

@@ -1,6 +1,5 @@
 """The examples are true: one model under four parameterisations."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from dmdistill.commands.convert.command import convert
 from dmdistill.commands.convert.config import ConvertConfig
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.core.generators import Generator
 from dmdistill.models.load import load_model, load_teacher
+from helpers.configs import configure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from examples import parameterisations
@@ -70,8 +70,10 @@ def test_a_student_belongs_to_its_teacher(tmp_path):
     """It cannot start another's run, is loaded again by its function, and has nothing to convert."""
     quick = {"steps": 1, "batch": 2, "lambda_reg": 0.0, "evaluate_images": 4, "report_images": 4, "seed": 3}
     compute = ComputeOptions(device="cpu", precision="fp32", threads=1)
-    base = DistillConfig(teacher="examples.parameterisations:eps", out=tmp_path / "a", compute=compute, **quick)
-    base = dataclasses.replace(base, ode=SolverOptions(solver_steps=1))
+    base = configure(
+        DistillConfig, teacher="examples.parameterisations:eps", out=tmp_path / "a", compute=compute, **quick
+    )
+    base = change(base, ode=SolverOptions(solver_steps=1))
     first = distill(base)
     again = load_model(str(tmp_path / "a"))
     z, index = first.sample_noise(2, rng=torch.Generator().manual_seed(0))
@@ -79,7 +81,7 @@ def test_a_student_belongs_to_its_teacher(tmp_path):
     torch.testing.assert_close(again.images(z, again.condition(index)), expected, rtol=1e-3, atol=1e-3)
     other = {"teacher": "examples.parameterisations:velocity", "out": tmp_path / "b", "start": str(tmp_path / "a")}
     with pytest.raises(ValueError, match=r"is not a student of the teacher examples\.parameterisations:velocity"):
-        distill(dataclasses.replace(base, **other))
+        distill(change(base, **other))
     with pytest.raises(ValueError, match="has a network of another package"):
         convert(ConvertConfig("examples.parameterisations:eps", tmp_path / "c"))
     assert [file.name for file in tmp_path.iterdir()] == ["a"]

@@ -1,4 +1,4 @@
-"""A published folder: it loads by name, its card has the metrics, and no path of the computer that made it."""
+"""A folder to publish: it loads by name, says how good it is, and tells nothing of the machine that made it."""
 
 import importlib.util
 import json
@@ -15,6 +15,7 @@ from dmdistill.commands.evaluate import command as evaluating
 from dmdistill.commands.options import ComputeOptions, SolverOptions
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
+from helpers.configs import configure
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "release.py"
 
@@ -35,7 +36,8 @@ def main(monkeypatch):
 @pytest.fixture
 def student(tiny_teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluating, "seconds_per_image", lambda _, **__: 1.0)
-    config = DistillConfig(
+    config = configure(
+        DistillConfig,
         teacher=str(tiny_teacher),
         out=tmp_path / "secret" / "run",
         pair_count=4,
@@ -50,7 +52,7 @@ def student(tiny_teacher, tmp_path, monkeypatch):
     return config.out
 
 
-def write_report(folder, name, fid):
+def figures(folder, name, fid):
     about = {
         "model": name,
         "evaluations_per_image": 1,
@@ -63,9 +65,9 @@ def write_report(folder, name, fid):
 
 
 @pytest.mark.parametrize(("store", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_published_models_load_by_name(store, dtype, main, student, tiny_teacher, tmp_path, monkeypatch, capsys):
-    rows = write_report(tmp_path, "one", 7.25), write_report(tmp_path, "two", 8.5)
-    words = ["--name", "small", "--store", store, "--reports", *rows]
+def test_what_is_published_loads_by_its_name(store, dtype, main, student, tiny_teacher, tmp_path, monkeypatch, capsys):
+    rows = figures(tmp_path, "one", 7.25), figures(tmp_path, "two", 8.5)
+    words = ["--name", "small", "--save-dtype", store, "--figures", *rows]
     main("--teacher", tiny_teacher, "--student", student, "--out", tmp_path / "out", *words)
     monkeypatch.setenv("DMDISTILL_MODELS", str(tmp_path / "out"))
     teacher, found = load_teacher("small"), load_model("small-student")
@@ -85,8 +87,8 @@ def test_published_models_load_by_name(store, dtype, main, student, tiny_teacher
 
 
 def test_further_students_are_published_under_names_of_their_own(main, student, tiny_teacher, tmp_path):
-    rows = [write_report(tmp_path, name, fid) for name, fid in (("one", 7.25), ("two", 8.5), ("three", 9.75))]
-    words = ["--name", "small", "--out", tmp_path / "out", "--reports", *rows]
+    rows = [figures(tmp_path, name, fid) for name, fid in (("one", 7.25), ("two", 8.5), ("three", 9.75))]
+    words = ["--name", "small", "--out", tmp_path / "out", "--figures", *rows]
     main("--teacher", tiny_teacher, "--student", student, f"5to1={student}", *words)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"small", "small-student", "small-5to1"}
     for one in ("small", "small-5to1"):

@@ -120,7 +120,7 @@ def test_a_student_is_no_teacher(model, refused):
         (["--distance", "lpips"], "needs --lpips-weights"),
         (["--decoder", "tiny"], "--decoder tiny is for LPIPS, which needs --lpips-weights"),
         (["--lpips-weights", "none.safetensors"], "none.safetensors does not exist"),
-        (["--low", "0.9", "--high", "0.1"], "expected 0 <= low < high <= 1"),
+        (["--min-t", "0.9", "--max-t", "0.1"], "expected 0 <= low < high <= 1"),
         (["--match-from", "1"], "--match-from 1.0, expected 0 or more, below 1"),
         (["--fake-from", "2"], "--fake-from 2.0, expected a fraction in"),
         (["--match-from", "0.5", "--regress-until", "0.4"], "--regress-until 0.4, expected 0.5 to 1"),
@@ -128,8 +128,8 @@ def test_a_student_is_no_teacher(model, refused):
         (["--start", "fashion-student"], "is no student of tiny: network differs"),
         (["--seed", "-1"], "--seed -1, expected 0 to"),
         (["--betas", "1.5", "0.9"], "--betas (1.5, 0.9), expected 0 or more, below 1"),
-        (["--halflives", "9", "-5"], "--halflives (9.0, -5.0), expected above 0"),
-        (["--halflives", "50", "50"], "--halflives (50.0, 50.0), expected each once"),
+        (["--ema-halflives", "9", "-5"], "--ema-halflives (9.0, -5.0), expected above 0"),
+        (["--ema-halflives", "50", "50"], "--ema-halflives (50.0, 50.0), expected each once"),
         (["--guidance", "-3"], "--guidance -3.0, expected at least 0"),
         (["--lora-fake", "100000"], "adapters of rank 100000, expected at most"),
         (["--steps", "0"], "--steps 0, expected at least 1"),
@@ -138,7 +138,7 @@ def test_a_student_is_no_teacher(model, refused):
         (["--evaluate-images", "1"], "--evaluate-images 1"),
         (["--report-images", "1"], "--report-images 1"),
         (["--lr", "-1"], "--lr -1.0"),
-        (["--clip", "0"], "--clip 0.0"),
+        (["--grad-clip", "0"], "--grad-clip 0.0"),
         (["--solver-steps", "0"], "--solver-steps 0, expected at least 1"),
         (["--device", "gpu"], "device 'gpu' cannot be used"),
         (["--threads", "-1"], "--threads -1"),
@@ -157,15 +157,15 @@ def test_contradictions_are_found_before_anything_is_written(arguments, match, t
         (["--batch", "0"], "--batch 0"),
         (["--log-every", "0"], "--log-every 0"),
         (["--label-dropout", "7"], "--label-dropout 7.0, expected a probability, 0 to 1"),
-        (["--network.group-channels", "0"], "--network.group-channels 0, expected at least 1"),
-        (["--network.channel-mult", "1", "0"], "--network.channel-mult (1, 0), expected at least 1"),
-        (["--network.patch-size", "5"], "12"),
-        (["--network.channel-mult", "1", "1", "1", "1"], "12"),
+        (["--group-channels", "0"], "--group-channels 0, expected at least 1"),
+        (["--channel-mult", "1", "0"], "--channel-mult (1, 0), expected at least 1"),
+        (["--patch-size", "5"], "12"),
+        (["--channel-mult", "1", "1", "1", "1"], "12"),
         (["--data", "nowhere"], "no train-images-idx3-ubyte.gz in nowhere"),
     ],
 )
 def test_teaching_refuses_what_cannot_be(arguments, match, idx_folder, refused):
-    given = ["--steps", "2", "--batch", "3", "--network.model-channels", "16", *MACHINE]
+    given = ["--steps", "2", "--batch", "3", "--model-channels", "16", *MACHINE]
     refused("teach", "--data", idx_folder, *given, *arguments, match=match)
 
 

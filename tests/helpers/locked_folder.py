@@ -3,7 +3,6 @@
 import gc
 import tempfile
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dmdistill.commands.distill.setup import Job
+from dmdistill.commands.options import change
 from dmdistill.commands.plan.placeholders import NoisePairs
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.core.denoisers import X0Denoiser
@@ -106,7 +106,7 @@ class Alive(TorchDispatchMode):
 def held(config, make):
     """Bytes: the most in the third step, the most while networks are built, and those that stay, by part."""
     with join_process_group() as processes, tempfile.TemporaryDirectory() as folder, Alive() as alive:
-        config = replace(config, out=Path(folder) / "run")
+        config = change(config, out=Path(folder) / "run")
         with RunFolder(config.out, config, processes=processes) as run:
             job = NoisyJob(config, make(), run)
             built = alive.most

@@ -8,7 +8,6 @@ where that was, what it left half-written in the end, and the digest.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -25,7 +24,8 @@ from dmdistill.commands.distill import command as distilling
 from dmdistill.commands.distill import report as reporting
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
+from helpers.configs import configure
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")  # of Python's audit: all that touches a file
 KINDS = ("event", "time", "step")
@@ -33,7 +33,8 @@ KINDS = ("event", "time", "step")
 
 def settings(teacher: str, out: Path) -> DistillConfig:
     """Pairs, six steps, three checkpoints, images, figures and the best state on the way."""
-    return DistillConfig(
+    return configure(
+        DistillConfig,
         teacher=teacher,
         out=out,
         pair_count=9,
@@ -41,7 +42,7 @@ def settings(teacher: str, out: Path) -> DistillConfig:
         batch=3,
         batch_reg=2,
         warmup=2,
-        halflives=(2.0,),
+        ema_halflives=(2.0,),
         log_every=1,
         sample_every=3,
         evaluate_every=1,
@@ -68,7 +69,7 @@ def live(config: DistillConfig, before: Callable[[], None]) -> tuple[int, float]
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a run says is no part of the answer
         before()
         there = (config.out / "config.toml").exists()
-        distilling.distill(dataclasses.replace(config, resume=config.out if there else None))
+        distilling.distill(change(config, resume=config.out if there else None))
         code = 0
     finally:
         os._exit(code)

@@ -27,7 +27,7 @@ from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.info.command import info
 from dmdistill.commands.info.config import InfoConfig
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.pairs.command import pairs
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import overlay, parse_toml
@@ -44,6 +44,7 @@ from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
 from dmdistill.training.metrics_log import read_metrics
+from helpers.configs import configure
 from helpers.feature_statistics import frechet_to_real
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
@@ -71,7 +72,8 @@ def settings(tiny_teacher, tmp_path):
     def build(name="run", **changes):
         if ADAPTERS.keys() & changes.keys():
             pytest.importorskip("peft")
-        base = DistillConfig(
+        base = configure(
+            DistillConfig,
             teacher=str(tiny_teacher),
             out=tmp_path / name,
             pair_count=12,
@@ -79,7 +81,7 @@ def settings(tiny_teacher, tmp_path):
             batch=5,
             batch_reg=4,
             warmup=2,
-            halflives=(1.0, 3.0),
+            ema_halflives=(1.0, 3.0),
             log_every=2,
             sample_every=3,
             evaluate_every=3,
@@ -88,7 +90,7 @@ def settings(tiny_teacher, tmp_path):
             ode=SolverOptions(solver_steps=3),
             compute=MACHINE,
         )
-        return dataclasses.replace(base, **changes)
+        return change(base, **changes)
 
     return build
 
@@ -155,11 +157,11 @@ def test_interrupted_while_pairs_are_made_it_can_be_resumed(settings, monkeypatc
         {"fake_steps": 3},
         {"ode": SolverOptions(solver_steps=2, guidance=2.0)},
         {"ode": SolverOptions(solver="ddim", solver_steps=2)},
-        {"lambda_end": 0.0, "decay": False},
+        {"lambda_end": 0.0, "lr_decay": False},
         {"match_pairs": True, "fake_steps": 2},
         {"lambda_reg": 0.0, "match_from": 0.5},
-        {"halflives": ()},
-        {"weight": "sigma3", "low": 0.1, "high": 0.9, "store": "fp16"},
+        {"ema_halflives": ()},
+        {"weight": "sigma3", "min_t": 0.1, "max_t": 0.9, "save_dtype": "fp16"},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -204,7 +206,7 @@ def test_the_fake_score_follows_before_it_is_asked(settings):
 def test_a_run_starts_from_a_student(settings):
     """It takes over every weight: a first step of no size leaves the student as it is."""
     first = distilling.distill(settings("first"))
-    again = settings("again", start=str(settings("first").out), steps=1, lr=1e-12, halflives=())
+    again = settings("again", start=str(settings("first").out), steps=1, lr=1e-12, ema_halflives=())
     student = distilling.distill(again)
     for mine, theirs in zip(student.network.parameters(), first.network.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
@@ -278,7 +280,7 @@ def test_a_run_starts_from_a_student_of_adapters(rank, settings):
     """With adapters it takes them over, without it trains all of what they and the teacher are together."""
     earlier = settings("first", lr=0.03, **ADAPTERS)
     first = distilling.distill(earlier)
-    again = settings("again", start=str(earlier.out), lora_student=rank, steps=1, lr=1e-12, halflives=())
+    again = settings("again", start=str(earlier.out), lora_student=rank, steps=1, lr=1e-12, ema_halflives=())
     student = distilling.distill(again)
     z, cond = student.sample_inputs(3, rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(student.images(z, cond), first.images(z, cond), rtol=1e-5, atol=1e-5)
@@ -303,7 +305,7 @@ def test_adapters_need_peft(flag, settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     name = f"--{flag.replace('_', '-')}"
     with pytest.raises(ValueError, match=rf"^{name} needs peft \(.*\): pip install 'dmdistill\[diffusers\]'$"):
-        distilling.distill(dataclasses.replace(settings(), **{flag: 2}))
+        distilling.distill(change(settings(), **{flag: 2}))
 
 
 @pytest.mark.parametrize("changes", [{}, ADAPTERS], ids=["whole", "adapters"])
@@ -380,7 +382,7 @@ def test_the_student_is_the_generator_of_the_longest_average(settings, tmp_path,
 def test_a_step_towards_the_pairs_is_made(settings):
     """Regression alone, for a while: the student comes closer to the teacher's images than the teacher asked once."""
     config = settings(match=False, steps=250, pair_count=64, batch_reg=32, lr=3e-3, log_every=50, sample_every=300)
-    config = dataclasses.replace(config, evaluate_every=300, save_every=300, halflives=(5.0,))
+    config = change(config, evaluate_every=300, save_every=300, ema_halflives=(5.0,))
     student = distilling.distill(config)
     z, y, index = open_pairs(config.out / "pairs")[range(64)]
     cond = student.condition(index)
@@ -391,7 +393,8 @@ def test_a_step_towards_the_pairs_is_made(settings):
 
 def test_pairs_made_before_give_the_student_of_pairs_made_within(settings, tiny_teacher, tmp_path):
     made = pairs(
-        PairsConfig(
+        configure(
+            PairsConfig,
             teacher=str(tiny_teacher),
             out=tmp_path / "pairs",
             count=12,
@@ -433,19 +436,20 @@ def test_a_network_to_be_sharded_is_on_the_device_while_it_draws(settings, monke
 @pytest.fixture
 def lesson(idx_folder, tmp_path):
     def build(name="teaching", **changes):
-        base = TeachConfig(
+        base = configure(
+            TeachConfig,
             data=idx_folder,
             out=tmp_path / name,
             network=NetworkOptions(model_channels=16, channel_mult=(1,), num_blocks=1),
             steps=6,
             batch=4,
             warmup=2,
-            halflife=2.0,
+            ema_halflife=2.0,
             log_every=2,
             save_every=4,
             compute=MACHINE,
         )
-        return dataclasses.replace(base, **changes)
+        return change(base, **changes)
 
     return build
 
@@ -485,7 +489,7 @@ def test_a_judge_measures_a_run_and_picks_the_best_state(feature_extractor, judg
     again = evaluate(EvaluateConfig(str(config.out), images=8, batch=500, seed=config.seed + 3, compute=MACHINE))
     assert again["metrics"][name] == pytest.approx(report["student"]["metrics"][name], rel=1e-6)
 
-    last = distilling.distill(dataclasses.replace(config, out=config.out.with_name("last"), keep="last"))
+    last = distilling.distill(change(config, out=config.out.with_name("last"), keep="last"))
     told = last.config["distilled"]
     assert told["step"] == 6
     assert found[6, f"frechet_{told['average']}"] == min(found[6, name] for at, name in found if at == 6)

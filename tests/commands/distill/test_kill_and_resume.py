@@ -1,6 +1,5 @@
 """What happens to a run from outside: full disks, read-only folders. The run that goes on is as if nothing had been."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -21,11 +20,12 @@ from dmdistill.commands.distill import command as distilling
 from dmdistill.commands.distill import report as reporting
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.presets import with_run
 from dmdistill.data.pairs import make_pairs, open_pairs
 from dmdistill.models.load import load_teacher
 from dmdistill.training.metrics_log import read_metrics
+from helpers.configs import configure
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 
@@ -45,7 +45,8 @@ def settings(tiny_teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def build(name):
-        return DistillConfig(
+        return configure(
+            DistillConfig,
             teacher=str(tiny_teacher),
             out=folder / name,
             pair_count=6,
@@ -53,7 +54,7 @@ def settings(tiny_teacher, tmp_path_factory):
             batch=3,
             batch_reg=2,
             warmup=2,
-            halflives=(2.0,),
+            ema_halflives=(2.0,),
             log_every=1,
             sample_every=3,
             evaluate_every=3,
@@ -82,7 +83,7 @@ def student_of(folder):
 def run_to_its_end(config):
     """As a user does: go on with what is there, begin where there is nothing to go on with."""
     there = (config.out / "config.toml").exists()
-    return distilling.distill(dataclasses.replace(config, resume=config.out if there else None))
+    return distilling.distill(change(config, resume=config.out if there else None))
 
 
 def fails_in_a_line(config, monkeypatch, capsys):
@@ -185,7 +186,7 @@ def test_a_read_only_run_is_refused_in_a_line(settings, whole, read_only, monkey
     teacher = load_teacher(settings("whole").teacher)
     monkeypatch.setattr(distilling, "load_teacher", lambda _: teacher)
     folder = read_only(settings("whole").out)
-    line = fails_in_a_line(dataclasses.replace(settings("whole"), out=folder, resume=folder), monkeypatch, capsys)
+    line = fails_in_a_line(change(settings("whole"), out=folder, resume=folder), monkeypatch, capsys)
     assert line == f"dmdistill: {folder}/config.toml cannot be written: Permission denied\n"
 
 
@@ -200,7 +201,7 @@ def test_finished_pairs_in_a_read_only_folder_are_opened(settings, whole, read_o
 def done(judged, settings):
     """A run with a judge, and so with a best state, that nothing happened to."""
     config = settings("judged")
-    config = dataclasses.replace(config, teacher=judged, evaluate_every=1, evaluate_images=20, lr=0.02)
+    config = change(config, teacher=judged, evaluate_every=1, evaluate_images=20, lr=0.02)
     with pytest.MonkeyPatch.context() as patch:
         without_pictures.__wrapped__(patch)
         distilling.distill(config)
@@ -281,7 +282,7 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("fake_steps", [1, 3])
 def test_a_step_asks_the_device_for_nothing(fake_steps, settings, monkeypatch):
     """Once there is a checkpoint to go back to; before, it asks whether each loss and gradient is finite."""
-    config = dataclasses.replace(settings(f"waits-{fake_steps}"), fake_steps=fake_steps)
+    config = change(settings(f"waits-{fake_steps}"), fake_steps=fake_steps)
     iterate, counts = distilling.Job.iterate, []
 
     def counted(self, step):

@@ -14,12 +14,13 @@ import torch
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.pairs.command import pairs
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.training.metrics_log import read_metrics
+from helpers.configs import configure
 from helpers.process_group_tests import together
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
@@ -35,23 +36,24 @@ KINDS = {
 def settings(tiny_teacher, tmp_path_factory):
     """A distillation of four steps, each logged."""
     folder = tmp_path_factory.mktemp("runs")
-    plain = DistillConfig(
+    plain = configure(
+        DistillConfig,
         teacher=str(tiny_teacher),
         pair_count=20,
         steps=4,
         batch=8,
         batch_reg=4,
         warmup=2,
-        halflives=(2.0,),
+        ema_halflives=(2.0,),
         log_every=1,
         evaluate_every=2,
         report_images=0,
         save_every=2,
-        clip=0.5,
+        grad_clip=0.5,
         ode=SolverOptions(solver_steps=2),
         compute=MACHINE,
     )
-    return lambda name, **changes: dataclasses.replace(plain, out=folder / name, **changes)
+    return lambda name, **changes: change(plain, out=folder / name, **changes)
 
 
 def run(config):
@@ -171,7 +173,7 @@ def test_a_run_goes_on_with_any_number_of_processes(settings, whole):
     (_, printed), (_, silent) = together(2, run_until, config, 0, 1)
     assert printed.endswith(f"stopped after step 1, saved; go on with: dmdistill distill --resume {config.out}\n")
     assert silent == ""
-    again = dataclasses.replace(config, resume=config.out)
+    again = change(config, resume=config.out)
     together(4, run_until, dataclasses.replace(again, strategy="fsdp"), 1, 2)
     run_until(again, 2, 0)
     together(2, run, dataclasses.replace(again, strategy="fsdp"))
@@ -185,14 +187,15 @@ def test_all_draw_what_is_measured_on_the_way(tmp_path, tiny_teacher):
     save_model(tmp_path / "judged", teacher, card="")
     found, first = [], []
     for processes, strategy in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
-        config = DistillConfig(
+        config = configure(
+            DistillConfig,
             teacher=str(tmp_path / "judged"),
             out=tmp_path / f"{processes}-{strategy}",
             strategy=strategy,
             lambda_reg=0.0,
             steps=2,
             batch=2,
-            halflives=(2.0,),
+            ema_halflives=(2.0,),
             log_every=1,
             sample_every=1,
             evaluate_every=1,
@@ -294,10 +297,10 @@ def make_some(config):
 
 def test_pairs_are_made_by_all(tiny_teacher, tmp_path):
     """Each shard by one process, byte for byte the same as by one alone."""
-    config = PairsConfig(teacher=str(tiny_teacher), count=11, shard_size=2, batch=3, compute=MACHINE)
-    config = dataclasses.replace(config, ode=SolverOptions(solver_steps=2))
-    make_some(dataclasses.replace(config, out=tmp_path / "one"))
-    (first, printed), (second, silent) = together(2, make_some, dataclasses.replace(config, out=tmp_path / "two"))
+    config = configure(PairsConfig, teacher=str(tiny_teacher), count=11, shard_size=2, batch=3, compute=MACHINE)
+    config = change(config, ode=SolverOptions(solver_steps=2))
+    make_some(change(config, out=tmp_path / "one"))
+    (first, printed), (second, silent) = together(2, make_some, change(config, out=tmp_path / "two"))
     assert (first, second, silent) == (11, 11, "")
     assert printed.endswith(f"11 pairs in {tmp_path / 'two'}\n")
     for file in (tmp_path / "one").glob("*.safetensors"):

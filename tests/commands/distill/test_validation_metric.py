@@ -17,7 +17,7 @@ from dmdistill.commands.evaluate import compute
 from dmdistill.commands.evaluate.command import evaluate
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import generate_images
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import from_uint8, to_uint8
@@ -27,6 +27,7 @@ from dmdistill.io.atomic import read_json
 from dmdistill.metrics.frechet import frechet_distance
 from dmdistill.models.load import load_teacher
 from dmdistill.training.metrics_log import read_metrics
+from helpers.configs import configure
 from helpers.feature_statistics import feature_statistics
 
 HERE = {"device": torch.device("cpu"), "processes": SINGLE_PROCESS}
@@ -60,7 +61,8 @@ def real(tmp_path, rng):
 
 @pytest.fixture
 def config(tiny_teacher, tmp_path, real):
-    return DistillConfig(
+    return configure(
+        DistillConfig,
         teacher=str(tiny_teacher),
         out=tmp_path / "run",
         reference=real,
@@ -70,7 +72,7 @@ def config(tiny_teacher, tmp_path, real):
         batch_reg=4,
         lr=0.02,
         warmup=2,
-        halflives=(1.0, 3.0),
+        ema_halflives=(1.0, 3.0),
         sample_every=6,
         evaluate_every=2,
         evaluate_images=20,
@@ -116,7 +118,7 @@ def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, 
     """FID of teacher and student against --reference; the run's own pairs are the first of the teacher's images."""
     monkeypatch.setattr(compute, "load_inception", lambda *_, **__: Quarters())
     monkeypatch.setattr(Quarters, "name", "inception")
-    distilling.distill(dataclasses.replace(config, report_images=30))
+    distilling.distill(change(config, report_images=30))
     printed = capsys.readouterr().out
     assert "FID" in printed
     assert "lower is" in printed
@@ -138,7 +140,7 @@ def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, 
 
 def test_images_of_another_shape_are_refused_before_the_run_begins(config, quarters, idx_folder):
     with pytest.raises(ValueError, match=r"has images \(1, 12, 12\), tiny's are \(1, 8, 8\)"):
-        distilling.distill(dataclasses.replace(config, reference=str(idx_folder)))
+        distilling.distill(change(config, reference=str(idx_folder)))
     assert not config.out.exists()
 
 
@@ -155,7 +157,7 @@ def test_a_compiled_distillation_makes_the_same_student(config, quarters):
     students = []
     for on in (False, True):
         changes = {"out": config.out / str(on), "compile": on, "lr": 1e-3, "keep": "last"}
-        students.append(distilling.distill(dataclasses.replace(config, **changes)))
+        students.append(distilling.distill(change(config, **changes)))
     one, other = (
         student.images(*student.sample_inputs(9, rng=torch.Generator().manual_seed(0))) for student in students
     )
@@ -167,7 +169,7 @@ def test_fid_on_the_way_is_the_fid_of_evaluate(config, monkeypatch, tmp_path):
     if not (assets := os.environ.get("DMDISTILL_ASSETS")) or not (Path(assets) / "inception-2015-12-05.pt").is_file():
         pytest.skip("DMDISTILL_ASSETS names no folder with inception-2015-12-05.pt")
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
-    few = dataclasses.replace(config, halflives=(1.0,), evaluate_every=6)
+    few = change(config, ema_halflives=(1.0,), evaluate_every=6)
     distilling.distill(few)
     [found] = [row["frechet_ema1"] for row in read_metrics(few.out) if "frechet_ema1" in row]
     again = evaluate(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.plan import speed as calibration
 from dmdistill.commands.plan.command import plan
 from dmdistill.commands.plan.config import PlanConfig
@@ -21,6 +21,7 @@ from dmdistill.core.schedules import EDM
 from dmdistill.data.prompt_embeddings import PromptSet
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
+from helpers.configs import configure
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 WEIGHTS = ("teacher", "generator", "fake score", "averages")
@@ -34,7 +35,8 @@ def settings(monkeypatch):
     )
 
     def build(**changes):
-        base = PlanConfig(
+        base = configure(
+            PlanConfig,
             teacher="",
             pair_count=12,
             steps=6,
@@ -46,7 +48,7 @@ def settings(monkeypatch):
             utilisation=0.25,
             compute=MACHINE,
         )
-        return dataclasses.replace(base, **changes)
+        return change(base, **changes)
 
     return build
 
@@ -82,7 +84,7 @@ def layered(channels=3, hidden=7, height=6, width=5):
 
 
 def counted(config, teacher, **changes):
-    with rehearsal(dataclasses.replace(config, **changes), teacher, data=False) as job:
+    with rehearsal(change(config, **changes), teacher, data=False) as job:
         return {phase.name: job.count(phase) for phase in job.course.phases}
 
 
@@ -98,7 +100,7 @@ def test_operations_are_those_of_a_hand_count(fake_steps, settings):
 
 def test_memory_of_weights_is_theirs(settings):
     """Three networks, two averages; gradients and AdamW's states of the two that learn, with a number each."""
-    memory = counted(settings(halflives=(1.0, 2.0)), layered())["matching, regression"].memory
+    memory = counted(settings(ema_halflives=(1.0, 2.0)), layered())["matching, regression"].memory
     numbers = [p.numel() for p in layered().network.parameters()]
     size = 4 * sum(numbers)
     assert [memory[part] for part in WEIGHTS] == [size, size, size, 2 * size]
@@ -359,7 +361,7 @@ def test_phases_are_what_the_steps_do(settings):
             ["--processes", "3", "--batch-reg", "12", "--pair-count", "10"],
             "the number of pairs 10 cannot be divided equally among 3 processes: expected a multiple of 3",
         ),
-        (["--utilisation", "1.5"], "--utilisation 1.5, expected a share"),
+        (["--utilization", "1.5"], "--utilization 1.5, expected a share"),
         (["--peak-tflops", "0"], "--peak-tflops 0.0, expected above 0"),
         (["--steps", "0"], "--steps 0, expected at least 1"),
         (["--teacher", "tyni"], "unknown model 'tyni'"),

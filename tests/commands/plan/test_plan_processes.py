@@ -1,16 +1,16 @@
 """Memory that is planned for one of several processes, beside the tensors alive in real DDP and FSDP2."""
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.options import ComputeOptions, change
 from dmdistill.commands.plan.dry_run import rehearsal
 from dmdistill.models.load import load_teacher
 from helpers import locked_folder as held
+from helpers.configs import configure
 from helpers.process_group_tests import together
 
 
@@ -18,12 +18,14 @@ def settings(processes, **changes):
     """Two images and a pair for each process and part: weights outweigh activations."""
     images = 2 * processes * changes.get("accumulate", 1)
     plain = {"pair_count": images, "steps": 6, "batch": images, "batch_reg": images // 2, "halflives": (2.0,)}
-    return DistillConfig(**plain | changes, compute=ComputeOptions(device="cpu", precision="fp32", threads=1))
+    return configure(
+        DistillConfig, **plain | changes, compute=ComputeOptions(device="cpu", precision="fp32", threads=1)
+    )
 
 
 def planned(config, teacher, processes):
     """(memory by part in the last phase, bytes of whole networks before)."""
-    own = replace(config, batch=config.batch // processes, batch_reg=config.batch_reg // processes)
+    own = change(config, batch=config.batch // processes, batch_reg=config.batch_reg // processes)
     with rehearsal(own, teacher, data=False, processes=processes) as job:
         return job.count(job.course.phases[-1]).memory, job.host
 

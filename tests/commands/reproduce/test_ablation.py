@@ -9,7 +9,7 @@ import torch
 from dmdistill.commands.cli import main
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.setup import Job
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.reproduce.ablation import experiment as ablating
 from dmdistill.commands.reproduce.ablation.command import ABLATION, WEIGHTING, ablation, weighting
@@ -18,20 +18,23 @@ from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
+from helpers.configs import configure
 
 COMPUTE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 
 
 def tiny(teacher, **changes):
-    base = DistillConfig(teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, compute=COMPUTE)
-    return dataclasses.replace(base, **{"evaluate_images": 8, "halflives": (2.0,), "warmup": 2} | changes)
+    base = configure(
+        DistillConfig, teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, compute=COMPUTE
+    )
+    return change(base, **{"evaluate_images": 8, "halflives": (2.0,), "warmup": 2} | changes)
 
 
 @pytest.mark.parametrize("guidance", [None, 2.0])
 @pytest.mark.parametrize("row", ABLATION)
 def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, tiny_teacher, tmp_path):
     config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=SolverOptions(solver_steps=2, guidance=guidance))
-    config = dataclasses.replace(config, **ABLATION[row])
+    config = change(config, **ABLATION[row])
     job = Job(config, with_solver_options(load_teacher(config.teacher), config.ode), RunFolder(config.out, config))
     counted = []
 
@@ -72,7 +75,7 @@ def test_variants_get_equal_compute_and_finished_students_are_kept(small, tmp_pa
     assert ablation(config)["rows"] == table["rows"]
     assert "distilling" not in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"seed-0 was run with --steps 2, now --steps 3: choose another --out"):
-        ablation(dataclasses.replace(config, steps=3))
+        ablation(change(config, steps=3))
 
 
 def test_weights_are_those_of_table_3(small, tmp_path):

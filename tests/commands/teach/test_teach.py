@@ -14,7 +14,7 @@ from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.info.command import info
 from dmdistill.commands.info.config import InfoConfig
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.pairs.command import pairs
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import from_preset
@@ -30,6 +30,7 @@ from dmdistill.data.image_tensors import LabelledImages, to_uint8
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
+from helpers.configs import configure
 from helpers.feature_statistics import frechet_to_real
 
 SMALL = NetworkOptions(model_channels=8, channel_mult=(1, 2), patch_size=1, group_channels=4)
@@ -53,7 +54,8 @@ def lesson(idx_folder, tmp_path):
     """Six steps of a small UNet2DModel on images of 12 x 12."""
 
     def build(name="teaching", **changes):
-        base = TeachConfig(
+        base = configure(
+            TeachConfig,
             kind="ddpm",
             data=idx_folder,
             out=tmp_path / name,
@@ -61,12 +63,12 @@ def lesson(idx_folder, tmp_path):
             steps=6,
             batch=4,
             warmup=2,
-            halflife=2.0,
+            ema_halflife=2.0,
             log_every=2,
             save_every=4,
             compute=ComputeOptions(device="cpu", precision="fp32", threads=1),
         )
-        return dataclasses.replace(base, **changes)
+        return change(base, **changes)
 
     return build
 
@@ -153,7 +155,7 @@ def test_a_teacher_of_cifar_resumes_bit_for_bit(coloured, terminated):
 
 def test_a_teacher_of_cifar_is_described_whole(coloured, pictures):
     """Dropout and the labels of augmentation are its network's, and change nothing once it is taught."""
-    config = coloured(sample_every=3, store="fp16")
+    config = coloured(sample_every=3, save_dtype="fp16")
     taught = teaching.teach(config)
     loaded = load_teacher(str(config.out))
     network = loaded.config["network"]
@@ -187,7 +189,7 @@ def test_what_is_done_to_the_images_changes_what_is_learnt(changes, coloured):
     ("changes", "line"),
     [
         ({"augment": 1.5}, "--augment 1.5, expected a probability"),
-        ({"network": NetworkOptions(dropout=1.0)}, "--network.dropout 1.0, expected 0 or more, below 1"),
+        ({"network": NetworkOptions(dropout=1.0)}, "--dropout 1.0, expected 0 or more, below 1"),
         ({"kind": "ddpm", "network": SMALL}, "--augment 0.4 with --kind ddpm: a UNet2DModel cannot be told"),
     ],
 )
@@ -214,7 +216,7 @@ def test_a_compiled_teacher_learns_the_same(coloured):
 
 
 def test_half_of_the_bytes_hold_the_same_teacher(lesson):
-    full, half = lesson("full"), lesson("half", store="fp16")
+    full, half = lesson("full"), lesson("half", save_dtype="fp16")
     for config in (full, half):
         teaching.teach(config)
     weights = [load_file(config.out / "teacher" / WEIGHTS) for config in (full, half)]
@@ -292,7 +294,7 @@ def test_a_teacher_that_cannot_be_written_leaves_nothing(lesson, monkeypatch):
         teaching.teach(config)
     assert sorted(path.name for path in config.out.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
     monkeypatch.undo()
-    teaching.teach(dataclasses.replace(config, resume=config.out))
+    teaching.teach(change(config, resume=config.out))
     assert load_teacher(str(config.out)).shape == (1, 12, 12)
 
 
@@ -308,7 +310,7 @@ def test_info_tells_of_it(lesson, capsys):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"patch_size": 2}, "--network.patch-size 2 with --kind ddpm: a UNet2DModel has no patches"),
+        ({"patch_size": 2}, "--patch-size 2 with --kind ddpm: a UNet2DModel has no patches"),
         ({"channel_mult": (1, 1, 1, 1)}, "halves images 3 times, those of 12 x 12 pixels cannot be"),
     ],
 )
@@ -361,13 +363,18 @@ def test_the_whole_road_from_images_to_a_student(drawn_data, pictures):
     folder = drawn_data
     teaching.teach(
         from_preset(
-            TeachConfig, "fashion-ddpm", data=folder, out=folder / "taught", steps=240, warmup=50, halflife=20.0
+            TeachConfig, "fashion-ddpm", data=folder, out=folder / "taught", steps=240, warmup=50, ema_halflife=20.0
         )
     )
     ode, compute = SolverOptions(solver_steps=10), ComputeOptions(precision="fp32")
-    pairs(PairsConfig(teacher=str(folder / "taught"), out=folder / "pairs", count=256, ode=ode, compute=compute))
+    pairs(
+        configure(
+            PairsConfig, teacher=str(folder / "taught"), out=folder / "pairs", count=256, ode=ode, compute=compute
+        )
+    )
     distill(
-        DistillConfig(
+        configure(
+            DistillConfig,
             teacher=str(folder / "taught"),
             pairs=folder / "pairs",
             out=folder / "distilled",
@@ -379,7 +386,7 @@ def test_the_whole_road_from_images_to_a_student(drawn_data, pictures):
             fake_from=0.4,
             fake_steps=2,
             warmup=10,
-            halflives=(10.0,),
+            ema_halflives=(10.0,),
             evaluate_every=1000,
             evaluate_images=500,
             report_images=500,
