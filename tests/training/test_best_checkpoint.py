@@ -1,4 +1,4 @@
-"""The best state of a run: that of the least figure of the run's own past, whatever is interrupted and gone on with."""
+"""The best weights of a run are those of the lowest value in its own past, however it is interrupted and resumed."""
 
 import contextlib
 import itertools
@@ -12,14 +12,14 @@ from dmdistill.training.best_checkpoint import BestCheckpoint
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.trainer import Trainer
 
-FIGURES = [5.0, 3.0, 4.0, 2.0, 2.0, 6.0, 1.0, 7.0]  # of steps 1 ... 8
+VALUES = [5.0, 3.0, 4.0, 2.0, 2.0, 6.0, 1.0, 7.0]  # of steps 1 ... 8
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Trains a number for eight steps; stops after a step as a killed process does, goes on with --resume."""
+    """Trains a number for eight steps; stops after a step as a killed process does, resumes."""
 
-    def go(*, until=8, resume=False, figures=FIGURES, save_every=3):
+    def train(*, until=8, resume=False, values=VALUES, save_every=3):
         network = nn.Linear(1, 1)
         update = NetworkOptimizer(network, lr=0.1, steps=8)
         trainer = Trainer(
@@ -35,10 +35,10 @@ def run(tmp_path):
 
         def look(step):
             state = {"step": torch.tensor(step)}
-            best.update(step, "x", figures[step - 1], lambda: state)
+            best.update(step, "x", values[step - 1], lambda: state)
             if step == until < 8:
                 raise KeyError("killed")  # after the state is kept, before the log has its row
-            return {"far_x": figures[step - 1], "far_y": figures[step - 1] + 1, "other": 0.0}
+            return {"metric_x": values[step - 1], "metric_y": values[step - 1] + 1, "other": 0.0}
 
         def iterate(_):
             loss = network.weight.square().sum()
@@ -49,37 +49,37 @@ def run(tmp_path):
             trainer.fit(iterate, hooks=[(1, look)], name="")
         return best
 
-    return go
+    return train
 
 
-def test_the_least_figure_is_kept_with_its_weights(run, tmp_path):
+def test_the_lowest_value_is_stored_with_its_weights(run, tmp_path):
     best = run()
     assert (best.value, best.step, best.name, int(best.weights()["step"])) == (1.0, 7, "x", 7)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert best.value == min(row["far_x"] for row in rows)
+    assert best.value == min(row["metric_x"] for row in rows)
 
 
 @pytest.mark.parametrize("save_every", [1, 2, 3, 5])
-def test_a_killed_run_goes_on_with_the_best_of_its_own_past(run, save_every, tmp_path):
+def test_a_killed_run_resumes_with_the_best_of_its_own_past(run, save_every, tmp_path):
     """Its future differs: what was found before the kill but after the last checkpoint is not of this run."""
     for stop in range(1, 8):
         for file in [*tmp_path.rglob("*.*")]:
             file.unlink()
         run(until=stop, save_every=save_every)
         saved = stop - 1 - (stop - 1) % save_every  # the killed step is not saved
-        figures = FIGURES[:saved] + [value + 1.5 for value in FIGURES[saved:]]
-        best = run(resume=True, figures=figures, save_every=save_every)
-        expected = min(figures)
-        assert (best.value, best.step) == (expected, figures.index(expected) + 1)
+        values = VALUES[:saved] + [value + 1.5 for value in VALUES[saved:]]
+        best = run(resume=True, values=values, save_every=save_every)
+        expected = min(values)
+        assert (best.value, best.step) == (expected, values.index(expected) + 1)
         assert int(best.weights()["step"]) == best.step
 
 
-def test_few_files_are_kept(run, tmp_path):
+def test_few_files_stay_on_disk(run, tmp_path):
     for stop in (4, 6):
         run(until=stop, resume=stop > 4, save_every=2)
-    run(resume=True, save_every=2, figures=list(itertools.islice(itertools.count(9, -1), 8)))
+    run(resume=True, save_every=2, values=list(itertools.islice(itertools.count(9, -1), 8)))
     assert len(list((tmp_path / "checkpoints").glob("best-*"))) <= 3
 
 
 def test_nan_is_never_the_best(run):
-    assert run(figures=[float("nan"), 3.0, *[float("nan")] * 6]).step == 2
+    assert run(values=[float("nan"), 3.0, *[float("nan")] * 6]).step == 2

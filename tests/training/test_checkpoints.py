@@ -1,4 +1,4 @@
-"""States on disk: whatever spoils one, it is never believed."""
+"""Checkpoints on disk: no damage goes undetected."""
 
 import random
 import threading
@@ -26,7 +26,7 @@ def refuse(text):
 
 
 @pytest.fixture
-def kept(tmp_path):
+def checkpoints(tmp_path):
     """The states of steps 3, 6 and 9."""
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (3, 6, 9):
@@ -35,26 +35,26 @@ def kept(tmp_path):
     return checkpoints
 
 
-def test_the_newest_is_read_as_it_was_written(kept):
-    file, found = kept.newest(say=refuse)
-    assert file == kept.files()[-1]
+def test_the_newest_is_read_as_it_was_written(checkpoints):
+    file, found = checkpoints.newest(say=refuse)
+    assert file == checkpoints.files()[-1]
     assert same(found, state(9))
-    assert kept.steps() == [3, 6, 9]
+    assert checkpoints.steps() == [3, 6, 9]
 
 
 def test_where_nothing_was_saved_there_is_none(tmp_path):
     assert Checkpoints(tmp_path, keep=2).newest(say=refuse) is None
 
 
-def test_no_flipped_bit_is_believed(kept):
+def test_no_flipped_bit_goes_undetected(checkpoints):
     """Of 500 single flips anywhere in the file, each is either found or in a byte that means nothing."""
-    file, rng = kept.files()[0], random.Random(0)
-    whole, found = file.read_bytes(), 0
+    file, rng = checkpoints.files()[0], random.Random(0)
+    content, found = file.read_bytes(), 0
     for _ in range(500):
-        at = rng.randrange(8 * len(whole))
-        spoilt = bytearray(whole)
-        spoilt[at // 8] ^= 1 << at % 8
-        file.write_bytes(spoilt)
+        at = rng.randrange(8 * len(content))
+        damaged = bytearray(content)
+        damaged[at // 8] ^= 1 << at % 8
+        file.write_bytes(damaged)
         try:
             assert same(read_checkpoint(file), state(3)), f"byte {at // 8}, bit {at % 8}"
         except DamagedCheckpointError:
@@ -62,78 +62,78 @@ def test_no_flipped_bit_is_believed(kept):
     assert found > 100, "all flips fell into padding"
 
 
-def test_no_file_cut_short_is_believed(kept):
-    file = kept.files()[0]
-    whole = file.read_bytes()
-    for length in [*range(0, len(whole), 97), len(whole) - 1]:
-        file.write_bytes(whole[:length])
+def test_no_file_cut_short_goes_undetected(checkpoints):
+    file = checkpoints.files()[0]
+    content = file.read_bytes()
+    for length in [*range(0, len(content), 97), len(content) - 1]:
+        file.write_bytes(content[:length])
         with pytest.raises(DamagedCheckpointError):
             read_checkpoint(file)
 
 
-def test_no_zeroed_block_is_believed(kept):
+def test_no_zeroed_block_goes_undetected(checkpoints):
     """What a power cut leaves: the length is right, a block of the content is not there."""
-    file = kept.files()[0]
-    whole = file.read_bytes()
-    for start in range(0, len(whole), 512):
-        spoilt = whole[:start] + bytes(len(whole[start : start + 512])) + whole[start + 512 :]
-        file.write_bytes(spoilt)
+    file = checkpoints.files()[0]
+    content = file.read_bytes()
+    for start in range(0, len(content), 512):
+        damaged = content[:start] + bytes(len(content[start : start + 512])) + content[start + 512 :]
+        file.write_bytes(damaged)
         try:
             assert same(read_checkpoint(file), state(3))
         except DamagedCheckpointError:
             continue
 
 
-def spoil(file):
+def damage(file):
     file.write_bytes(file.read_bytes()[:-40])
 
 
-def test_a_damaged_one_is_reported_and_the_one_before_it_used(kept):
-    _, second, third = kept.files()
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(checkpoints):
+    _, second, third = checkpoints.files()
     said = []
-    spoil(third)
-    file, found = kept.newest(say=said.append)
-    assert (file, said) == (second, [f"{third} cannot be used, {told(said)}: resuming from the one before it"])
+    damage(third)
+    file, found = checkpoints.newest(say=said.append)
+    assert (file, said) == (second, [f"{third} cannot be used, {reason(said)}: resuming from the one before it"])
     assert same(found, state(6))
-    spoil(second)
-    assert same(kept.newest(say=said.append)[1], state(3))
+    damage(second)
+    assert same(checkpoints.newest(say=said.append)[1], state(3))
     assert len(said) == 3
     assert not any("\n" in line for line in said)
 
 
-def told(said):
+def reason(said):
     """The reason in a line."""
     return said[0].split("cannot be used, ")[1].removesuffix(": resuming from the one before it")
 
 
-def test_where_none_is_whole_it_is_one_clear_line(kept):
-    for file in kept.files():
+def test_only_damaged_checkpoints_are_one_line(checkpoints):
+    for file in checkpoints.files():
         file.write_bytes(b"")
     with pytest.raises(
         ValueError, match=r"step-00000003\.pt cannot be used.* those after it; remove .*checkpoints"
     ) as caught:
-        kept.newest(say=lambda line: None)
+        checkpoints.newest(say=lambda line: None)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(1, [7]), (2, [6, 7]), (5, [3, 6, 7])])
-def test_what_is_later_than_the_newest_goes_with_the_old(keep, steps, kept):
+def test_checkpoints_of_later_steps_are_removed_with_the_old(keep, steps, checkpoints):
     """A run that went back to step 6 leaves the damaged state of step 9 behind as soon as it has a new one."""
-    Checkpoints(kept.folder.parent, keep=keep, background=False).write(7, state(7))
-    assert kept.steps() == steps
+    Checkpoints(checkpoints.folder.parent, keep=keep, background=False).write(7, state(7))
+    assert checkpoints.steps() == steps
 
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """torch.save begins to write once it is told to."""
-    told, save = threading.Event(), torch.save
+    """torch.save begins to write once it is released to."""
+    released, save = threading.Event(), torch.save
 
     def wait(*arguments):
-        assert told.wait(10)
+        assert released.wait(10)
         save(*arguments)
 
     monkeypatch.setattr(torch, "save", wait)
-    return told
+    return released
 
 
 def test_what_is_written_is_the_state_at_the_call_however_long_the_disk_takes(tmp_path, slow_disk):
@@ -158,7 +158,7 @@ def test_a_second_state_waits_for_the_first(tmp_path, slow_disk):
 
 
 @pytest.mark.parametrize("how", ["wait", "write"])
-def test_a_failed_write_is_told_once_by_what_comes_next(how, tmp_path, monkeypatch):
+def test_a_failed_write_is_reported_once_by_the_next_call(how, tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=2)
 
     def full(*_):

@@ -1,4 +1,4 @@
-"""The loop: stopped and gone on with, nothing can be told from a run that never stopped."""
+"""The training loop: a run that is stopped and resumed equals one that never stopped."""
 
 import json
 import math
@@ -31,11 +31,11 @@ class Toy:
         self.trainer = Trainer(folder, steps=steps, updates=self.updates, rng=self.rng, **settings)
         if resume:
             self.trainer.restore()
-        self.asked = []
+        self.steps_taken = []
         self.before = lambda step: None
 
     def iterate(self, step):
-        self.asked.append(step)
+        self.steps_taken.append(step)
         self.before(step)
         found = {}
         for name, update in self.updates.items():
@@ -73,34 +73,34 @@ def stop_at(step, number=signal.SIGINT):
 
 
 @pytest.fixture
-def whole(tmp_path):
-    toy = Toy(tmp_path / "whole")
+def uninterrupted(tmp_path):
+    toy = Toy(tmp_path / "uninterrupted")
     assert toy.fit()
     return toy
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stop", [0, 4, 5, 9])
-def test_stopped_and_resumed_is_as_never_stopped(stop, number, whole, tmp_path):
+def test_stopped_and_resumed_equals_never_stopped(stop, number, uninterrupted, tmp_path):
     """Weights, optimizers, EMAs, random draws and the log, bit for bit."""
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     folder = tmp_path / "stopped"
     first = Toy(folder)
     first.before = stop_at(stop, number)
     assert not first.fit()
-    assert first.asked == list(range(stop + 1))  # the step in hand is ended
+    assert first.steps_taken == list(range(stop + 1))  # the step in hand is ended
     assert checkpoints(folder)[-1] == f"step-{stop + 1:08d}.pt"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
     second = Toy(folder, resume=True)
     assert second.fit()
-    assert second.asked == list(range(stop + 1, STEPS))
-    assert second.state() == whole.state()
-    assert log(folder) == log(tmp_path / "whole")
+    assert second.steps_taken == list(range(stop + 1, STEPS))
+    assert second.state() == uninterrupted.state()
+    assert log(folder) == log(tmp_path / "uninterrupted")
     assert [row["step"] for row in log(folder)] == [2, 4, 6, 8, 10, 11]
 
 
-def test_stopped_many_times_over(whole, tmp_path):
+def test_stopped_after_every_step_equals_never_stopped(uninterrupted, tmp_path):
     folder = tmp_path / "stopped"
     for stop in (1, 2, 3, 7):
         toy = Toy(folder, resume=stop > 1)
@@ -108,8 +108,8 @@ def test_stopped_many_times_over(whole, tmp_path):
         assert not toy.fit()
     last = Toy(folder, resume=True)
     assert last.fit()
-    assert last.state() == whole.state()
-    assert log(folder) == log(tmp_path / "whole")
+    assert last.state() == uninterrupted.state()
+    assert log(folder) == log(tmp_path / "uninterrupted")
 
 
 class KilledError(Exception):
@@ -117,7 +117,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("stop", [2, 6, 10])
-def test_killed_and_resumed_is_as_never_killed(stop, whole, tmp_path):
+def test_killed_and_resumed_equals_never_killed(stop, uninterrupted, tmp_path):
     """From the last checkpoint, or from the start where there is none; the log has every step once."""
     folder = tmp_path / "killed"
 
@@ -133,9 +133,9 @@ def test_killed_and_resumed_is_as_never_killed(stop, whole, tmp_path):
         file.write('{"step": 99, "sec')  # the line in hand
     second = Toy(folder, resume=True)
     assert second.fit()
-    assert second.asked[0] == stop // 4 * 4
-    assert second.state() == whole.state()
-    assert log(folder) == log(tmp_path / "whole")
+    assert second.steps_taken[0] == stop // 4 * 4
+    assert second.state() == uninterrupted.state()
+    assert log(folder) == log(tmp_path / "uninterrupted")
 
 
 def test_a_second_interrupt_ends_the_step_at_once(tmp_path):
@@ -146,40 +146,40 @@ def test_a_second_interrupt_ends_the_step_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_finished_run_resumed_does_nothing(whole, tmp_path):
-    again = Toy(tmp_path / "whole", resume=True)
+def test_a_finished_run_resumed_does_nothing(uninterrupted, tmp_path):
+    again = Toy(tmp_path / "uninterrupted", resume=True)
     assert again.fit()
-    assert again.asked == []
-    assert again.state() == whole.state()
+    assert again.steps_taken == []
+    assert again.state() == uninterrupted.state()
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(whole, tmp_path):
-    longer = Toy(tmp_path / "whole", resume=True, steps=STEPS + 2)
+def test_a_longer_run_resumes_from_a_finished_one(uninterrupted, tmp_path):
+    longer = Toy(tmp_path / "uninterrupted", resume=True, steps=STEPS + 2)
     assert longer.fit()
-    assert longer.asked == [STEPS, STEPS + 1]
-    assert [row["step"] for row in log(tmp_path / "whole")] == [2, 4, 6, 8, 10, 11, 12, 13]
+    assert longer.steps_taken == [STEPS, STEPS + 1]
+    assert [row["step"] for row in log(tmp_path / "uninterrupted")] == [2, 4, 6, 8, 10, 11, 12, 13]
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(1, [11]), (2, [8, 11]), (9, [4, 8, 11])])
-def test_only_the_last_checkpoints_stay(keep, kept, tmp_path):
+@pytest.mark.parametrize(("keep", "expected"), [(1, [11]), (2, [8, 11]), (9, [4, 8, 11])])
+def test_only_the_last_checkpoints_stay(keep, expected, tmp_path):
     Toy(tmp_path, keep=keep).fit()
-    assert checkpoints(tmp_path) == [f"step-{step:08d}.pt" for step in kept]
+    assert checkpoints(tmp_path) == [f"step-{step:08d}.pt" for step in expected]
 
 
-def test_a_fresh_run_starts_a_fresh_log(whole, tmp_path):
-    Toy(tmp_path / "whole").fit()
-    assert [row["step"] for row in log(tmp_path / "whole")] == [2, 4, 6, 8, 10, 11]
+def test_a_fresh_run_starts_a_fresh_log(uninterrupted, tmp_path):
+    Toy(tmp_path / "uninterrupted").fit()
+    assert [row["step"] for row in log(tmp_path / "uninterrupted")] == [2, 4, 6, 8, 10, 11]
 
 
 def test_the_log_has_means_over_its_interval(tmp_path):
     toy = Toy(tmp_path, log_every=4)
-    found = []
+    losses = []
     iterate = toy.iterate
-    toy.iterate = lambda step: found.append(iterate(step)) or found[-1]
+    toy.iterate = lambda step: losses.append(iterate(step)) or losses[-1]
     toy.fit()
-    groups = [found[0:4], found[4:8], found[8:11]]
+    groups = [losses[0:4], losses[4:8], losses[8:11]]
     for row, group in zip(log(tmp_path), groups, strict=True):
-        mean = sum(losses["loss_fake"].item() for losses in group) / len(group)
+        mean = sum(step["loss_fake"].item() for step in group) / len(group)
         assert row["loss_fake"] == pytest.approx(mean, rel=1e-5)
         assert row["gradient_fake"] > 0
 
@@ -217,13 +217,15 @@ def test_nan_stops_the_run_and_leaves_a_finite_state(when, tmp_path):
         toy.fit()
     state = torch.load(tmp_path / "checkpoints" / checkpoints(tmp_path)[-1], weights_only=True)
     assert state["step"] == when
-    weights = [w for update in state["updates"].values() for w in [*update["network"].values(), *held(update)]]
+    weights = [
+        w for update in state["updates"].values() for w in [*update["network"].values(), *optimizer_tensors(update)]
+    ]
     assert all(torch.isfinite(w).all() for w in weights)
     assert Toy(tmp_path, resume=True).fit()
 
 
-def spoilt(toy, when, *, times):
-    """iterate, in which a loss is NaN at one step, as many times as that step is come to."""
+def with_nan(toy, when, *, times):
+    """Return an iterate with a NaN loss at one step, the first `times` times that it is reached."""
     met = []
 
     def iterate(step):
@@ -237,34 +239,34 @@ def spoilt(toy, when, *, times):
     return iterate
 
 
-@pytest.mark.parametrize(("when", "seen"), [(4, 6), (6, 8), (9, 10), (10, 11)])
-def test_nan_is_seen_before_anything_is_logged_measured_or_saved(when, seen, tmp_path, capsys):
+@pytest.mark.parametrize(("when", "detected"), [(4, 6), (6, 8), (9, 10), (10, 11)])
+def test_nan_is_detected_before_anything_is_logged_measured_or_saved(when, detected, tmp_path, capsys):
     """Then the run goes back to its last checkpoint and takes the same steps again, up to the very one."""
-    toy, looked = Toy(tmp_path, log_every=2), []
-    toy.iterate = spoilt(toy, when, times=99)
+    toy, measured = Toy(tmp_path, log_every=2), []
+    toy.iterate = with_nan(toy, when, times=99)
     with pytest.raises(NonFiniteError, match=rf"^step {when}: "):
-        toy.fit(hooks=[(1 if when == 10 else 2, lambda step: looked.append(step) or {"x": 1.0})])
+        toy.fit(hooks=[(1 if when == 10 else 2, lambda step: measured.append(step) or {"x": 1.0})])
     saved = when // 4 * 4
-    assert toy.asked == [*range(seen), *range(saved, when + 1)]
-    assert max(looked) <= when
-    assert f"before {seen}: returning to the last checkpoint" in capsys.readouterr().out
+    assert toy.steps_taken == [*range(detected), *range(saved, when + 1)]
+    assert max(measured) <= when
+    assert f"before {detected}: returning to the last checkpoint" in capsys.readouterr().out
     assert all(math.isfinite(value) for row in read_metrics(tmp_path) for value in row.values())
     assert [row["step"] for row in read_metrics(tmp_path)] == sorted({row["step"] for row in read_metrics(tmp_path)})
 
 
 @pytest.mark.parametrize("when", [4, 6, 10])
-def test_nan_that_does_not_come_again_leaves_no_trace(when, whole, tmp_path):
+def test_nan_that_does_not_recur_leaves_no_trace(when, uninterrupted, tmp_path):
     """A cosmic ray, or an operation that is not deterministic."""
     toy = Toy(tmp_path / "ray")
-    toy.iterate = spoilt(toy, when, times=1)
+    toy.iterate = with_nan(toy, when, times=1)
     assert toy.fit()
-    assert toy.state() == whole.state()
-    assert log(tmp_path / "ray") == log(tmp_path / "whole")
+    assert toy.state() == uninterrupted.state()
+    assert log(tmp_path / "ray") == log(tmp_path / "uninterrupted")
 
 
-def test_nan_without_a_checkpoint_to_go_back_to_is_said(tmp_path):
+def test_nan_without_a_checkpoint_to_return_to_is_reported(tmp_path):
     toy = Toy(tmp_path)
-    toy.iterate = spoilt(toy, 6, times=99)
+    toy.iterate = with_nan(toy, 6, times=99)
 
     def remove_checkpoint(step):
         toy.trainer.checkpoints.wait()
@@ -286,7 +288,7 @@ def test_until_the_first_checkpoint_every_step_is_checked(tmp_path):
     assert checked[STEPS:] == [False, False]
 
 
-def held(update):
+def optimizer_tensors(update):
     """Every tensor of the optimizer and the EMAs."""
     for moments in update["optimizer"]["state"].values():
         yield from moments.values()
@@ -294,45 +296,45 @@ def held(update):
         yield from average.values()
 
 
-def test_checkpoints_load_as_plain_weights(whole, tmp_path):
-    state = torch.load(tmp_path / "whole" / "checkpoints" / f"step-{STEPS:08d}.pt", weights_only=True)
-    assert plain(state["updates"]["fake"]) == plain(whole.updates["fake"].state_dict())
+def test_checkpoints_load_as_plain_weights(uninterrupted, tmp_path):
+    state = torch.load(tmp_path / "uninterrupted" / "checkpoints" / f"step-{STEPS:08d}.pt", weights_only=True)
+    assert plain(state["updates"]["fake"]) == plain(uninterrupted.updates["fake"].state_dict())
 
 
-SPOILT = [b"", b"PK\3\4 cut short", b"not a checkpoint"]
+DAMAGED = [b"", b"PK\3\4 cut short", b"not a checkpoint"]
 
 
-@pytest.mark.parametrize("content", SPOILT)
-def test_from_the_one_before_a_spoilt_checkpoint_it_is_as_never_stopped(content, whole, tmp_path, capsys):
+@pytest.mark.parametrize("content", DAMAGED)
+def test_from_the_one_before_a_spoilt_checkpoint_it_is_as_never_stopped(content, uninterrupted, tmp_path, capsys):
     folder = tmp_path / "again"
     Toy(folder).fit()
-    spoilt = folder / "checkpoints" / f"step-{STEPS:08d}.pt"
-    spoilt.write_bytes(content)
+    damaged = folder / "checkpoints" / f"step-{STEPS:08d}.pt"
+    damaged.write_bytes(content)
     capsys.readouterr()
     again = Toy(folder, resume=True)
-    told = capsys.readouterr().out
-    assert told.startswith(f"{spoilt} cannot be used, it is cut short or damaged (")
-    assert told.count("\n") == 1
+    output = capsys.readouterr().out
+    assert output.startswith(f"{damaged} cannot be used, it is cut short or damaged (")
+    assert output.count("\n") == 1
     assert again.fit()
-    assert again.asked == [8, 9, 10]
-    assert again.state() == whole.state()
-    assert log(folder) == log(tmp_path / "whole")
-    assert checkpoints(folder) == checkpoints(tmp_path / "whole")
+    assert again.steps_taken == [8, 9, 10]
+    assert again.state() == uninterrupted.state()
+    assert log(folder) == log(tmp_path / "uninterrupted")
+    assert checkpoints(folder) == checkpoints(tmp_path / "uninterrupted")
 
 
-@pytest.mark.parametrize("content", SPOILT)
-def test_where_every_checkpoint_is_spoilt_it_is_one_clear_line(content, whole, tmp_path):
-    for file in (tmp_path / "whole" / "checkpoints").iterdir():
+@pytest.mark.parametrize("content", DAMAGED)
+def test_where_every_checkpoint_is_spoilt_it_is_one_clear_line(content, uninterrupted, tmp_path):
+    for file in (tmp_path / "uninterrupted" / "checkpoints").iterdir():
         file.write_bytes(content)
     with pytest.raises(ValueError, match=r"step-00000008\.pt cannot be used") as caught:
-        Toy(tmp_path / "whole", resume=True)
+        Toy(tmp_path / "uninterrupted", resume=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_other_networks_is_refused(whole, tmp_path):
+def test_a_checkpoint_of_other_networks_is_refused(uninterrupted, tmp_path):
     with pytest.raises(ValueError, match=r"holds \['fake', 'generator'\], this run trains \['teacher'\]"):
         Trainer(
-            tmp_path / "whole",
+            tmp_path / "uninterrupted",
             steps=3,
             updates={"teacher": NetworkOptimizer(nn.Linear(3, 2), lr=1.0, steps=3)},
             rng=torch.Generator(),
@@ -357,8 +359,8 @@ def test_a_failed_save_leaves_the_checkpoints_before(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000004.pt"]
 
 
-def test_metrics_are_json_a_line(whole, tmp_path):
-    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+def test_metrics_are_one_json_object_per_line(uninterrupted, tmp_path):
+    lines = (tmp_path / "uninterrupted" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8, 10, 11]
     seconds = [json.loads(line)["seconds"] for line in lines]
     assert seconds == sorted(seconds)
