@@ -1,11 +1,11 @@
-"""One iteration of a distillation: ours beside a plain one, in time, memory and operations, and what each trick gives.
+"""One iteration of a distillation: ours beside a plain one, in time, memory and operations; gain of each optimisation.
 
     python benchmarks/step.py [fashion cifar10 imagenet64 sd15] [--batch 4] [--rounds 5] [--what losses time ...]
 
-Both take the same draws and come to the same losses, which is looked at first. Time: in rounds, each in its turn;
-medians; on a CPU that of the processor, which other work on the machine does not lengthen. Memory: by how much the
-largest resident set of a process of its own grows; on CUDA, what its allocator gave. Operations are counted on networks
-without data, as are the tensors alive, which also tells of networks too large for this machine.
+Both take the same draws and have the same losses, which is checked first. Time: medians over rounds in which each takes
+its turn; on a CPU processor time, which other work on the computer does not lengthen. Memory: growth of the peak
+resident memory of a separate process; on CUDA, the allocator's peak. Operations and live tensors are counted without
+data, also of networks that are too large for this computer.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from resident import answer_of, most_resident, resident
+from resident import peak_resident_size, resident_size, run_json
 from rich.console import Console
 from rich.table import Table
-from step_cases import CASES, batch_of
-from step_tricks import HOLDS_LESS, TRICKS, Ours, tricks_of
+from step_cases import CASES, make_batch
+from step_tricks import SAVES_MEMORY, TRICKS, Ours, applicable_tricks
 from torch import Tensor, nn
 
 from dmdistill.commands.bench.timers import Spread, device_clock, time_call
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.plan.dry_run import rehearsal
-from dmdistill.commands.plan.tensor_ledger import Ledger, FakeTensors
+from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData
 from dmdistill.commands.presets import from_preset
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.core.denoisers import Condition, Denoiser
@@ -50,11 +50,11 @@ ITERATIONS = {"1:1": 1, "5:1": 5}  # updates of the fake score per update of the
 
 
 class Plain:
-    """As it is usually written, and as the public repositories do it.
+    """Plain implementation, as in the public repositories.
 
-    All in fp32; G(z) and G(z_ref) from two calls, guidance from two, each further image of the fake score from one of
-    its own; PyTorch's AdamW as it comes; an average that goes parameter by parameter; each loss brought to the host,
-    for the log and to see whether it is finite; gradients dropped when the next ones are made.
+    All in fp32; G(z) and G(z_ref) in two calls, guidance in two, a call for each further update of the fake score;
+    PyTorch's default AdamW; an EMA parameter by parameter; each loss copied to the host, for the log and to check that
+    it is finite; gradients freed before the next backward pass.
     """
 
     def __init__(self, teacher: Teacher, config: DistillConfig, rng: torch.Generator) -> None:
@@ -65,9 +65,9 @@ class Plain:
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.decay = 0.5 ** (1 / config.halflives[0])
         rates = {self.generator: config.lr, self.fake: config.lr_fake}
-        self.optimisers = {network: self.optimiser(network, rate) for network, rate in rates.items()}
+        self.optimizers = {network: self.build_optimizer(network, rate) for network, rate in rates.items()}
 
-    def optimiser(
+    def build_optimizer(
         self, network: nn.Module, lr: float
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         betas, decay, warmup = self.config.betas, self.config.weight_decay, self.config.warmup
@@ -79,17 +79,17 @@ class Plain:
         return self.generator(path.prior_std * z, torch.full((len(z),), path.t_max, device=z.device), cond)
 
     def diffuse(self, x: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
-        """x_t and t."""
+        """Return x_t and t."""
         t = self.real.schedule.sample_t(len(x), low, high, rng=self.rng)
         eps = torch.randn(x.shape, generator=self.rng, device=x.device)
         return self.real.schedule.diffuse(x, eps, t), t
 
     def mu_real(self, x_t: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        told = self.real(x_t, t, cond)
+        conditional = self.real(x_t, t, cond)
         if self.guidance == 1 or cond is None:
-            return told
+            return conditional
         null = self.real(x_t, t, cond.null())
-        return null + self.guidance * (told - null)
+        return null + self.guidance * (conditional - null)
 
     def distribution_matching(self, x: Tensor, cond: Condition | None) -> Tensor:
         with torch.no_grad():
@@ -103,15 +103,15 @@ class Plain:
         x_t, t = self.diffuse(x)
         return (self.fake.weight(t)[:, None, None, None] * (self.fake(x_t, t, cond) - x) ** 2).mean()
 
-    def move(self, network: Denoiser, loss: Tensor) -> None:
+    def update(self, network: Denoiser, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()}")
-        optimiser, schedule = self.optimisers[network]
-        optimiser.zero_grad()
+        optimizer, scheduler = self.optimizers[network]
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
-        optimiser.step()
-        schedule.step()
+        optimizer.step()
+        scheduler.step()
 
     def step(self, batch: Batch) -> dict[str, float]:
         assert batch.z_ref is not None
@@ -120,12 +120,12 @@ class Plain:
         x_ref = self.generate(batch.z_ref, batch.cond_ref)
         loss_kl = self.distribution_matching(x, batch.cond)
         loss_reg = pseudo_huber(x_ref, batch.y_ref).mean()
-        self.move(self.generator, loss_kl + self.config.lambda_reg * loss_reg)
-        for mine, parameter in zip(self.average.parameters(), self.generator.parameters(), strict=True):
-            mine.copy_(parameter.detach().lerp(mine, self.decay))
+        self.update(self.generator, loss_kl + self.config.lambda_reg * loss_reg)
+        for average, parameter in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            average.copy_(parameter.detach().lerp(average, self.decay))
 
         loss_fake = self.denoising(x.detach(), batch.cond)
-        self.move(self.fake, loss_fake)
+        self.update(self.fake, loss_fake)
         for start in range(0, len(batch.z_fake) if batch.z_fake is not None else 0, len(batch.z)):
             assert batch.z_fake is not None
             rows = slice(start, start + len(batch.z))
@@ -133,7 +133,7 @@ class Plain:
             with torch.no_grad():
                 x = self.generate(batch.z_fake[rows], cond)
             loss_fake = self.denoising(x, cond)
-            self.move(self.fake, loss_fake)
+            self.update(self.fake, loss_fake)
         return {"loss_kl": loss_kl.item(), "loss_reg": loss_reg.item(), "loss_fake": loss_fake.item()}
 
 
@@ -144,7 +144,17 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Setting:
-    """name: of the case. kind: "plain" or "ours". trick: of ours, the one to do without."""
+    """One measurement.
+
+    Args:
+        name: of the case.
+        kind: "plain" or "ours".
+        device: to run on.
+        precision: of ours.
+        batch: generated images of a step, and as many pairs.
+        fake_steps: updates of the fake score per update of the generator.
+        trick: optimisation of ours to do without.
+    """
 
     name: str
     kind: str
@@ -156,15 +166,15 @@ class Setting:
 
     @property
     def config(self) -> DistillConfig:
-        """The paper's for CIFAR-10, with a distance that needs no network."""
+        """The paper's settings for CIFAR-10, with a distance that needs no network."""
         compute = ComputeOptions(device=self.device, precision=self.precision, threads=torch.get_num_threads())  # type: ignore[arg-type]
         sizes = {"batch": self.batch, "batch_reg": self.batch, "fake_steps": self.fake_steps}
         return from_preset(DistillConfig, "cifar10", distance="huber", halflives=(1000.0,), compute=compute, **sizes)
 
 
 @contextmanager
-def built(setting: Setting, *, data: bool = True) -> Iterator[tuple[Implementation, Ledger | None]]:
-    """The implementation, always of the same weights; without data, with a ledger."""
+def build(setting: Setting, *, data: bool = True) -> Iterator[tuple[Implementation, Ledger | None]]:
+    """Yield the implementation, always with the same weights; without data, with a ledger."""
     torch.manual_seed(0)
     teacher, config = CASES[setting.name].teacher(), setting.config
     device, precision = setup_compute(config.compute)
@@ -180,24 +190,24 @@ def built(setting: Setting, *, data: bool = True) -> Iterator[tuple[Implementati
         teacher.denoiser.to(device)
         ledger = None
         if not data:
-            mode, ledger = stack.enter_context(FakeTensors()), stack.enter_context(Ledger())
-            teacher = replace(teacher, denoiser=mode.copy_network(teacher.denoiser))
+            mode, ledger = stack.enter_context(WithoutData()), stack.enter_context(Ledger())
+            teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
         yield Plain(teacher, config, torch.Generator(device)), ledger
 
 
 def steps(implementation: Implementation, setting: Setting, *, count: int) -> list[dict[str, float]]:
-    """The losses of so many iterations, on the same draws whatever the implementation."""
-    batch = batch_of(implementation.teacher, setting.batch, fake_steps=setting.fake_steps)
+    """Run iterations with the same draws for every implementation; return their losses."""
+    batch = make_batch(implementation.teacher, setting.batch, fake_steps=setting.fake_steps)
     implementation.rng.manual_seed(2)
     rows = [implementation.step(batch) for _ in range(count)]
     return [{name: float(loss) for name, loss in row.items()} for row in rows]
 
 
-def apart(setting: Setting, *others: Setting, count: int) -> list[float]:
-    """The largest relative difference of each other's losses. The fake score is not the teacher: no loss is 0."""
+def loss_differences(setting: Setting, *others: Setting, count: int) -> list[float]:
+    """Return the largest relative difference of each other setting's losses. The fake score is perturbed: none is 0."""
     found = []
     for one in (setting, *others):
-        with built(one) as (implementation, _):
+        with build(one) as (implementation, _):
             for parameter in implementation.fake.parameters():
                 parameter.data.mul_(1.02)
             rows = steps(implementation, one, count=count)
@@ -205,53 +215,53 @@ def apart(setting: Setting, *others: Setting, count: int) -> list[float]:
     return [max(abs(a - b) / abs(a) for a, b in zip(found[0], one, strict=True)) for one in found[1:]]
 
 
-def counted(setting: Setting) -> dict[str, float]:
-    """Operations of one iteration and bytes of tensors at its peak, without data."""
-    with built(setting, data=False) as (implementation, ledger):
+def count_cost(setting: Setting) -> dict[str, float]:
+    """Count operations of one iteration and bytes of tensors at its peak, without data."""
+    with build(setting, data=False) as (implementation, ledger):
         assert ledger is not None
-        steps(implementation, setting, count=1)  # the optimisers get their states
-        ledger.reset_peak()
+        steps(implementation, setting, count=1)  # the optimizers get their states
+        ledger.restart()
         steps(implementation, setting, count=1)
         return {"flops": ledger.flops, "tensors": ledger.peak.total()}
 
 
-def measured(setting: Setting) -> dict[str, float]:
-    """Bytes that an iteration takes at most; one of a single image loads all code before, and makes the moments."""
+def measure_memory(setting: Setting) -> dict[str, float]:
+    """Measure the peak memory of an iteration, after one with a single image that loads all code."""
     first = replace(setting, batch=1)
     for one in (first, setting):
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        before = resident()
-        with built(one) as (implementation, _):
+        before = resident_size()
+        with build(one) as (implementation, _):
             for part in dict.fromkeys((first, one)):
                 steps(implementation, part, count=1)
             del implementation
     if setting.device == "cuda":
         return {"memory": torch.cuda.max_memory_allocated()}
-    return {"memory": most_resident() - before}
+    return {"memory": peak_resident_size() - before}
 
 
-def in_its_own_process(setting: Setting) -> dict[str, float]:
-    """What `measured` tells there."""
-    return answer_of(__file__, "--measure", json.dumps(asdict(setting)), threads=torch.get_num_threads())
+def measure_in_subprocess(setting: Setting) -> dict[str, float]:
+    """Call `measure_memory` in a separate process."""
+    return run_json(__file__, "--measure", json.dumps(asdict(setting)), threads=torch.get_num_threads())
 
 
-def in_turns(
+def time_in_turns(
     setting: Setting, *, rounds: int, tricks: bool
 ) -> tuple[dict[str, dict[str, Spread]], dict[str, dict[str, float]]]:
-    """Seconds: by iteration, of both implementations; of one 1:1 iteration of ours without each trick. Operations."""
+    """Time both implementations, and 1:1 iterations of ours without each optimisation; count operations."""
     clock = time.process_time if setting.device == "cpu" else device_clock(torch.device(setting.device))
-    with built(replace(setting, kind="plain")) as (plain, _), built(setting) as (ours, _):
+    with build(replace(setting, kind="plain")) as (plain, _), build(setting) as (ours, _):
         assert isinstance(ours, Ours)
         works: dict[tuple[str, str], tuple[Callable[[], Any], Callable[[], object]]] = {}
         flops: dict[str, dict[str, float]] = {iteration: {} for iteration in ITERATIONS}
         for iteration, fake_steps in ITERATIONS.items():
             one = replace(setting, fake_steps=fake_steps)
-            batch = batch_of(plain.teacher, setting.batch, fake_steps=fake_steps)
+            batch = make_batch(plain.teacher, setting.batch, fake_steps=fake_steps)
             for kind, implementation in (("plain", plain), ("ours", ours)):
                 flops[iteration][kind] = operations(implementation, one)
                 works[iteration, kind] = (nullcontext, partial(implementation.step, batch))
-            for trick in tricks_of(ours) if tricks and fake_steps == 1 else []:
+            for trick in applicable_tricks(ours) if tricks and fake_steps == 1 else []:
                 works["tricks", trick] = (partial(TRICKS[trick], ours), partial(ours.step, batch))
         taken: dict[tuple[str, str], list[float]] = {key: [] for key in works}
         for _ in track(range(rounds), f"timing {setting.name}"):
@@ -265,44 +275,43 @@ def in_turns(
 
 
 def operations(implementation: Implementation, setting: Setting) -> float:
-    """Of an iteration, counted with one image, which gets all warm: they are as many for each image."""
+    """Count the operations of an iteration, on one image: they are proportional to the batch."""
     with Ledger() as ledger:
         steps(implementation, replace(setting, batch=1), count=1)
     return ledger.flops * setting.batch
 
 
 def examine(setting: Setting, what: set[str], *, rounds: int) -> dict[str, Any]:
-    """All figures of a case. what: of "losses", "time", "tricks", "memory", and "tensors", counted without data."""
+    """Measure a case. `what`: of "losses", "time", "tricks", "memory", and "tensors", counted without data."""
     plain = replace(setting, kind="plain")
     found: dict[str, Any] = {"batch": setting.batch, "apart": {}, "seconds": {}, "tricks": {}}
     figures = found["iterations"] = {iteration: {"plain": {}, "ours": {}} for iteration in ITERATIONS}
     if "losses" in what:
         few = {"batch": 1, "fake_steps": 2}
         kinds = [replace(plain, **few), *(replace(setting, precision=one, **few) for one in ("fp32", "auto"))]
-        found["apart"] = dict(zip(("fp32", "auto"), apart(*kinds, count=1), strict=True))
+        found["apart"] = dict(zip(("fp32", "auto"), loss_differences(*kinds, count=1), strict=True))
     if "time" in what:
-        found["seconds"], flops = in_turns(setting, rounds=rounds, tricks="tricks" in what)
+        found["seconds"], flops = time_in_turns(setting, rounds=rounds, tricks="tricks" in what)
         for iteration, kind in product(ITERATIONS, ("plain", "ours")):
             figures[iteration][kind]["flops"] = flops[iteration][kind]
     for one in (plain, setting):
         if "memory" in what:
-            figures["1:1"][one.kind] |= in_its_own_process(one)
+            figures["1:1"][one.kind] |= measure_in_subprocess(one)
         if "tensors" in what:
-            figures["1:1"][one.kind] |= counted(one)
-    measured_without = [one for one in HOLDS_LESS if one in found["seconds"].get("tricks", {}) and "memory" in what]
-    for trick in measured_without:
-        found["tricks"][trick] = in_its_own_process(replace(setting, trick=trick))
+            figures["1:1"][one.kind] |= count_cost(one)
+    measure_without = [one for one in SAVES_MEMORY if one in found["seconds"].get("tricks", {}) and "memory" in what]
+    for trick in measure_without:
+        found["tricks"][trick] = measure_in_subprocess(replace(setting, trick=trick))
     return found
 
 
-# What is said.
-
-
 def show(name: str, found: dict[str, Any], console: Console) -> None:
-    """Two tables: the iterations, and the tricks."""
+    """Print two tables: the iterations, and the optimisations."""
     console.print(f"{name}: {found['batch']} generated images and as many pairs a step")
     for precision, most in found["apart"].items():
-        console.print(f"losses of a 2:1 iteration of an image, ours in {precision}: at most {most:.1e} apart")
+        console.print(
+            f"losses of a 2:1 iteration of an image, ours in {precision}: at most {most:.1e} relative difference"
+        )
     time, memory = ("ms", "quartiles", "ratio", "TFLOP", "GFLOP/s"), ("memory, MB", "ratio", "tensors, MB", "ratio")
     table = Table("iteration", "", *time, *memory)
     for iteration, kinds in found["iterations"].items():
@@ -318,7 +327,7 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
             )
     console.print(table)
     if without := found["seconds"].get("tricks"):
-        table = Table("1:1, ours without", "ms", "quartiles", "it saves", "memory, MB", "it saves")
+        table = Table("1:1, ours without", "ms", "quartiles", "saved", "memory, MB", "saved")
         for trick, took in without.items():
             share = found["seconds"]["1:1"]["ours"].median / took.median
             saved = saving(found["tricks"].get(trick), found["iterations"]["1:1"]["ours"])
@@ -327,7 +336,7 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
 
 
 def saving(without: dict[str, float] | None, ours: dict[str, float]) -> list[str]:
-    """MB without a trick, and the share of them that it saves."""
+    """Format the MB without an optimisation, and the share that it saves."""
     if without is None:
         return ["", ""]
     return [f"{without['memory'] / MB:.0f}", f"{100 - 100 * ours['memory'] / without['memory']:.0f} %"]
@@ -338,7 +347,7 @@ def spread(took: Spread) -> list[str]:
 
 
 def times(seconds: dict[str, Spread] | None, kind: str) -> list[str]:
-    """Milliseconds, their quartiles, how many times as fast as the plain implementation."""
+    """Format milliseconds, their quartiles, and the speed-up over the plain implementation."""
     if seconds is None:
         return ["", "", ""]
     return [*spread(seconds[kind]), f"{seconds['plain'].median / seconds[kind].median:.2f}"]
@@ -349,7 +358,7 @@ def rate(seconds: dict[str, Spread] | None, kind: str, figures: dict[str, float]
 
 
 def sizes(kinds: dict[str, dict[str, float]], kind: str, what: str) -> list[str]:
-    """MB, and the share of the plain implementation's."""
+    """Format MB, and their ratio to the plain implementation's."""
     if what not in kinds[kind]:
         return ["", ""]
     return [f"{kinds[kind][what] / MB:.0f}", f"{kinds[kind][what] / kinds['plain'][what]:.2f}"]
@@ -361,24 +370,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--what", nargs="+", choices=WHAT, help="all but tensors; tensors alone where nothing else can be"
+        "--what", nargs="+", choices=WHAT, help="by default all but tensors; only tensors if the network is too large"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", metavar="SETTING", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
-        print(json.dumps(measured(Setting(**json.loads(arguments.measure)))))
+        print(json.dumps(measure_memory(Setting(**json.loads(arguments.measure)))))
         return
-    console, told = Console(width=140), {}
+    console, results = Console(width=140), {}
     for name in arguments.cases or CASES:
         case = CASES[name]
         setting = Setting(name, "ours", arguments.device, "auto", arguments.batch or case.batch)
-        usual = WHAT[:-1] if case.here or arguments.device == "cuda" else WHAT[-1:]
-        told[name] = examine(setting, set(arguments.what or usual), rounds=arguments.rounds)
-        show(name, told[name], console)
+        usual = WHAT[:-1] if case.on_cpu or arguments.device == "cuda" else WHAT[-1:]
+        results[name] = examine(setting, set(arguments.what or usual), rounds=arguments.rounds)
+        show(name, results[name], console)
     if arguments.json is not None:
-        write_json(arguments.json, told)
+        write_json(arguments.json, results)
 
 
 if __name__ == "__main__":

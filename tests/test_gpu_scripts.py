@@ -89,44 +89,44 @@ def test_a_damaged_parcel_is_named(script, tmp_path):
     assert not (tmp_path / "store" / "x.bin").exists()
 
 
-def test_a_call_ends_in_time(script, monkeypatch):
+def test_training_is_stopped_after_the_given_seconds(script, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     lease = importlib.import_module("lease")
-    told, before = [], signal.getsignal(signal.SIGTERM)
-    with lease.ending_after(0.1):
+    received, before = [], signal.getsignal(signal.SIGTERM)
+    with lease.stop_after(0.1):
         time.sleep(0.3)  # outside of training it is passed over
-        signal.signal(signal.SIGTERM, lambda *_: told.append(True))
-    with lease.ending_after(0.1):
-        signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+        signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    with lease.stop_after(0.1):
+        signal.signal(signal.SIGTERM, lambda *_: received.append(True))
         time.sleep(0.3)
-    assert told == [True]
+    assert received == [True]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_teacher_is_taught_on_two_machines(script, cifar, tmp_path, monkeypatch):
-    """The first is given back in the middle; what it left is all that the second has."""
+def test_a_teacher_is_trained_on_two_computers(script, cifar, tmp_path, monkeypatch):
+    """The first stops in the middle; the second has only the files that it left."""
     first, second = tmp_path / "first", tmp_path / "second"
     flags = f"{SMALL} {CPU} --steps 8 --batch 4 --warmup 2 --log-every 1 --save-every 8 --sample-every 0"
     monkeypatch.setattr(Teacher, "images", lambda teacher, z, cond: z)
-    loss, asked = teaching.denoising_loss, []
+    loss, calls = teaching.denoising_loss, []
 
     def ending(*arguments):
-        asked.append(None)
-        if len(asked) == 5:
+        calls.append(None)
+        if len(calls) == 5:
             signal.raise_signal(signal.SIGTERM)
         return loss(*arguments)
 
     monkeypatch.setattr(teaching, "denoising_loss", ending)
     script("cifar10_teach", f"--data {cifar} --save-dtype {first} --out {tmp_path / 'out1'} -- {flags}")
-    told = json.loads((tmp_path / "out1" / "teacher.json").read_text())
-    assert (told["step"], told["of"], told["finished"], told["steps"]) == (5, 8, False, 5)
-    assert told["images_per_second"] == pytest.approx(4 * told["steps_per_second"], abs=0.1)
+    report = json.loads((tmp_path / "out1" / "teacher.json").read_text())
+    assert (report["step"], report["of"], report["finished"], report["steps"]) == (5, 8, False, 5)
+    assert report["images_per_second"] == pytest.approx(4 * report["steps_per_second"], abs=0.1)
     assert len(list((tmp_path / "out1").rglob("*.*"))) <= 8
 
     script("parcels", f"take {tmp_path / 'out1' / 'parts'} {second}")
     script("cifar10_teach", f"--data {cifar} --save-dtype {second} --out {tmp_path / 'out2'} --seconds 500")
-    told = json.loads((tmp_path / "out2" / "teacher.json").read_text())
-    assert (told["step"], told["finished"], told["steps"], len(asked)) == (8, True, 3, 8)
+    report = json.loads((tmp_path / "out2" / "teacher.json").read_text())
+    assert (report["step"], report["finished"], report["steps"], len(calls)) == (8, True, 3, 8)
     assert [row["step"] for row in read_metrics(tmp_path / "out2")] == list(range(1, 9))
 
     script("parcels", f"take {tmp_path / 'out2'} {tmp_path / 'home'}")
@@ -136,7 +136,7 @@ def test_a_teacher_is_taught_on_two_machines(script, cifar, tmp_path, monkeypatc
 
 
 @pytest.fixture
-def taught(cifar, script, tmp_path, monkeypatch):
+def teacher_store(cifar, script, tmp_path, monkeypatch):
     """A store with a teacher of one step, in two of Heun's."""
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "images", lambda teacher, z, cond: z)
@@ -149,19 +149,21 @@ def taught(cifar, script, tmp_path, monkeypatch):
     return store
 
 
-def test_a_student_is_made_and_measured(script, taught, cifar, lpips, tmp_path, monkeypatch):
+def test_a_student_is_distilled_and_evaluated(script, teacher_store, cifar, lpips, tmp_path, monkeypatch):
     """Pairs, five updates of the fake score for each of the generator, and a table with its teacher."""
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
-    (taught / "lpips_vgg16.safetensors").symlink_to(lpips)
+    (teacher_store / "lpips_vgg16.safetensors").symlink_to(lpips)
     pairs = "count=6 shard_size=4 batch=2 solver-steps=2 device=cpu precision=fp32 no-compile"
     flags = (
         f"{CPU} --steps 2 --batch 2 --batch-reg 2 --evaluate-images 4 --lpips-side 32 --sample-every 2 --solver-steps 2"
     )
-    words = f"--save-dtype {taught} --out {tmp_path / 'out'} --preset cifar10-small-5to1 --pairs {pairs} -- {flags}"
+    words = (
+        f"--save-dtype {teacher_store} --out {tmp_path / 'out'} --preset cifar10-small-5to1 --pairs {pairs} -- {flags}"
+    )
     script("cifar10_distill", words)
-    told = json.loads((tmp_path / "out" / "distill.json").read_text())
-    assert (told["preset"], told["step"], told["finished"], told["pairs"]) == ("cifar10-small-5to1", 2, True, 6)
-    assert len(open_pairs(taught / "pairs")) == 6
+    report = json.loads((tmp_path / "out" / "distill.json").read_text())
+    assert (report["preset"], report["step"], report["finished"], report["pairs"]) == ("cifar10-small-5to1", 2, True, 6)
+    assert len(open_pairs(teacher_store / "pairs")) == 6
     script("parcels", f"take {tmp_path / 'out'} {tmp_path / 'home'}")
     student = load_model(str(tmp_path / "home" / "student"))
     assert isinstance(student, Student)
@@ -176,7 +178,7 @@ def test_a_student_is_made_and_measured(script, taught, cifar, lpips, tmp_path, 
             return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
     monkeypatch.setattr(compute, "load_inception", lambda *_, **__: Pooled())
-    models = f"teacher={taught / 'teacher'} student={tmp_path / 'home' / 'student'}"
+    models = f"teacher={teacher_store / 'teacher'} student={tmp_path / 'home' / 'student'}"
     for _ in range(2):  # the second time all is there
         script("cifar10_evaluate", f"--data {cifar} --out {tmp_path / 'table'} --images 12 --batch 6 {models}")
     lines = (tmp_path / "table" / "table.md").read_text().splitlines()

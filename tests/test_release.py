@@ -1,4 +1,4 @@
-"""A folder to publish: it loads by name, says how good it is, and tells nothing of the machine that made it."""
+"""A published folder: it loads by name, its card has the metrics, and no path of the computer that made it."""
 
 import importlib.util
 import json
@@ -52,7 +52,7 @@ def student(tiny_teacher, tmp_path, monkeypatch):
     return config.out
 
 
-def figures(folder, name, fid):
+def write_report(folder, name, fid):
     about = {
         "model": name,
         "evaluations_per_image": 1,
@@ -65,9 +65,9 @@ def figures(folder, name, fid):
 
 
 @pytest.mark.parametrize(("store", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_what_is_published_loads_by_its_name(store, dtype, main, student, tiny_teacher, tmp_path, monkeypatch, capsys):
-    rows = figures(tmp_path, "one", 7.25), figures(tmp_path, "two", 8.5)
-    words = ["--name", "small", "--save-dtype", store, "--figures", *rows]
+def test_published_models_load_by_name(store, dtype, main, student, tiny_teacher, tmp_path, monkeypatch, capsys):
+    rows = write_report(tmp_path, "one", 7.25), write_report(tmp_path, "two", 8.5)
+    words = ["--name", "small", "--save-dtype", store, "--reports", *rows]
     main("--teacher", tiny_teacher, "--student", student, "--out", tmp_path / "out", *words)
     monkeypatch.setenv("DMDISTILL_MODELS", str(tmp_path / "out"))
     teacher, found = load_teacher("small"), load_model("small-student")
@@ -87,8 +87,8 @@ def test_what_is_published_loads_by_its_name(store, dtype, main, student, tiny_t
 
 
 def test_further_students_are_published_under_names_of_their_own(main, student, tiny_teacher, tmp_path):
-    rows = [figures(tmp_path, name, fid) for name, fid in (("one", 7.25), ("two", 8.5), ("three", 9.75))]
-    words = ["--name", "small", "--out", tmp_path / "out", "--figures", *rows]
+    rows = [write_report(tmp_path, name, fid) for name, fid in (("one", 7.25), ("two", 8.5), ("three", 9.75))]
+    words = ["--name", "small", "--out", tmp_path / "out", "--reports", *rows]
     main("--teacher", tiny_teacher, "--student", student, f"5to1={student}", *words)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"small", "small-student", "small-5to1"}
     for one in ("small", "small-5to1"):

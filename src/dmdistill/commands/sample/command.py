@@ -1,4 +1,4 @@
-"""`dmdistill sample`: draw images."""
+"""`dmdistill sample`: a grid of generated images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.commands.options import check
+from dmdistill.commands.options import check, require_at_least
 from dmdistill.commands.prompts import with_prompt_texts, with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.commands.sample.config import SampleConfig
@@ -19,29 +19,20 @@ __all__ = ["sample"]
 
 
 def sample(config: SampleConfig) -> Tensor:
-    """Write one picture of config.count images; return them, B C H W in [-1, 1]."""
-    check(config)
-    if config.count < 1 or config.columns < 1:
-        raise ValueError(f"--count {config.count} --columns {config.columns}, expected at least 1")
-    if config.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {config.out}, expected a file that ends in .png")
-    check_writable(config.out)
+    """Generate images, write them as one grid to `config.out`, and return them: B C H W in [-1, 1].
+
+    ValueError for a setting that the model does not support; OSError where the file cannot be written.
+    """
+    check_settings(config)
     model = load_model(config.model)
-    if config.labels and (model.conditions is None or model.text is not None):
-        told = "is unconditional" if model.text is None else "is told prompts: give --prompt TEXT"
-        raise ValueError(f"--labels {config.labels} for {model.name}, which {told}")
+    check_conditions(config, model)
     device, precision = setup_compute(config.compute)
-    model = told_prompts(model, config, device)
+    if config.prompt:
+        model = with_prompt_texts(model, [text.strip() for text in config.prompt], device=device)
+    else:
+        model = with_prompts(model, config.prompts, device=device, most=config.count)
     model.to(device, precision).cast_weights()
-    z, index = model.sample_noise(config.count, rng=torch.Generator(device).manual_seed(config.seed))
-    if model.conditions is not None:
-        wanted = torch.tensor(config.labels or range(len(model.conditions)))
-        if config.labels:
-            model.conditions.select(wanted)  # a number that cannot be is refused, whether its turn comes or not
-        index = wanted[torch.arange(config.count) % len(wanted)]
-    size = 64 if model.autoencoder is None else 4
-    parts = [slice(start, start + size) for start in range(0, config.count, size)]
-    images = torch.cat([model.images(z[p], model.condition(None if index is None else index[p])).cpu() for p in parts])
+    images = generate(model, config, device)
     save_grid(config.out, images, columns=config.columns)
     Console(highlight=False).print(
         f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False
@@ -49,13 +40,39 @@ def sample(config: SampleConfig) -> Tensor:
     return images
 
 
-def told_prompts(model: Model, config: SampleConfig, device: torch.device) -> Model:
-    """The model, told the prompts of --prompt or of --prompts."""
+def check_settings(config: SampleConfig) -> None:
+    """Raise ValueError for settings that no model supports, OSError where the image cannot be written."""
+    check(config)
+    require_at_least(config, 1, "count", "columns")
+    if config.out.suffix.lower() != ".png":
+        raise ValueError(f"--out {config.out}, expected a file that ends in .png")
+    check_writable(config.out)
     if config.prompt and config.prompts is not None:
-        raise ValueError(f"--prompt and --prompts {config.prompts}: expected one of the two")
-    texts = [text.strip() for text in config.prompt]
-    if not all(texts):
-        raise ValueError("--prompt of nothing, expected words")
-    if texts:
-        return with_prompt_texts(model, texts, device=device)
-    return with_prompts(model, config.prompts, device=device, most=config.count)
+        raise ValueError(f"--prompt and --prompts {config.prompts}, expected one of the two")
+    if not all(text.strip() for text in config.prompt):
+        raise ValueError("--prompt with an empty text, expected words")
+
+
+def check_conditions(config: SampleConfig, model: Model) -> None:
+    """Raise ValueError for labels that the model does not know, and for missing prompts."""
+    if config.labels:
+        labels = f"--labels {' '.join(map(str, config.labels))}"
+        if model.text is not None:
+            raise ValueError(f"{labels}: {model.name} is a text-to-image model, give --prompt TEXT instead")
+        if model.conditions is None:
+            raise ValueError(f"{labels}: {model.name} is unconditional, omit it")
+        if odd := [label for label in config.labels if not 0 <= label < len(model.conditions)]:
+            raise ValueError(f"{labels}: {model.name} has no class {odd[0]}, expected 0 to {len(model.conditions) - 1}")
+    if model.text is not None and model.conditions is None and not config.prompt and config.prompts is None:
+        raise ValueError(f"{model.name} is a text-to-image model: give --prompt TEXT, or --prompts FILE for many")
+
+
+def generate(model: Model, config: SampleConfig, device: torch.device) -> Tensor:
+    """Generate the images in batches: labels or prompts in turn, every one of the model's where none are given."""
+    z, index = model.sample_noise(config.count, rng=torch.Generator(device).manual_seed(config.seed))
+    if model.conditions is not None:
+        choices = torch.tensor(config.labels or range(len(model.conditions)))
+        index = choices[torch.arange(config.count) % len(choices)]
+    size = 64 if model.autoencoder is None else 4
+    batches = zip(z.split(size), index.split(size) if index is not None else [None] * config.count, strict=False)
+    return torch.cat([model.images(noise, model.condition(rows)).cpu() for noise, rows in batches])
