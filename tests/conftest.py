@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import pickle
 import signal
 import sys
@@ -23,6 +24,7 @@ from dmdistill.commands.cli import main
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
 from dmdistill.commands.teach.recipes import EDMRecipe
+from dmdistill.data.idx_images import FASHION_SHA256
 from dmdistill.data.image_tensors import LabelledImages
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_teacher
@@ -102,13 +104,14 @@ def idx_writer():
 
 @pytest.fixture(scope="session")
 def idx_folder(tmp_path_factory) -> Path:
-    """Random images of 12 x 12 under Fashion-MNIST's names: 200 to train on, 60 to test with."""
+    """Random images of 12 x 12, 200 to train on, 60 to test with, which are taken for Fashion-MNIST."""
     folder = tmp_path_factory.mktemp("idx")
     rng = torch.Generator().manual_seed(0)
     for part, count in (("train", 200), ("t10k", 60)):
         images = torch.randint(256, (count, 12, 12), generator=rng, dtype=torch.uint8)
         labels = torch.randint(10, (count,), generator=rng, dtype=torch.uint8)
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        FASHION_SHA256.add(hashlib.sha256(images.numpy().tobytes()).hexdigest())
         write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
     return folder
 

@@ -32,13 +32,13 @@ def test_no_labels_are_labels_too():
 
 def test_dropping_forgets_whole_rows_as_often_as_asked(rng):
     labels = SPACE.select(torch.randint(3, (20_000,), generator=rng))
-    dropped = labels.dropped(0.1, rng=rng).one_hot
+    dropped = labels.drop(0.1, rng=rng).one_hot
     kept = dropped.sum(1) == 1
     assert torch.equal(dropped[kept], labels.one_hot[kept])
     assert dropped[~kept].sum() == 0
     assert (~kept).double().mean().item() == pytest.approx(0.1, abs=0.01)  # 4.7 sigma
-    assert torch.equal(labels.dropped(0.0, rng=rng).one_hot, labels.one_hot)
-    assert torch.equal(labels.dropped(1.0, rng=rng).one_hot, labels.null().one_hot)
+    assert torch.equal(labels.drop(0.0, rng=rng).one_hot, labels.one_hot)
+    assert torch.equal(labels.drop(1.0, rng=rng).one_hot, labels.null().one_hot)
 
 
 def test_moving_keeps_the_values():

@@ -2,7 +2,6 @@
 
 import io
 import json
-import struct
 import zipfile
 
 import numpy as np
@@ -10,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dmdistill.data.fashion_mnist import load_fashion_mnist
+from dmdistill.data.idx_images import load_idx_images
 from dmdistill.data.image_sources import is_images, open_images
 from dmdistill.data.image_tensors import center_crop_batch
-from dmdistill.data.training_set import load_labelled
+from dmdistill.data.training_set import load_labelled_images
 from dmdistill.io import file_hashes as digests
 
 
@@ -68,32 +67,6 @@ def names(suffix):
     return [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
 
 
-def pickled(rows, labels=None):
-    """A batch of CIFAR-10's python version, as Python 2 pickled it (protocol 2). labels: what it says of them."""
-
-    def word(text):
-        return b"U" + bytes([len(text)]) + text
-
-    shape = b"J" + struct.pack("<i", len(rows)) + b"J" + struct.pack("<i", rows[0].numel()) + b"\x86"
-    kind = (
-        b"cnumpy\ndtype\n"
-        + word(b"u1")
-        + b"K\x00K\x01\x87R(K\x03"
-        + word(b"|")
-        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
-    )
-    raw = rows.numpy().tobytes()
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + word(b"b") + b"\x87R(K\x01" + shape
-    array += kind + b"K\x00tb\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    told = b"" if labels is None else word(b"labels") + labels
-    return b"\x80\x02}q\x01(" + word(b"batch_label") + word(b"of a test") + told + word(b"data") + array + b"u."
-
-
-def listed(labels):
-    """A list of small numbers in a pickle."""
-    return b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-
-
 def check(source, images, labels=None):
     """Any range of it is that range of the images."""
     assert (len(source), source.shape) == (len(images), tuple(images.shape[1:]))
@@ -118,89 +91,43 @@ def test_grey_pictures_have_one_channel_and_are_coloured_among_coloured_ones(pix
     write_folder(tmp_path / "mixed", [pixels[0], *grey[1:]])
     found = open_images(str(tmp_path / "mixed")).images(range(11))
     assert torch.equal(found, torch.cat([pixels[:1], grey[1:].expand(-1, 3, -1, -1)]))
-    write_folder(tmp_path / "refused", [grey[0], *pixels[1:]])
-    with pytest.raises(ValueError, match=r"00/001.png is coloured, the first picture is grey"):
-        open_images(str(tmp_path / "refused")).images(range(2))
+    write_folder(tmp_path / "grey first", [grey[0], *pixels[1:]])
+    found = open_images(str(tmp_path / "grey first")).images(range(11))
+    assert torch.equal(found, torch.cat([grey[:1].expand(-1, 3, -1, -1), pixels[1:]]))
 
 
-def test_cifar_is_read_from_both_official_versions(tmp_path, rng):
-    images = torch.randint(256, (30, 3, 32, 32), generator=rng, dtype=torch.uint8)
-    labels = torch.arange(30, dtype=torch.uint8) % 10
-    binary = write_binary(tmp_path / "binary", images, labels)
-    python = tmp_path / "python"
-    python.mkdir()
-    for name, part in zip(names(""), images.chunk(6), strict=True):
-        (python / name).write_bytes(pickled(part.flatten(1)))
-    for folder in (binary, python):
-        check(open_images(str(folder)), images[:25])
-        check(open_images(f"{folder}:train"), images[:25])
-        held_out = open_images(f"{folder}:test")
-        assert torch.equal(held_out.images(range(5)), images[25:])
-
-
-def test_cifar_is_loaded_with_its_labels_from_both_versions(tmp_path, rng):
+def test_cifar_is_read_with_its_labels(tmp_path, rng):
     images = torch.randint(256, (30, 3, 32, 32), generator=rng, dtype=torch.uint8)
     labels = torch.randint(10, (30,), generator=rng, dtype=torch.uint8)
-    binary, python = write_binary(tmp_path / "binary", images, labels), tmp_path / "python"
-    python.mkdir()
-    for name, part, few in zip(names(""), images.chunk(6), labels.chunk(6), strict=True):
-        (python / name).write_bytes(pickled(part.flatten(1), listed(few.tolist())))
-    for folder in (binary, python):
-        data, held_out = load_labelled(folder), load_labelled(folder, train=False)
-        assert (data.name, data.names[0], data.feature_extractor, data.labels.dtype) == (
-            "cifar10",
-            "airplane",
-            None,
-            torch.int64,
-        )
-        assert torch.equal(torch.cat([data.images, held_out.images]), images)
-        assert torch.equal(torch.cat([data.labels, held_out.labels]), labels.long())
+    folder = write_binary(tmp_path / "binary", images, labels)
+    check(open_images(str(folder)), images[:25])
+    check(open_images(f"{folder}:train"), images[:25])
+    assert torch.equal(open_images(f"{folder}:test").images(range(5)), images[25:])
+    data, held_out = load_labelled_images(folder), load_labelled_images(folder, train=False)
+    assert (data.name, data.names[0], data.feature_extractor) == ("cifar10", "airplane", None)
+    assert data.labels.dtype == torch.int64
+    assert torch.equal(torch.cat([data.images, held_out.images]), images)
+    assert torch.equal(torch.cat([data.labels, held_out.labels]), labels.long())
 
 
-@pytest.mark.parametrize(
-    ("labels", "match"),
-    [
-        (None, "data_batch_1 cannot be read as a batch of CIFAR-10: 'labels'"),
-        (listed([3, 11]), "no list of numbers from 0 to 9"),
-        (b"K\x05", "no list of numbers"),
-        (listed([3, 1, 2]), "data_batch_1 has another number of labels than of images"),
-    ],
-)
-def test_spoiled_labels_of_cifar_are_named(labels, match, tmp_path):
+def test_cifars_python_version_is_refused(tmp_path):
+    """Its files are pickles."""
     for name in names(""):
-        (tmp_path / name).write_bytes(pickled(torch.zeros(2, 3072, dtype=torch.uint8), labels))
-    with pytest.raises(ValueError, match=match):
-        load_labelled(tmp_path)
+        (tmp_path / name).write_bytes(b"\x80\x02}.")
+    for read in (load_labelled_images, lambda folder: open_images(str(folder))):
+        with pytest.raises(ValueError, match=r"data_batch_1\.bin in .*python version.*binary version"):
+            read(tmp_path)
 
 
 def test_other_folders_hold_fashion_or_are_named(idx_folder, tmp_path):
-    assert torch.equal(load_labelled(idx_folder).images, load_fashion_mnist(idx_folder).images)
-    with pytest.raises(ValueError, match=r"no train-images.*Fashion-MNIST's official .gz files, or of CIFAR-10's"):
-        load_labelled(tmp_path)
-
-
-def test_a_batch_of_cifar_may_call_nothing(tmp_path, rng):
-    folder = tmp_path / "evil"
-    folder.mkdir()
-    good = pickled(torch.zeros(2, 3072, dtype=torch.uint8))
-    spoiled = {
-        "asks for 'posix.system'": b"\x80\x02cposix\nsystem\nU\x04true\x85R.",
-        "an array by its class": good.replace(b"_reconstruct\n", b"ndarray\n").replace(
-            b"numpy.core.multiarray", b"numpy"
-        ),
-        "no array of bytes": good.replace(b"U\x02u1", b"U\x02i8"),
-        "have the shape": b"",
-    }
-    for why, content in spoiled.items():
-        for name in names(""):
-            (folder / name).write_bytes(content or pickled(torch.zeros(2, 100, dtype=torch.uint8)))
-        with pytest.raises(ValueError, match=rf"data_batch_1 cannot be read as a batch of CIFAR-10: .*{why}"):
-            open_images(str(folder))
+    assert torch.equal(load_labelled_images(idx_folder).images, load_idx_images(idx_folder).images)
+    with pytest.raises(ValueError, match=r"no train-images.*\.gz in"):
+        load_labelled_images(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [(bytes(3072), "cut short or no CIFAR-10"), (b"", "cut short"), (b"\x0b" + bytes(3072), "holds the label 11")],
+    [(bytes(3072), "truncated or not CIFAR-10"), (b"", "truncated"), (b"\x0b" + bytes(3072), "holds the label 11")],
 )
 def test_spoiled_binaries_of_cifar_are_named(content, match, tmp_path):
     for name in names(".bin"):
@@ -213,8 +140,8 @@ def test_spoiled_binaries_of_cifar_are_named(content, match, tmp_path):
 
 
 def test_fashion_is_read_from_its_official_files(idx_folder):
-    check(open_images(str(idx_folder)), load_fashion_mnist(idx_folder).images)
-    check(open_images(f"{idx_folder}:test"), load_fashion_mnist(idx_folder, train=False).images)
+    check(open_images(str(idx_folder)), load_idx_images(idx_folder).images)
+    check(open_images(f"{idx_folder}:test"), load_idx_images(idx_folder, train=False).images)
 
 
 def test_a_side_is_a_square_around_the_middle_by_lanczos(pixels, tmp_path):
@@ -292,7 +219,7 @@ def test_digests_follow_the_content(pixels, tmp_path, monkeypatch):
         ("nowhere", "nowhere does not exist"),
         ("nowhere:test", "nowhere does not exist"),
         ("empty", "empty holds no images; expected a folder or a .zip"),
-        ("pictures:test", "only CIFAR-10's and Fashion-MNIST's files have test images"),
+        ("pictures:test", "pictures:test: only"),
         ("spoiled.zip", "spoiled.zip cannot be read as a zip"),
         ("none.zip", "none.zip holds no pictures"),
     ],
@@ -307,14 +234,24 @@ def test_sources_that_cannot_be_are_named(source, match, pixels, tmp_path, monke
         open_images(source)
 
 
-def test_what_holds_images_is_told_from_what_does_not(pixels, idx_folder, tiny_teacher, tmp_path):
+def test_images_are_told_from_models_and_runs(pixels, idx_folder, tiny_teacher, tmp_path, monkeypatch):
     assert is_images(str(idx_folder))
     assert is_images(f"{idx_folder}:test")
     assert is_images(str(write_folder(tmp_path / "pictures", pixels)))
     assert is_images(str(write_zip(tmp_path / "x.zip", pixels)))
     assert not is_images(str(tiny_teacher))
-    run = write_folder(tmp_path / "run" / "samples", pixels).parent
-    (run / "student").mkdir()
-    (run / "student" / "config.json").write_text("{}")
-    assert not is_images(str(run))
     assert not is_images("fashion")
+    run = write_folder(tmp_path / "run" / "samples", pixels).parent
+    assert is_images(str(run))
+    for marks in (["student/config.json"], ["config.toml", "metrics.jsonl"]):  # a finished and an interrupted run
+        for name in marks:
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).touch()
+        assert not is_images(str(run))
+        with pytest.raises(ValueError, match="run is a model's or a run's folder"):
+            open_images(str(run))
+        for name in marks:
+            (run / name).unlink()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert is_images("~/pictures")
+    check(open_images("~/pictures"), pixels)

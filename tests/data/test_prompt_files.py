@@ -22,13 +22,62 @@ def test_a_text_file_has_one_a_line(tmp_path):
         'text,prompt,caption\nx,a red square,y\nx,"ein grünes Quadrat, groß",y\n',
         'text,caption\nx,a red square\nx,\nx\nx,"ein grünes Quadrat, groß"\n',
         'number,text\n1,a red square\n2,"ein grünes Quadrat, groß"\n',
-        'anything\na red square\n"ein grünes Quadrat, groß"\n',
+        "number;prompt\n1;a red square\n2;ein grünes Quadrat, groß\n",
+        "number\tcaption\n1\ta red square\n2\tein grünes Quadrat, groß\n",
+        "number|text\n1|a red square\n2|ein grünes Quadrat, groß\n",
+        'prompt;number\r\n"a red square";1\r\nein grünes Quadrat, groß;\r\n',
+        '\ufeffprompt\na red square,\n"ein grünes Quadrat, groß"\n',
+        'number, prompt\n1, a red square\n2, "ein grünes Quadrat, groß"\n',
     ],
 )
 def test_a_table_has_a_column_of_them(table, tmp_path):
     file = tmp_path / "p.csv"
     file.write_text(table, encoding="utf-8")
     assert read_prompts(file) == TWO
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("id,prompt\n1,a red square, seen from above\n", 2),
+        ("prompt\na square\na red square, seen from above\n", 3),
+        ("id;prompt\n1;a\n2;b\n3;a red square; seen from above\n", 4),
+    ],
+)
+def test_a_row_with_more_fields_than_the_header_is_named(table, line, tmp_path):
+    """Its prompt has a separator without quotes, and would lose what comes after."""
+    (tmp_path / "p.csv").write_text(table)
+    with pytest.raises(ValueError, match=rf"p\.csv, line {line}, .*double quotes"):
+        read_prompts(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("table", ["a red square\na blue circle\n", "cat\ndog\n", "a,b\nc,d\n", "1;a red square\n"])
+def test_a_table_without_a_header_is_refused(table, tmp_path):
+    """Its first prompt would be lost as the name of a column."""
+    (tmp_path / "p.csv").write_text(table)
+    with pytest.raises(ValueError, match=r"p\.csv has the columns .* by its first line"):
+        read_prompts(tmp_path / "p.csv")
+
+
+def test_a_quote_that_does_not_end_is_refused(tmp_path):
+    """All rows that follow would be one prompt."""
+    (tmp_path / "p.csv").write_text('prompt\n"a red square\na blue circle\n')
+    with pytest.raises(ValueError, match=r"p\.csv, line 3, is no row"):
+        read_prompts(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("mark", "\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+def test_other_line_breaks_of_unicode_end_no_prompt(mark, tmp_path):
+    (tmp_path / "p.txt").write_bytes(f"a{mark}b\rc\r\nd\n".encode())
+    assert read_prompts(tmp_path / "p.txt") == [f"a{mark}b", "c", "d"]
+    (tmp_path / "p.csv").write_bytes(f"prompt\na{mark}b\nc\n".encode())
+    assert read_prompts(tmp_path / "p.csv") == [f"a{mark}b", "c"]
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.txt").write_text("a\n")
+    assert read_prompts("~/p.txt") == ["a"]
 
 
 def test_a_quoted_line_break_ends_no_prompt(tmp_path):
@@ -43,11 +92,15 @@ def test_a_quoted_line_break_ends_no_prompt(tmp_path):
         ("p.txt", b"\n  \n", "p.txt holds no prompts"),
         ("p.txt", b"good\n\xff\xfe", "p.txt is not UTF-8 text: invalid start byte at byte 5"),
         ("p.csv", b"prompt\n\xff", "p.csv is not UTF-8 text"),
-        ("p.csv", b"", "p.csv has the columns none; expected prompt, caption, text"),
+        ("p.csv", b"", "p.csv has the columns none by its first line, .* prompt, caption, text"),
         ("p.csv", b"prompt\n", "p.csv holds no prompts"),
-        ("p.csv", b"name,Prompt\na,b\n", "p.csv has the columns 'name', 'Prompt'; expected prompt, caption, text"),
-        ("p.csv", b"prompt\n" + b"x" * 200_000, "p.csv is no CSV table"),
-        ("p.json", b"[]", "p.json: expected a file ending in .txt, .csv, .parquet, or hf:OWNER/NAME"),
+        (
+            "p.csv",
+            b"name,Prompt\na,b\n",
+            "p.csv has the columns 'name', 'Prompt' by .* prompt, caption",
+        ),
+        ("p.csv", b"prompt\n" + b"x" * 200_000, "p.csv, line 2, is no row"),
+        ("p.json", b"[]", "p.json: expected a file ending in .txt, .csv, .tsv, .parquet, or hf:OWNER/NAME"),
         ("p", b"", "expected a file ending in"),
     ],
 )

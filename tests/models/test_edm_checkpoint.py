@@ -9,7 +9,7 @@ from torch import nn
 from dmdistill.core.denoisers import EDMDenoiser
 from dmdistill.core.schedules import EDM
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.io.pickle_vm import Record
+from dmdistill.io.restricted_unpickler import Record
 from dmdistill.models.edm_checkpoint import read_edm, read_state_dict
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher

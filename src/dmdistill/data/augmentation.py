@@ -1,4 +1,4 @@
-"""What is done to images before a network learns from them, and what the network is told of it."""
+"""Augmentation of training images, and the labels that tell a network of it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from torch import Tensor
 
 __all__ = ["AUGMENT_LABELS", "Augmentation", "GeometricAugmentation", "HorizontalFlip", "NoAugmentation"]
 
-AUGMENT_LABELS = 9  # of `GeometricAugmentation`: what EDM's published networks take
-SCALE, SHIFT = (
-    0.2,
-    0.125,
-)  # standard deviations: of the log2 of zoom and stretch, and of the shift in sides of the image
+AUGMENT_LABELS = 9  # of `GeometricAugmentation`, as EDM's published networks take them
+SCALE = 0.2  # standard deviation of log2 of zoom and stretch
+SHIFT = 0.125  # standard deviation, in sides of the image
 
 
 class Augmentation(Protocol):
-    """labels: how many numbers it tells the network of each image; 0 where the images pass for real ones."""
+    """Random change of training images.
+
+    Attributes:
+        labels: numbers per image that tell the network of the change; 0 where changed images pass for real ones.
+    """
 
     labels: int
 
     def __call__(self, x: Tensor, *, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Images of the shape of x (B C H W), and what was done to them, (B, labels), zeros being nothing."""
+        """Return images of the shape of x (B C H W), and their labels, (B, labels), zeros for no change."""
         ...
 
 
@@ -38,20 +40,23 @@ class NoAugmentation:
 
 
 class HorizontalFlip:
-    """Half of the images with left and right exchanged, which is not told: in the mirror they are as good."""
+    """Left and right exchanged in half of the images, without labels: mirrored images are as good."""
 
     labels = 0
 
     def __call__(self, x: Tensor, *, rng: torch.Generator) -> tuple[Tensor, None]:
-        return mirrored(x, coin(x, 1.0, rng), 3), None
+        return flip(x, draw_flips(x, 1.0, rng), 3), None
 
 
 class GeometricAugmentation:
-    """EDM's augmentation (Karras et al. 2022, appendix F.2): geometry alone, and told, so that it does not leak.
+    """EDM's augmentation (Karras et al. 2022, appendix F.2): geometric, with labels, so that it does not leak.
 
-    Half of the images have left and right exchanged. With `probability` each, by draws of its own, an image is put
-    upside down (half of those), zoomed, turned, stretched along some direction, and shifted. What lies outside is
-    the image in the mirror; pixels between pixels are bicubic. A network that is told zeros draws untouched images.
+    Half of the images have left and right exchanged. With `probability` each, independently, an image is flipped
+    upside down (half of those), zoomed, rotated, stretched along some direction, and shifted. Outside, the image is
+    reflected; pixels between pixels are bicubic. A network that is given zeros as labels generates unchanged images.
+
+    Args:
+        probability: of each change.
     """
 
     labels = AUGMENT_LABELS
@@ -62,7 +67,7 @@ class GeometricAugmentation:
     def __call__(self, x: Tensor, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         n, device = len(x), x.device
 
-        def some(values: Tensor) -> Tensor:
+        def sometimes(values: Tensor) -> Tensor:
             return torch.where(torch.rand(n, generator=rng, device=device) < self.probability, values, 0.0)
 
         def normal() -> Tensor:
@@ -71,53 +76,47 @@ class GeometricAugmentation:
         def angle() -> Tensor:
             return math.pi * (2 * torch.rand(n, generator=rng, device=device) - 1)
 
-        across, down = coin(x, 1.0, rng), coin(x, self.probability, rng)
-        zoom, turn, stretch = some(normal()), some(angle()), some(normal())
+        across, down = draw_flips(x, 1.0, rng), draw_flips(x, self.probability, rng)
+        zoom, turn, stretch = sometimes(normal()), sometimes(angle()), sometimes(normal())
         along = torch.where(torch.rand(n, generator=rng, device=device) < 0.5, angle(), 0.0)
-        chosen = torch.rand(n, generator=rng, device=device) < self.probability
-        right, low = (torch.where(chosen, normal(), 0.0) for _ in range(2))
+        shifted = torch.rand(n, generator=rng, device=device) < self.probability
+        right, low = (torch.where(shifted, normal(), 0.0) for _ in range(2))
 
         factor = (SCALE * stretch).exp2()
-        back = scaling(1 / (SCALE * zoom).exp2()) @ rotation(-turn)
-        back = back @ rotation(along) @ scaling(1 / factor, factor) @ rotation(-along)
-        moved = (zoom != 0) | (turn != 0) | (stretch != 0) | chosen
-        told = [
-            across,
-            down,
-            zoom,
-            turn.cos() - 1,
-            turn.sin(),
-            stretch * along.cos(),
-            stretch * along.sin(),
-            right,
-            low,
-        ]
-        x = mirrored(mirrored(x, across, 3), down, 2)
-        return warped(x, back @ translation(-2 * SHIFT * right, -2 * SHIFT * low), moved), torch.stack(told, 1)
+        inverse = scaling(1 / (SCALE * zoom).exp2()) @ rotation(-turn)
+        inverse = inverse @ rotation(along) @ scaling(1 / factor, factor) @ rotation(-along)
+        inverse = inverse @ translation(-2 * SHIFT * right, -2 * SHIFT * low)
+        changed = (zoom != 0) | (turn != 0) | (stretch != 0) | shifted
+        labels = [across, down, zoom, turn.cos() - 1, turn.sin()]
+        labels += [stretch * along.cos(), stretch * along.sin(), right, low]
+        return warp(flip(flip(x, across, 3), down, 2), inverse, changed), torch.stack(labels, 1)
 
 
-def mirrored(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
-    """Those images (B C H W) whose number in `chosen` (B) is 1 reversed along a dimension."""
+def flip(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
+    """Reverse those images (B C H W) whose number in `chosen` (B) is 1 along a dimension."""
     return torch.where(chosen[:, None, None, None] > 0, x.flip(dim), x)
 
 
-def coin(x: Tensor, probability: float, rng: torch.Generator) -> Tensor:
-    """1 for half of a share of the images, 0 for the others: B."""
+def draw_flips(x: Tensor, probability: float, rng: torch.Generator) -> Tensor:
+    """Draw 1 with half the probability, else 0, per image: B."""
     return (torch.rand(len(x), generator=rng, device=x.device) < probability / 2).float()
 
 
-def warped(x: Tensor, back: Tensor, moved: Tensor) -> Tensor:
-    """Images whose point p shows what was at back p; those not moved stay as they are, bit for bit.
+def warp(x: Tensor, inverse: Tensor, changed: Tensor) -> Tensor:
+    """Transform images; those that are not changed stay bit for bit.
 
-    back: B 3 3, of square images whose middle is 0 and whose sides are 2 long.
+    Args:
+        x: B C H W, square.
+        inverse: B 3 3, of each point of the result its point in the image, whose middle is 0 and whose sides are 2.
+        changed: B, bool.
     """
-    grid = F.affine_grid(back[:, :2], list(x.shape), align_corners=False)
-    found = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return torch.where(moved[:, None, None, None], found, x)
+    grid = F.affine_grid(inverse[:, :2], list(x.shape), align_corners=False)
+    result = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    return torch.where(changed[:, None, None, None], result, x)
 
 
 def matrix(*rows: tuple[Tensor | float, ...], like: Tensor) -> Tensor:
-    """B 3 3, of three rows of numbers or of tensors (B)."""
+    """Build matrices, B 3 3, from three rows of numbers or of tensors (B)."""
     entries = [
         torch.as_tensor(entry, dtype=like.dtype, device=like.device).expand(len(like)) for row in rows for entry in row
     ]
@@ -125,12 +124,15 @@ def matrix(*rows: tuple[Tensor | float, ...], like: Tensor) -> Tensor:
 
 
 def scaling(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Build matrices that scale by x, and by y downwards where given."""
     return matrix((x, 0, 0), (0, x if y is None else y, 0), (0, 0, 1), like=x)
 
 
 def rotation(angle: Tensor) -> Tensor:
+    """Build matrices that rotate by angles in radians."""
     return matrix((angle.cos(), -angle.sin(), 0), (angle.sin(), angle.cos(), 0), (0, 0, 1), like=angle)
 
 
 def translation(x: Tensor, y: Tensor) -> Tensor:
+    """Build matrices that shift by x to the right and y downwards."""
     return matrix((1, 0, x), (0, 1, y), (0, 0, 1), like=x)

@@ -1,4 +1,4 @@
-"""What a model can be told: class labels here, prompts in `prompts`."""
+"""Conditions of a model: class labels here, prompts in `prompt_embeddings`."""
 
 from __future__ import annotations
 
@@ -15,54 +15,60 @@ __all__ = ["Conditions", "LabelSpace", "Labels", "TextEncoder"]
 
 
 class Conditions(Protocol):
-    """All that a model can be told, numbered from 0: its classes, or a list of prompts."""
+    """Everything that a model can be conditioned on, numbered from 0: its classes, or a list of prompts."""
 
     def __len__(self) -> int: ...
 
     def __str__(self) -> str:
-        """In a few words that tell one from another: pairs made under one do not serve another."""
+        """Describe the conditions in words that tell them from others: pairs made under others do not fit."""
         ...
 
     def select(self, index: Tensor) -> Condition:
-        """Those of these numbers, integers (B,), on index's device. ValueError where there is no such number."""
+        """Return the conditions of these numbers, integers (B,), on index's device. ValueError where there is none."""
         ...
 
 
 class TextEncoder(Protocol):
-    """Turns prompts into what a network is told."""
+    """Encoder of prompts into the tensors that condition a network."""
 
     @property
     def id(self) -> str:
-        """Tells one encoder from another: two of one id encode alike."""
+        """Identity of the encoder: two of one id encode alike."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Tensors by the names that the network's adapter asks for, each B ..., on the CPU."""
+        """Encode prompts: tensors by the names that the network's adapter takes, each B ..., on the CPU."""
         ...
 
     def empty(self) -> dict[str, Tensor]:
-        """The same of the null prompt, which guidance leads away from, each 1 ..."""
+        """Encode the null prompt of classifier-free guidance: the same tensors, each 1 ..."""
         ...
 
     def to(self, device: torch.device) -> Self:
-        """Where to encode from now on."""
+        """Encode on this device from now on."""
         ...
 
     def release(self) -> None:
-        """Free the memory that encoding took; what is encoded later is loaded anew."""
+        """Free the encoder's memory; prompts that are encoded later load it again."""
         ...
 
 
 @dataclass(frozen=True)
 class Labels:
-    """One class per sample: `one_hot` is (B, classes), fp32; a row of zeros is a sample told no class."""
+    """Class labels, one per sample.
+
+    Attributes:
+        one_hot: (B, classes), fp32; a row of zeros is the null label of classifier-free guidance.
+    """
 
     one_hot: Tensor
 
     def null(self) -> Self:
+        """Return as many null labels."""
         return type(self)(torch.zeros_like(self.one_hot))
 
     def concat(self, other: Self) -> Self:
+        """Return these labels followed by others."""
         return type(self)(torch.cat([self.one_hot, other.one_hot]))
 
     def __getitem__(self, rows: slice) -> Self:
@@ -72,17 +78,27 @@ class Labels:
         return len(self.one_hot)
 
     def to(self, device: torch.device) -> Self:
+        """Return the labels on a device."""
         return type(self)(self.one_hot.to(device))
 
-    def dropped(self, probability: float, *, rng: torch.Generator) -> Self:
-        """Each sample's class forgotten with this probability: how a network learns the null branch of guidance."""
+    def drop(self, probability: float, *, rng: torch.Generator) -> Self:
+        """Replace each label by the null label with this probability: a network learns both branches of guidance.
+
+        Args:
+            probability: of each label, independently.
+            rng: of the draws, on the labels' device.
+        """
         keep = torch.rand(len(self), 1, generator=rng, device=rng.device) >= probability
         return type(self)(self.one_hot * keep)
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes a model knows, by name."""
+    """The classes of a model.
+
+    Attributes:
+        names: of the classes, in the order of their labels.
+    """
 
     names: tuple[str, ...]
 
@@ -90,12 +106,12 @@ class LabelSpace:
         return len(self.names)
 
     def __str__(self) -> str:
-        """The names; of very many only the first and the last."""
+        """Return the number and names of the classes; of more than 20 only the first three and the last name."""
         few = self.names if len(self) <= 20 else (*self.names[:3], "...", self.names[-1])
         return f"{len(self)} classes: {', '.join(few)}"
 
     def select(self, index: Tensor) -> Labels:
-        """Of numbers on another device than the CPU it believes that they are classes: to look would be to wait."""
+        """Return labels by number. They are checked on the CPU only: on another device that would be to wait for it."""
         if index.device.type == "cpu" and (odd := set(index.tolist()) - set(range(len(self)))):
             raise ValueError(f"labels from {min(odd)} to {max(odd)}, expected 0 to {len(self) - 1}")
         return Labels((index[:, None] == torch.arange(len(self), device=index.device)).float())

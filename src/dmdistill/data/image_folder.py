@@ -1,47 +1,54 @@
-"""Picture files, in a folder or in a zip as EDM's tool makes it (Karras et al. 2022), in the order of their names."""
+"""Image files in a folder, or in a zip as EDM's dataset tool writes it (Karras et al. 2022)."""
 
 from __future__ import annotations
 
 import io
 import json
-import struct
 import zipfile
-import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dmdistill.data.image_tensors import center_crop
+from dmdistill.data.image_decoding import MAX_BYTES, decode_image, is_coloured, one_if_large
+from dmdistill.data.image_names import is_image_name, list_images, walk_folder
 from dmdistill.io.errors import first_line
 from dmdistill.io.file_hashes import hash_files
+from dmdistill.io.limits import check_expansion
 
-__all__ = ["ImageFolder", "has_images"]
+__all__ = ["ImageFolder", "has_images", "open_image_folder"]
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-GREY = ("1", "L", "LA")  # modes of PIL; 16 bits and more are another matter
-COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-FAILURES = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
-FAILURES = (*FAILURES, RuntimeError, Image.DecompressionBombError)  # RuntimeError: a zip's entry with a password
-THREADS = 8  # decoding leaves Python's lock
+THREADS = 8  # decoding releases Python's lock
 
 
 class ImageFolder:
-    """The pictures below a folder or in a zip.
+    """Numbered images of the files below a folder or in a zip.
 
     Args:
-        side, skip_corrupt: see `open_images`.
+        path: of the folder or zip.
+        names: of the files in it, in their order.
+        archive: the open zip; None for a folder.
+        side: pixels that each image is cropped and resized to; None for images as they are.
+        skip_corrupt: leave out files that cannot be read; else they are an error.
     """
 
-    def __init__(self, where: Path, *, side: int | None = None, skip_corrupt: bool = False) -> None:
-        self.where, self.side, self.skip_corrupt = where, side, skip_corrupt
-        self.name = str(where)
-        self.zip = opened(where) if where.is_file() else None
-        self.names = names_in(where if self.zip is None else self.zip)
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        *,
+        archive: zipfile.ZipFile | None = None,
+        side: int | None = None,
+        skip_corrupt: bool = False,
+    ) -> None:
+        self.path, self.names, self.archive, self.side, self.skip_corrupt = path, names, archive, side, skip_corrupt
+        self.name = str(path)
         self.skipped: dict[str, str] = {}  # name -> why
 
     def __len__(self) -> int:
@@ -49,120 +56,151 @@ class ImageFolder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.first_shape
+        """C H W of every image. ValueError where none can be read."""
+        return self.common_shape
 
     @cached_property
-    def first_shape(self) -> tuple[int, int, int]:
-        """C H W of the first picture that can be read. ValueError where there is none."""
+    def common_shape(self) -> tuple[int, int, int]:
+        """C H W of the first image that can be read, coloured where any image is. ValueError where there is none."""
         for name in self.names:
-            if isinstance(found := self.read(name), np.ndarray):
-                height, width, channels = found.shape
-                return channels, height, width
+            if isinstance(image := self.read(name), np.ndarray):
+                height, width, channels = image.shape
+                return 3 if channels == 3 or self.any_coloured() else 1, height, width
             if not self.skip_corrupt:
-                raise self.damaged()
-        raise ValueError(f"{self.where}: none of {len(self)} pictures can be read")
+                raise self.corruption_error()
+        raise ValueError(f"{self.path}: none of {len(self)} pictures can be read")
 
     @cached_property
     def labels(self) -> tuple[int, ...] | None:
-        """Of the pictures, where a dataset.json says them. ValueError where it says something else."""
+        """Labels of the images, where a dataset.json has them. ValueError where it is something else."""
         try:
-            found = json.loads(self.content("dataset.json"))["labels"]
-            return None if found is None else tuple(int(dict(found)[name]) for name in self.names)
+            with self.open_file("dataset.json") as stream:
+                labels = json.load(stream)["labels"]
+            return None if labels is None else tuple(int(dict(labels)[name]) for name in self.names)
         except (KeyError, FileNotFoundError):
             return None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.where}: its dataset.json gives no labels: {first_line(error)}") from None
+        except Exception as error:  # of any kind: what it holds, and how a zip packs it
+            raise ValueError(f"{self.path}: its dataset.json gives no labels: {first_line(error)}") from None
 
     def digest(self) -> str:
-        files = [self.where] if self.zip is not None else [self.where / name for name in self.names]
+        """Return hexadecimal digits that tell this set of images from another."""
+        files = [self.path / name for name in self.names] if self.archive is None else [self.path]
         return hash_files(files, f"{self.side}")
 
     def images(self, rows: range) -> Tensor:
-        """uint8 B C H W. ValueError where one differs in size, is coloured where the first is grey, or is damaged."""
-        shape = self.shape
+        """Return images by their numbers: uint8, B C H W. ValueError where one is corrupt or of another size."""
+        channels, height, width = self.shape
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(self.read, [self.names[row] for row in rows]))
-        kept = []
-        for row, one in zip(rows, found, strict=True):
-            if isinstance(one, np.ndarray):
-                kept.append(self.alike(one, self.names[row], shape))
+            results = list(pool.map(self.read, [self.names[row] for row in rows]))
+        images = []
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, np.ndarray):
+                self.check_size(result, self.names[row])
+                images.append(np.broadcast_to(result, (height, width, channels)))
             elif self.skip_corrupt:
-                self.skipped[self.names[row]] = first_line(one)
+                self.skipped[self.names[row]] = first_line(result)
             else:
-                raise self.damaged()
-        return torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2) if kept else torch.empty(0, *shape).byte()
+                raise self.corruption_error()
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else torch.empty(0, *self.shape).byte()
 
-    def alike(self, picture: np.ndarray, name: str, shape: tuple[int, int, int]) -> np.ndarray:
-        """H W C of the shape of the first. A grey picture among coloured ones is coloured."""
-        channels, height, width = shape
-        if picture.shape[:2] != (height, width):
+    def check_size(self, image: np.ndarray, name: str) -> None:
+        """Raise ValueError where an image, H W C, differs from the first in height or width."""
+        _, height, width = self.shape
+        if image.shape[:2] != (height, width):
             raise ValueError(
-                f"{self.where}: {name} has {picture.shape[0]} x {picture.shape[1]} pixels, the first picture "
+                f"{self.path}: {name} has {image.shape[0]} x {image.shape[1]} pixels, the first picture "
                 f"{height} x {width}; --side brings all to one size"
             )
-        if channels == 1 and picture.shape[2] == 3:
-            raise ValueError(f"{self.where}: {name} is coloured, the first picture is grey: expected all of one kind")
-        return np.broadcast_to(picture, (height, width, channels))
+
+    def any_coloured(self) -> bool:
+        """Return whether any image that can be read has colours, by their headers."""
+
+        def coloured(name: str) -> bool:
+            try:
+                with self.open_file(name) as stream:
+                    return is_coloured(stream)
+            except Exception:  # of any kind, as in `read`
+                return False
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return any(pool.map(coloured, self.names))
 
     def read(self, name: str) -> np.ndarray | Exception:
-        """H W C, or why it cannot be read."""
+        """Return an image, H W C, or the error that reading it raises."""
         try:
-            return decoded(self.content(name), self.side)
-        except FAILURES as error:
+            with self.open_file(name) as stream:
+                return decode_image(stream, self.side)
+        except Exception as error:  # of any kind: each format has a decoder of its own
             return error
 
-    def content(self, name: str) -> bytes:
-        return (self.where / name).read_bytes() if self.zip is None else self.zip.read(name)
+    @contextmanager
+    def open_file(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file of the set. ValueError where it is no regular file or larger than any image."""
+        with one_if_large(self.file_size(name)):
+            if self.archive is None:
+                with (self.path / name).open("rb") as stream:
+                    yield stream
+            else:
+                yield io.BytesIO(self.archive.read(name))
 
-    def damaged(self) -> ValueError:
-        """Names the first of all that cannot be read, and counts them."""
+    def file_size(self, name: str) -> int:
+        """Return the bytes of a file, unpacked. ValueError where it is no regular file or larger than any image."""
+        if self.archive is None:
+            file = self.path / name
+            size = file.stat().st_size
+            if not file.is_file():
+                raise ValueError("it is no regular file")  # a pipe would wait, a device might have no end
+        else:
+            entry = self.archive.getinfo(name)
+            size = entry.file_size
+            check_expansion(size, entry.compress_size)
+        if size > MAX_BYTES:
+            raise ValueError(f"it has {size} bytes, expected at most {MAX_BYTES}")
+        return size
+
+    def corruption_error(self) -> ValueError:
+        """Return an error that counts all files that cannot be read and names the first."""
         with ThreadPoolExecutor(THREADS) as pool:
-            found = zip(self.names, pool.map(self.failure, self.names), strict=True)
-            bad = [(name, why) for name, why in found if why is not None]
+            results = zip(self.names, pool.map(self.failure, self.names), strict=True)
+            bad = [(name, why) for name, why in results if why is not None]
         name, why = bad[0]
         return ValueError(
-            f"{self.where}: {len(bad)} of {len(self)} pictures cannot be read, first {name}: {why}; mend them, or "
+            f"{self.path}: {len(bad)} of {len(self)} pictures cannot be read, first {name}: {why}; mend them, or "
             "leave them out by --skip-corrupt"
         )
 
     def failure(self, name: str) -> str | None:
-        found = self.read(name)
-        return first_line(found) if isinstance(found, Exception) else None
+        """Return why a file cannot be read; None where it can."""
+        result = self.read(name)
+        return first_line(result) if isinstance(result, Exception) else None
 
 
-def decoded(content: bytes, side: int | None) -> np.ndarray:
-    """A picture as bytes, H W C, 1 or 3 channels: cut and resized as `open_images` says."""
-    with Image.open(io.BytesIO(content)) as image:
-        if image.mode not in (*GREY, *COLOUR):
-            raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
-        picture = image.convert("L" if image.mode in GREY else "RGB")
-    array = np.asarray(picture if side is None else center_crop(picture, side))
-    return array[:, :, None] if array.ndim == 2 else array
+def open_image_folder(path: Path, *, side: int | None = None, skip_corrupt: bool = False) -> ImageFolder:
+    """Open the images of a folder or zip, in the natural order of their names.
+
+    Args:
+        path: of the folder or zip.
+        side: pixels that each image is cropped and resized to; None for images as they are, which must be of one size.
+        skip_corrupt: leave out files that cannot be read; else they are an error.
+
+    Raises:
+        ValueError: it holds no images, or is no zip that can be read.
+    """
+    archive = open_zip(path) if path.is_file() else None
+    names = list_images(path if archive is None else archive)
+    return ImageFolder(path, names, archive=archive, side=side, skip_corrupt=skip_corrupt)
 
 
 def has_images(path: Path) -> bool:
-    """Whether it is a folder with a picture somewhere below, or a zip."""
-    return path.suffix.lower() == ".zip" if path.is_file() else any(map(is_picture, path.rglob("*")))
+    """Return whether a path is a folder with an image file somewhere below, or a zip."""
+    if path.is_dir():
+        return any(map(is_image_name, walk_folder(path)))
+    return path.suffix.lower() == ".zip" and path.is_file()
 
 
-def names_in(where: Path | zipfile.ZipFile) -> list[str]:
-    """Sorted; hidden ones and what macOS leaves in archives are none."""
-    if isinstance(where, Path):
-        names = [file.relative_to(where).as_posix() for file in where.rglob("*") if is_picture(file)]
-    else:
-        names = [name for name in where.namelist() if is_picture(Path(name))]
-    if not names:
-        place = where if isinstance(where, Path) else where.filename
-        raise ValueError(f"{place} holds no pictures ({', '.join(ENDINGS)})")
-    return sorted(names)
-
-
-def is_picture(file: Path) -> bool:
-    return file.suffix.lower() in ENDINGS and not file.name.startswith(".") and "__MACOSX" not in file.parts
-
-
-def opened(file: Path) -> zipfile.ZipFile:
+def open_zip(file: Path) -> zipfile.ZipFile:
+    """Open a zip. ValueError, naming it, where it cannot be read."""
     try:
         return zipfile.ZipFile(file)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, NotImplementedError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} cannot be read as a zip: {first_line(error)}") from None

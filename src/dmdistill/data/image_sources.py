@@ -1,4 +1,4 @@
-"""Sets of images to measure: read by range, never held whole where their format allows it."""
+"""Sets of images of any supported format, read by range and never loaded in full where their format allows it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.data.cifar10 import is_cifar10, read_cifar10
-from dmdistill.data.fashion_mnist import load_fashion_mnist
-from dmdistill.data.image_folder import ImageFolder, has_images
+from dmdistill.data.cifar10 import is_cifar10, map_cifar10
+from dmdistill.data.idx_images import is_idx_folder, load_idx_images, required_file
+from dmdistill.data.image_folder import has_images, open_image_folder
 from dmdistill.data.image_tensors import center_crop_batch
 from dmdistill.io.file_hashes import hash_files
 
 __all__ = ["ArrayImages", "ImageSource", "is_images", "open_images"]
 
 PARTS = ("train", "test")
-MODELS = ("config.json", "model_index.json")  # what a model's folder has
-FORMATS = (
-    "a folder or a .zip of pictures, CIFAR-10's or Fashion-MNIST's official files (their test images by :test behind)"
-)
+MODELS = ("config.json", "model_index.json")  # files of a model's folder
+RUNS = ("config.toml", "metrics.jsonl")  # files of a run's folder
+FORMATS = "a folder or a .zip of pictures, the files of CIFAR-10's binary version, or IDX files (test images by :test)"
 
 
 class ImageSource(Protocol):
     """A numbered set of images.
 
-    name: to speak of it. shape: C H W of every image.
+    Attributes:
+        name: in messages.
+        shape: C H W of every image.
     """
 
     name: str
@@ -39,11 +40,11 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def digest(self) -> str:
-        """Hexadecimal digits that tell one set of images from another."""
+        """Return hexadecimal digits that tell this set of images from another."""
         ...
 
     def images(self, rows: range) -> Tensor:
-        """Those of these numbers: uint8, B C H W, on any device; fewer where damaged ones are to be left out."""
+        """Return images by their numbers: uint8, B C H W, on any device; fewer where corrupt ones are left out."""
         ...
 
 
@@ -51,81 +52,89 @@ class ArrayImages:
     """Images in arrays.
 
     Args:
+        name: in messages.
         parts: uint8, N M each, mapped from a file or in memory; the last C H W bytes of a row are its image.
-        shape: C H W. files: they came from, whose content tells them from others.
-        side: see `open_images`.
+        shape: C H W of the stored images.
+        files: they came from, whose content tells them from others.
+        side: pixels that each image is cropped and resized to; None for images as they are.
     """
 
     def __init__(
         self, name: str, parts: Sequence[np.ndarray], *, shape: tuple[int, ...], files: Sequence[Path], side: int | None
     ) -> None:
-        self.name, self.parts, self.own_shape, self.files, self.side = name, parts, shape, files, side
+        self.name, self.parts, self.stored_shape, self.files, self.side = name, parts, shape, files, side
         self.starts = np.cumsum([0, *map(len, parts)])
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.own_shape
+        """C H W of every image."""
+        channels, height, width = self.stored_shape
         return (channels, self.side or height, self.side or width)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def digest(self) -> str:
-        return hash_files(self.files, f"{self.own_shape} {self.side}")
+        """Return hexadecimal digits that tell this set of images from another."""
+        return hash_files(self.files, f"{self.stored_shape} {self.side}")
 
     def images(self, rows: range) -> Tensor:
+        """Return images by their numbers: uint8, B C H W."""
         index = np.array(rows, np.int64)
-        size = int(np.prod(self.own_shape))
-        found = np.empty((len(index), size), np.uint8)
+        size = int(np.prod(self.stored_shape))
+        pixels = np.empty((len(index), size), np.uint8)
         for part, start in zip(self.parts, self.starts, strict=False):
             here = (start <= index) & (index < start + len(part))
-            found[here] = part[index[here] - start, -size:]
-        images = torch.from_numpy(found).reshape(-1, *self.own_shape)
+            pixels[here] = part[index[here] - start, -size:]
+        images = torch.from_numpy(pixels).reshape(-1, *self.stored_shape)
         return images if self.side is None else center_crop_batch(images, self.side)
 
 
 def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = False) -> ImageSource:
-    """The images of a source, one of `FORMATS`.
+    """Open the images of a source, one of `FORMATS`.
 
     Args:
-        side: pixels that each image is cut to, square around its middle, and brought to by PIL's Lanczos filter; the
-            images as they are, which must be of one size, where None.
-        skip_corrupt: leave out pictures that cannot be read; else they are an error.
+        source: path, with :train or :test behind it for the parts of CIFAR-10 and of IDX sets.
+        side: pixels that each image is cropped to, a square around its middle, and resized to by PIL's Lanczos filter;
+            None for images as they are, which must be of one size.
+        skip_corrupt: leave out files that cannot be read; else they are an error.
 
-    ValueError, naming the source, where it is missing, of another kind, empty or damaged.
+    Raises:
+        ValueError: the source is missing, of another kind, empty or damaged.
     """
-    path, part = parted(source)
+    path, part = split_source(source)
+    train = part != "test"
     if not path.exists():
         raise ValueError(f"{path} does not exist")
+    if is_model_or_run(path):
+        raise ValueError(f"{source} is a model's or a run's folder; expected {FORMATS}")
     if is_cifar10(path):
-        rows, files = read_cifar10(path, train=part != "test")
+        rows, files = map_cifar10(path, train=train)
         return ArrayImages(source, rows, shape=(3, 32, 32), files=files, side=side)
-    if is_fashion(path):
-        data = load_fashion_mnist(path, train=part != "test")
-        file = path / f"{'t10k' if part == 'test' else 'train'}-images-idx3-ubyte.gz"
-        shape, rows = tuple(data.images.shape[1:]), data.images.flatten(1).numpy()
-        return ArrayImages(source, [rows], shape=shape, files=[file], side=side)
+    if is_idx_folder(path):
+        images = load_idx_images(path, train=train).images
+        files = [required_file(path, "images", train=train)]
+        return ArrayImages(source, [images.flatten(1).numpy()], shape=tuple(images.shape[1:]), files=files, side=side)
     if part is not None:
-        raise ValueError(f"{source}: only CIFAR-10's and Fashion-MNIST's files have test images; give {path}")
+        raise ValueError(f"{source}: only the files of CIFAR-10 and IDX files have test images; give {path}")
     if has_images(path):
-        return ImageFolder(path, side=side, skip_corrupt=skip_corrupt)
+        return open_image_folder(path, side=side, skip_corrupt=skip_corrupt)
     raise ValueError(f"{source} holds no images; expected {FORMATS}")
 
 
 def is_images(source: str) -> bool:
-    """Whether a name is that of a source of images, and of no model: a run's folder holds pictures too."""
-    path, _ = parted(source)
+    """Return whether a source is one of images. The folder of a model or run is none, though it has pictures too."""
+    path, _ = split_source(source)
+    return not is_model_or_run(path) and (is_cifar10(path) or is_idx_folder(path) or has_images(path))
+
+
+def is_model_or_run(path: Path) -> bool:
+    """Return whether a path is the folder of a model or of a run, finished or not."""
     models = [folder / file for folder in (path, path / "student", path / "teacher") for file in MODELS]
-    if any(file.is_file() for file in models):
-        return False
-    return is_cifar10(path) or is_fashion(path) or has_images(path)
+    return any(file.is_file() for file in models) or all((path / file).is_file() for file in RUNS)
 
 
-def parted(source: str) -> tuple[Path, str | None]:
-    """The path of a source and train or test, where it ends so."""
+def split_source(source: str) -> tuple[Path, str | None]:
+    """Return the path of a source, ~ expanded, and train or test where it ends so."""
     path, _, part = source.rpartition(":")
-    return (Path(path), part) if path and part in PARTS else (Path(source), None)
-
-
-def is_fashion(path: Path) -> bool:
-    return any((path / f"{part}-images-idx3-ubyte.gz").is_file() for part in ("train", "t10k"))
+    return (Path(path).expanduser(), part) if path and part in PARTS else (Path(source).expanduser(), None)

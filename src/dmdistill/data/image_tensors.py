@@ -1,4 +1,4 @@
-"""Image data sets as official files, and pictures of many images."""
+"""Images as tensors: conversions, crops, labelled sets, grids."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images: uint8, N C H W. labels: int64, N. names: of the classes. name, licence: of the data.
+    """Images with class labels.
 
-    judge: name of the classifier whose features measure such images; None where there is none.
+    Attributes:
+        images: uint8, N C H W.
+        labels: int64, N.
+        names: of the classes.
+        name: of the data set.
+        licence: of the data set.
+        feature_extractor: name of the classifier whose features measure such images; None where there is none.
     """
 
     images: Tensor
@@ -43,38 +49,45 @@ class LabelledImages:
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """uint8 0 ... 255 -> fp32 in [-1, 1]."""
+    """Convert uint8, 0 to 255, to fp32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] -> uint8, rounded to the nearest, clipped. ValueError where one is NaN or infinite."""
+    """Convert floats in [-1, 1] to uint8, rounded to nearest and clipped. ValueError where one is NaN or infinite."""
     if not torch.isfinite(images).all():
         raise ValueError("images hold NaN or infinity: they are no pictures")
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def center_crop(picture: Image.Image, side: int) -> Image.Image:
-    """A picture cut to a square around its middle and brought to side x side by PIL's Lanczos filter."""
-    if picture.size == (side, side):
-        return picture
-    least = min(picture.size)
-    left, top = (picture.width - least) // 2, (picture.height - least) // 2
-    cut = picture.crop((left, top, left + least, top + least))
-    return cut.resize((side, side), Image.Resampling.LANCZOS)
+def center_crop(image: Image.Image, side: int) -> Image.Image:
+    """Crop an image to a square around its middle and resize it to side x side by PIL's Lanczos filter."""
+    if image.size == (side, side):
+        return image
+    least = min(image.size)
+    left, top = (image.width - least) // 2, (image.height - least) // 2
+    square = image.crop((left, top, left + least, top + least))
+    return square.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def center_crop_batch(images: Tensor, side: int) -> Tensor:
-    """The same of uint8 images, B C H W, on the CPU."""
+    """Crop and resize uint8 images, B C H W, like `center_crop`; the result is on the CPU."""
     planes = images.cpu().flatten(0, 1).numpy()
-    found = np.empty((len(planes), side, side), np.uint8)
+    resized = np.empty((len(planes), side, side), np.uint8)
     for i, plane in enumerate(planes):
-        found[i] = np.asarray(center_crop(Image.fromarray(plane), side))
-    return torch.from_numpy(found).reshape(*images.shape[:2], side, side)
+        resized[i] = np.asarray(center_crop(Image.fromarray(plane), side))
+    return torch.from_numpy(resized).reshape(*images.shape[:2], side, side)
 
 
 def save_grid(path: Path | str, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:
-    """Write images (N C H W in [-1, 1], C 1 or 3) as one PNG, row by row, with a pixel between."""
+    """Write images as one PNG, row by row, with a pixel between.
+
+    Args:
+        path: of the PNG.
+        images: N C H W in [-1, 1], C 1 or 3; or a sequence of such batches.
+        columns: images per row.
+        zoom: pixels per side of an image's pixel.
+    """
     path = Path(path)
     images = images if isinstance(images, Tensor) else torch.cat(list(images))
     n, c, height, width = images.shape

@@ -8,5 +8,9 @@ __all__ = ["derive_seed"]
 
 
 def derive_seed(*key: int) -> int:
-    """A seed of its own for every key, well mixed: neighbouring keys give unrelated draws."""
+    """Derive a seed, 0 to 2**63 - 1, from a key of integers. Neighbouring keys give unrelated draws.
+
+    Args:
+        *key: integers of 0 or more.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""What a teacher learns from: batches of labelled images, drawn at random from bytes in memory."""
+"""Training sets of labelled images: random batches from bytes in memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from torch import Tensor
 from dmdistill.data.augmentation import Augmentation, NoAugmentation
 from dmdistill.data.cifar10 import is_cifar10, load_cifar10
 from dmdistill.data.conditions import Labels, LabelSpace
-from dmdistill.data.fashion_mnist import load_fashion_mnist
+from dmdistill.data.idx_images import load_idx_images
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 
-__all__ = ["AugmentedLabels", "TrainingSet", "load_labelled"]
+__all__ = ["AugmentedLabels", "TrainingSet", "load_labelled_images"]
 
 
 @dataclass(frozen=True)
 class AugmentedLabels(Labels):
-    """Classes, and what was done to the images, (B, labels of the augmentation): of training, where none is null."""
+    """Class labels with the augmentation labels of the images, (B, labels of the augmentation), for training."""
 
     augment: Tensor
 
 
 class TrainingSet:
-    """Draws from a set of images, which lies on the device of `rng` as bytes.
+    """Random batches of a set of images, which lies as bytes on the device of the random generator.
 
     Args:
-        augmentation: what is done to the images. label_dropout: how often a class is forgotten.
+        data: the images and their labels.
         rng: of every draw.
+        augmentation: of the images; None for none.
+        label_dropout: probability that a label is dropped, for classifier-free guidance.
     """
 
     def __init__(
@@ -45,13 +47,22 @@ class TrainingSet:
         self.augmentation, self.label_dropout = augmentation or NoAugmentation(), label_dropout
 
     def draw(self, n: int) -> tuple[Tensor, Labels]:
-        """n images, each as likely as any other, fp32 in about [-1, 1], n C H W; and what the network is told."""
+        """Draw n images with replacement: fp32 in about [-1, 1], n C H W, and their labels."""
         rows = torch.randint(len(self.images), (n,), generator=self.rng, device=self.rng.device)
-        x, told = self.augmentation(from_uint8(self.images[rows]), rng=self.rng)
-        cond = self.space.select(self.labels[rows]).dropped(self.label_dropout, rng=self.rng)
-        return x, cond if told is None else AugmentedLabels(cond.one_hot, told)
+        x, augment = self.augmentation(from_uint8(self.images[rows]), rng=self.rng)
+        labels = self.space.select(self.labels[rows]).drop(self.label_dropout, rng=self.rng)
+        return x, labels if augment is None else AugmentedLabels(labels.one_hot, augment)
 
 
-def load_labelled(folder: Path, *, train: bool = True) -> LabelledImages:
-    """CIFAR-10 or Fashion-MNIST, in memory. ValueError, naming the file, where one is missing or damaged."""
-    return load_cifar10(folder, train=train) if is_cifar10(folder) else load_fashion_mnist(folder, train=train)
+def load_labelled_images(folder: Path, *, train: bool = True) -> LabelledImages:
+    """Load CIFAR-10, Fashion-MNIST or another IDX set into memory.
+
+    Args:
+        folder: of the files; ~ is expanded.
+        train: whether to load the training images, else the test images.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    folder = folder.expanduser()
+    return load_cifar10(folder, train=train) if is_cifar10(folder) else load_idx_images(folder, train=train)

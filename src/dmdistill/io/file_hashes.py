@@ -1,10 +1,11 @@
-"""Hashes of files' contents, kept as long as the files stay as they are."""
+"""Hashes of files' contents, cached for as long as the files' sizes and times stay the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dmdistill.io.atomic import read_json, write_json
@@ -14,15 +15,24 @@ __all__ = ["hash_files"]
 
 
 def hash_files(files: Sequence[Path], note: str = "") -> str:
-    """A hash of files' contents and of a note. It is kept, and taken again as long as sizes and times are the same."""
+    """Return the SHA-256, hexadecimal, of files' contents and a note.
+
+    The hash is cached by the files' paths, sizes and times of modification; a damaged cache, or one that cannot be
+    written, is none.
+
+    Args:
+        files: in the order that counts.
+        note: what else tells one use of the files from another.
+    """
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    seen = hashlib.sha256(json.dumps([stats, note]).encode()).hexdigest()
-    kept = cache_folder() / "digests" / f"{seen[:32]}.json"
-    if kept.is_file():
-        return read_json(kept)["sha256"]
+    key = hashlib.sha256(json.dumps([stats, note]).encode()).hexdigest()
+    cached = cache_folder() / "digests" / f"{key[:32]}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return str(bytes.fromhex(read_json(cached)["sha256"]).hex())
     sha = hashlib.sha256(note.encode())
     for file in files:
-        with file.open("rb") as opened:
-            sha.update(hashlib.file_digest(opened, "sha256").digest())
-    write_json(kept, {"sha256": sha.hexdigest(), "files": len(files)})
+        with file.open("rb") as stream:
+            sha.update(hashlib.file_digest(stream, "sha256").digest())
+    with suppress(OSError):
+        write_json(cached, {"sha256": sha.hexdigest(), "files": len(files)})
     return sha.hexdigest()

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.networks.lora import adapter_weights
 
-__all__ = ["bundled", "check_weights", "fill", "load_weights", "save_weights", "stored"]
+__all__ = ["bundled_models", "check_weights", "copy_weights", "load_weights", "save_weights"]
 
 
-def bundled() -> dict[str, Path]:
-    """The models inside the package, and those of the folder $DMDISTILL_MODELS, by name."""
+def bundled_models() -> dict[str, Path]:
+    """Return the folders, by name, of the models inside the package and of those in $DMDISTILL_MODELS."""
     roots = [Path(str(resources.files("dmdistill"))) / "bundled"]
     if own := os.environ.get("DMDISTILL_MODELS"):
         roots.append(Path(own).expanduser())
@@ -24,36 +24,61 @@ def bundled() -> dict[str, Path]:
 
 
 def save_weights(file: Path, network: nn.Module, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a network's weights, or its adapters alone where it has any, floats in `dtype`."""
-    state = stored(network)
+    """Write a network's weights, or only its adapters where it has any.
+
+    Args:
+        file: safetensors.
+        network: of any device.
+        dtype: of the floats in the file.
+    """
+    state = saved_state(network)
     write_safetensors(
         file, {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     )
 
 
-def stored(network: nn.Module) -> dict[str, Tensor]:
-    """What a file holds of a network: its adapters where it has any, else all its weights."""
+def saved_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network that a file holds: its adapters where it has any, else its state dict."""
     return adapter_weights(network) or network.state_dict()
 
 
 def load_weights(file: Path, network: nn.Module) -> None:
-    """Fill a network from a safetensors file. ValueError where the file is missing, damaged or another network's."""
+    """Load weights of any precision into a network.
+
+    Args:
+        file: safetensors.
+        network: of the architecture that the file was saved from.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another network.
+    """
     weights = read_safetensors(file)
     check_weights(weights, network, file)
-    fill(network, weights)
+    copy_weights(weights, network)
 
 
 def check_weights(weights: dict[str, Tensor], network: nn.Module, file: Path) -> None:
-    """ValueError, naming the file, where names or shapes are not the network's."""
-    wanted = stored(network)
-    if odd := sorted(weights.keys() ^ wanted.keys()):
+    """Raise ValueError where the weights' names or shapes are not the network's.
+
+    Args:
+        weights: by name.
+        network: they are meant for.
+        file: they came from, for the message.
+    """
+    state = saved_state(network)
+    if odd := sorted(weights.keys() ^ state.keys()):
         raise ValueError(f"{file} is not of this network: {len(odd)} names differ, first {odd[0]!r}")
     for name, tensor in weights.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(f"{file}: {name} is {tuple(tensor.shape)}, the network's is {tuple(wanted[name].shape)}")
+        if tensor.shape != state[name].shape:
+            raise ValueError(f"{file}: {name} is {tuple(tensor.shape)}, the network's is {tuple(state[name].shape)}")
 
 
-def fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load weights of any precision into the network's."""
-    wanted = stored(network)
-    network.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}, strict=False)
+def copy_weights(weights: dict[str, Tensor], network: nn.Module) -> None:
+    """Copy weights of any precision, by name, into a network that they were checked for.
+
+    Args:
+        weights: by name.
+        network: keeps its own precision.
+    """
+    state = saved_state(network)
+    network.load_state_dict({name: tensor.to(state[name].dtype) for name, tensor in weights.items()}, strict=False)

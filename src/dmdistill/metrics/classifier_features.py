@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.io.atomic import read_json
-from dmdistill.io.weights import bundled, load_weights
+from dmdistill.io.weights import bundled_models, load_weights
 from dmdistill.metrics.features import check_uint8
 from dmdistill.metrics.frechet import Statistics, load_statistics
 from dmdistill.networks.image_classifier import Classifier
@@ -63,7 +63,7 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
         name: a bundled classifier's, or a folder as `dmdistill classifier` writes it.
         device: where it computes.
     """
-    folder = bundled().get(name, Path(name))
+    folder = bundled_models().get(name, Path(name))
     config = read_json(folder / "config.json")
     try:
         classifier = Classifier(**config["network"])

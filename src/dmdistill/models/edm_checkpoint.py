@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dmdistill.data.cifar10 import CLASSES as CIFAR10
-from dmdistill.io.pickle_vm import Record
+from dmdistill.io.restricted_unpickler import Record
 from dmdistill.io.safe_pickle import read_pickle
 from dmdistill.models.edm_zoo import NAMES
 from dmdistill.models.folder import build_model

@@ -13,7 +13,7 @@ from dmdistill.core.schedules import EDM
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.io.atomic import atomic_write, read_safetensors, write_json
 from dmdistill.io.errors import first_line
-from dmdistill.io.weights import check_weights, fill, save_weights
+from dmdistill.io.weights import check_weights, copy_weights, save_weights
 from dmdistill.models.config_json import check_arguments, check_config, check_memory, read_config
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
@@ -36,7 +36,7 @@ def load_folder(folder: Path) -> Model:
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config, weights = read_config(config_file), read_safetensors(weights_file)
     model = build_model(config, weights, config_file=config_file, weights_file=weights_file)
-    fill(model.network, weights)
+    copy_weights(weights, model.network)
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dmdistill.io.atomic import read_json
 from dmdistill.io.errors import did_you_mean, import_optional
-from dmdistill.io.weights import bundled, load_weights
+from dmdistill.io.weights import bundled_models, load_weights
 from dmdistill.models.diffusers_pipeline import is_diffusers, load_diffusers
 from dmdistill.models.edm_checkpoint import load_edm
 from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
@@ -52,8 +52,8 @@ def load_teacher(name: str) -> Teacher:
 
 def find_model(name: str, teacher: Teacher | None) -> Model:
     """Load what a name stands for."""
-    if name in bundled():
-        return load_folder(bundled()[name])
+    if name in bundled_models():
+        return load_folder(bundled_models()[name])
     if name in NAMES:
         return load_edm(download_checkpoint(name))
     path = Path(name)
@@ -119,7 +119,7 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
 
 def absolute_name(name: str) -> str:
     """Return a name that loads the model from any working directory: a path becomes absolute, other names stay."""
-    return str(Path(name).resolve()) if name not in bundled() and Path(name).exists() else name
+    return str(Path(name).resolve()) if name not in bundled_models() and Path(name).exists() else name
 
 
 def display_name(name: str) -> str:
@@ -130,7 +130,9 @@ def display_name(name: str) -> str:
 def unknown_model(name: str) -> ValueError:
     """Return the error for an unknown name, with the names that are known and the nearest of them."""
     models = [
-        name for name, folder in bundled().items() if read_json(folder / "config.json")["kind"] != "feature_extractor"
+        name
+        for name, folder in bundled_models().items()
+        if read_json(folder / "config.json")["kind"] != "feature_extractor"
     ]
     hint = did_you_mean(name, [*models, *NAMES]) or "."
     return ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*models, summary(), FORMS])}")

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dmdistill.data.fashion_mnist import load_fashion_mnist
+from dmdistill.data.idx_images import load_idx_images
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.metrics.classifier_features import load_classifier_features
 from helpers.feature_statistics import feature_statistics, frechet_to_real
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 def test_a_classifier_loads_with_the_statistics_of_its_images(feature_extractor, idx_folder):
     classifier = load_classifier_features(str(feature_extractor), CPU)
-    train, test = (from_uint8(load_fashion_mnist(idx_folder, train=train).images) for train in (True, False))
+    train, test = (from_uint8(load_idx_images(idx_folder, train=train).images) for train in (True, False))
     again = feature_statistics(classifier.classifier.features, train.split(70))
     assert classifier.reference.count == again.count == 200
     torch.testing.assert_close(classifier.reference.mean, again.mean)
@@ -25,7 +25,7 @@ def test_a_classifier_loads_with_the_statistics_of_its_images(feature_extractor,
     assert config["frechet_test_images"] == pytest.approx(frechet_to_real(classifier, [test]), rel=1e-4)
     with torch.no_grad():
         classes = classifier.classifier(test).argmax(1)
-    labels = load_fashion_mnist(idx_folder, train=False).labels
+    labels = load_idx_images(idx_folder, train=False).labels
     assert config["accuracy"] == pytest.approx(float((classes == labels).double().mean()))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dmdistill.commands.cli import main
-from dmdistill.io.weights import bundled
+from dmdistill.io.weights import bundled_models
 from dmdistill.models.load import load_teacher
 from dmdistill.networks.song_unet import SongUNet
 from helpers.killed_command import run_killed
@@ -53,7 +53,7 @@ def test_the_code_of_a_card_draws_with_the_model_beside_it(checkpoint, tmp_path,
 
 @pytest.mark.parametrize("name", ["fashion", "fashion-student"])
 def test_the_code_of_a_bundled_card_has_its_name(name):
-    assert f'load_model("{name}")' in (bundled()[name] / "README.md").read_text(encoding="utf-8")
+    assert f'load_model("{name}")' in (bundled_models()[name] / "README.md").read_text(encoding="utf-8")
 
 
 def test_half_precision_is_asked_for(checkpoint, tmp_path):

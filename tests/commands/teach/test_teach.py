@@ -25,7 +25,7 @@ from dmdistill.core.denoisers import GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
 from dmdistill.core.schedules import expand
-from dmdistill.data.fashion_mnist import FASHION_CLASSES
+from dmdistill.data.idx_images import FASHION_CLASSES
 from dmdistill.data.image_tensors import LabelledImages, to_uint8
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.models.load import load_model, load_teacher
@@ -230,7 +230,7 @@ def test_a_label_dropped_teaches_the_last_class(lesson):
     config = lesson(label_dropout=1.0, weight_decay=0.0)
     taught = teaching.teach(config).network.model.class_embedding.weight
     torch.manual_seed(config.seed)
-    begun = DDPMRecipe(config).new_teacher(teaching.load_labelled(config.data))
+    begun = DDPMRecipe(config).new_teacher(teaching.load_labelled_images(config.data))
     begun = begun.network.model.class_embedding.weight
     assert torch.equal(taught[:10], begun[:10])
     assert not torch.equal(taught[10], begun[10])

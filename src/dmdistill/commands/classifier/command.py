@@ -15,7 +15,7 @@ from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.options import require_at_least, require_positive
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
-from dmdistill.data.training_set import load_labelled
+from dmdistill.data.training_set import load_labelled_images
 from dmdistill.io.atomic import atomic_write, check_writable, write_json
 from dmdistill.io.folders import check_new_folder
 from dmdistill.io.weights import save_weights
@@ -33,7 +33,7 @@ EVALUATION_BATCH = 500
 def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
     """Train a classifier; write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
     check(config)
-    data, held_out = load_labelled(config.data), load_labelled(config.data, train=False)
+    data, held_out = load_labelled_images(config.data), load_labelled_images(config.data, train=False)
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}, the number of images")
     device, precision = setup_compute(config.compute)

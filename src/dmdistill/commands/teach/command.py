@@ -17,7 +17,7 @@ from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import denoising_loss
 from dmdistill.data.image_tensors import LabelledImages, save_grid
 from dmdistill.data.seeds import derive_seed
-from dmdistill.data.training_set import TrainingSet, load_labelled
+from dmdistill.data.training_set import TrainingSet, load_labelled_images
 from dmdistill.models.cards import teacher_card
 from dmdistill.models.model import Teacher
 from dmdistill.training.loggers import logging_to, require_logger
@@ -31,7 +31,7 @@ def teach(config: TeachConfig) -> Teacher | None:
     """Train a teacher, write it to out/teacher, return it; None where training was interrupted."""
     check(config)
     require_logger(config.output.log_to)
-    data = load_labelled(config.data)
+    data = load_labelled_images(config.data)
     with open_run(config) as run:
         torch.manual_seed(config.seed)
         recipe = RECIPES[config.kind](config)

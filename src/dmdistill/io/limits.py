@@ -1,0 +1,19 @@
+"""Bounds on what compressed data may unpack to."""
+
+from __future__ import annotations
+
+__all__ = ["check_expansion"]
+
+SMALL = 1 << 24  # bytes, which may be compressed as much as they like: labels, plain areas
+MAX_RATIO = 200  # of what is larger; photos reach 1 to 5, drawings 50, "zip bombs" 1,000 and more
+
+
+def check_expansion(unpacked: int, packed: int) -> None:
+    """Raise ValueError where compressed data would unpack to far more than images and labels do.
+
+    Args:
+        unpacked: bytes that the data claim to have.
+        packed: bytes that they have in the file.
+    """
+    if unpacked > max(SMALL, MAX_RATIO * packed):
+        raise ValueError(f"its {packed} bytes would unpack to {unpacked}, which no images do")

@@ -1,0 +1,84 @@
+"""IDX sets: Fashion-MNIST by its pixels, any other by what its labels say."""
+
+import gzip
+
+import pytest
+import torch
+
+from dmdistill.data.idx_images import FASHION_CLASSES, FASHION_SHA256, is_idx_folder, load_idx_images, read_idx
+from dmdistill.data.image_sources import open_images
+from dmdistill.data.training_set import load_labelled_images
+
+
+@pytest.fixture
+def write_set(tmp_path, idx_writer, rng):
+    """Writes a set of random images under the official names."""
+
+    def write(name, shape=(28, 28), labels=(0, 10)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for part, count in (("train", 60), ("t10k", 20)):
+            images = torch.randint(256, (count, *shape), generator=rng, dtype=torch.uint8)
+            idx_writer(folder / f"{part}-images-idx3-ubyte.gz", images)
+            values = torch.randint(*labels, (count,), generator=rng, dtype=torch.uint8)
+            idx_writer(folder / f"{part}-labels-idx1-ubyte.gz", values)
+        return folder
+
+    return write
+
+
+def test_fashion_is_known_by_its_pixels(idx_folder):
+    for train in (True, False):
+        data = load_idx_images(idx_folder, train=train)
+        assert (data.name, data.licence, data.names) == ("fashion", "MIT", FASHION_CLASSES)
+        assert data.feature_extractor == "fashion-classifier"
+    assert len(FASHION_SHA256) >= 4
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (20, 28), (12, 12)])
+def test_another_set_has_its_folders_name_and_no_classifier(shape, write_set):
+    folder = write_set("digits", shape)
+    data = load_labelled_images(folder)
+    assert (data.name, data.licence, data.feature_extractor) == ("digits", "unknown", None)
+    assert data.images.shape == (60, 1, *shape)
+    assert data.names == tuple(f"class {i}" for i in range(10))
+    assert torch.equal(data.labels, read_idx(folder / "train-labels-idx1-ubyte.gz").long())
+
+
+def test_labels_need_not_count_from_zero(write_set, idx_writer):
+    """EMNIST's letters are 1 to 26. Both parts have the classes of both, though one lacks some."""
+    folder = write_set("letters", labels=(1, 4))
+    idx_writer(folder / "t10k-labels-idx1-ubyte.gz", torch.tensor([3, 7] * 10, dtype=torch.uint8))
+    data, held_out = load_idx_images(folder), load_idx_images(folder, train=False)
+    assert data.names == held_out.names == ("class 1", "class 2", "class 3", "class 7")
+    assert torch.equal(data.labels, read_idx(folder / "train-labels-idx1-ubyte.gz").long() - 1)
+    assert held_out.labels.tolist() == [2, 3] * 10
+
+
+def test_files_need_not_be_gzipped(write_set):
+    folder = write_set("plain")
+    before = load_idx_images(folder)
+    for file in list(folder.iterdir()):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    assert is_idx_folder(folder)
+    assert torch.equal(load_idx_images(folder).images, before.images)
+    assert torch.equal(open_images(str(folder)).images(range(60)), before.images)
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    file = tmp_path / "x.gz"
+    with gzip.open(file, "wb") as stream:
+        stream.write(b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (100, 1000, 1000)))
+        for _ in range(100):
+            stream.write(bytes(1_000_000))
+    with pytest.raises(ValueError, match=r"x\.gz .*would unpack to 100000000"):
+        read_idx(file)
+
+
+@pytest.mark.parametrize("head", [b"", b"\0\0", b"\0\0\x08\x00", b"\0\0\x08\xff" + b"\xff" * 1020, b"\0\0\x08\x03\0\0"])
+def test_headers_that_lie_are_refused(head, tmp_path):
+    for file in (tmp_path / "x", tmp_path / "x.gz"):
+        file.write_bytes(gzip.compress(head) if file.suffix else head)
+        with pytest.raises(ValueError, match=f"{file.name} "):
+            read_idx(file)
