@@ -74,6 +74,7 @@ def check(config: Any) -> None:
                 raise ValueError(f"{flag_name(field.name)} {value}, expected a finite number")
             if field.name == "seed" and not 0 <= int(value) < 2**63:  # type: ignore[call-overload, arg-type]
                 raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
+    for group in groups(config):
         if hasattr(group, "check"):
             group.check()
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from importlib import resources
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -56,9 +58,7 @@ def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
     values = preset_values(kind, name)
     if not values:
         raise ValueError(f"preset {name} has no options for {COMMANDS[kind.__name__]}, choose another one")
-    flags = to_flags(values, kind, f"preset {name}")
-    config = tyro.cli(kind, args=flags, prog=f"preset {name}")
-    return change(config, preset=name, **changes)
+    return change(parse_values(kind, values, f"preset {name}"), preset=name, **changes)
 
 
 def preset_values(kind: type, name: str) -> dict[str, Any]:
@@ -70,10 +70,9 @@ def preset_values(kind: type, name: str) -> dict[str, Any]:
     base = table.pop("base", None)
     values = preset_values(kind, str(base)) if base is not None else {}
     command = COMMANDS[kind.__name__]
-    own = table.get(command, {})
-    if not isinstance(own, dict):
-        raise ValueError(f"preset {name}: {command} = {own!r}, expected a table of options")
-    shared = {} if command == "teach" else dict(flatten({k: v for k, v in table.items() if k not in TABLES}))
+    tables = {key: value for key, value in table.items() if key in TABLES and isinstance(value, dict)}
+    own = tables.get(command, {})
+    shared = {} if command == "teach" else dict(flatten({k: v for k, v in table.items() if k not in tables}))
     if command == "pairs":  # the other options that the tables share are those of distill
         shared = {key: value for key, value in shared.items() if key in option_types(kind)}
     return values | shared | dict(flatten(own))
@@ -109,8 +108,7 @@ def from_run(kind: type[Config], folder: Path) -> Config:
     file = folder / "config.toml"
     if not (table := read_toml(file)):
         raise ValueError(f"{file} is empty: the run's options are not known")
-    config = tyro.cli(kind, args=to_flags(dict(flatten(table)), kind, str(file)), prog=str(file))
-    return change(config, out=folder, resume=folder)
+    return change(parse_values(kind, dict(flatten(table)), str(file)), out=folder, resume=folder)
 
 
 def write_config(config: Any, file: Path) -> None:
@@ -144,20 +142,38 @@ def option_types(kind: Any) -> dict[str, Any]:
     return found
 
 
-def to_flags(values: Mapping[str, Any], kind: type, source: str) -> list[str]:
-    """Return options as they are typed. ValueError, naming the source, for one that the command lacks."""
-    flags = []
+def parse_values(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """Parse options as if they were typed. ValueError, naming the source, for one of another name or type."""
     known = option_types(kind)
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             raise ValueError(f"{source}: no option {name!r}{did_you_mean(name, known)}")
-        if isinstance(value, list | tuple):
-            flags += [flag_name(name), *map(str, value)]
-        elif isinstance(value, bool) and known[name] is bool:
-            flags.append(flag_name(name) if value else flag_name(f"no_{name}"))
-        else:
-            flags.append(f"{flag_name(name)}={value}")
-    return flags
+    flags = {name: to_flags(name, value, known[name]) for name, value in values.items()}
+    try:
+        return parse_quietly(kind, [word for words in flags.values() for word in words])
+    except SystemExit:
+        for name, words in flags.items():
+            try:
+                parse_quietly(kind, words)
+            except SystemExit:
+                expected = getattr(known[name], "__name__", str(known[name]).replace("typing.", ""))
+                raise ValueError(f"{source}: {name} = {values[name]!r}, expected {expected}") from None
+        raise
+
+
+def parse_quietly(kind: type[Config], flags: list[str]) -> Config:
+    """Parse flags without printing what is wrong with them. SystemExit where something is."""
+    with redirect_stderr(StringIO()):
+        return tyro.cli(kind, args=flags, console_outputs=False)
+
+
+def to_flags(name: str, value: Any, kind: Any) -> list[str]:
+    """Return an option as it is typed."""
+    if isinstance(value, list | tuple):
+        return [flag_name(name), *map(str, value)]
+    if isinstance(value, bool) and kind is bool:
+        return [flag_name(name) if value else flag_name(f"no_{name}")]
+    return [f"{flag_name(name)}={value}"]
 
 
 def recommend_preset(teacher: str) -> str | None:
