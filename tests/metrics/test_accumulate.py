@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dmdistill.metrics.accumulate import FeatureAccumulator
-from dmdistill.metrics.extraction import FeatureExtraction
+from dmdistill.metrics.extraction import ClipScoring, FeatureExtraction
 from dmdistill.metrics.inception_score import ClassScores
+from dmdistill.metrics.registry import compute_metrics
 from helpers.feature_statistics import extract
 
 
@@ -24,6 +25,17 @@ class Pixels:
     def classify(self, images):
         features = self(images)
         return features, features.unflatten(1, (-1, 5)).mean(2).softmax(1)
+
+
+class Score:
+    """The number of red values of 255 where the prompt is "red", in the place of a CLIP model."""
+
+    id = "score-1"
+
+    def __call__(self, images, prompts):
+        return torch.tensor(
+            [float((image[0] == 255).sum()) * (text == "red") for image, text in zip(images, prompts, strict=True)]
+        )
 
 
 class WithoutClasses:
@@ -73,13 +85,10 @@ def test_shares_of_processes_add_up():
     first, second = accumulate(x[:200], capacity=70), accumulate(x[200:440], capacity=70, first=200)
     second.add(x[440:], first=440)
     assert second.pending
-    first.add_clip(torch.tensor([10.0, 20.0]))
-    second.add_clip(torch.tensor([60.0]))
     for shares in ((first, second), pickle.loads(pickle.dumps((first, second)))):
         both = (shares[0] + shares[1]).statistics()
         assert both.statistics.count == 500
         torch.testing.assert_close(both.statistics.mean, x.double().mean(0))
-        assert both.clip == pytest.approx(30)
         assert torch.equal(both.features, whole.features)
     with pytest.raises(ValueError, match=r"pixels-1 with capacity 70 and of pixels-1 with capacity 60"):
         _ = first + accumulate(x, capacity=60)
@@ -94,8 +103,19 @@ def test_statistics_of_an_extraction():
     expected = ClassScores()
     expected.add(Pixels().classify(images)[1])
     assert found.classes.score() == pytest.approx(expected.score())
-    assert found.clip is None
     assert extract(WithoutClasses(), [images]).classes is None
+
+
+def test_clip_scores_are_averaged_with_prompts_in_turn():
+    images = torch.zeros(10, 3, 2, 5, dtype=torch.uint8)
+    images[:, 0, 0, 0] = 255
+    images[4, 0] = 255
+    scoring = ClipScoring(Score(), ["red", "blue", "green", "grey"])
+    for rows in (range(3), range(3, 10)):
+        scoring.add(images[rows], rows)
+    found = scoring.accumulator.statistics()
+    values = compute_metrics(["clip"], found, rng=torch.Generator())
+    assert values == {"clip": pytest.approx((1 + 10 + 1) / 10)}
 
 
 def test_what_has_no_statistics_is_refused():

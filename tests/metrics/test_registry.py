@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dmdistill.metrics.accumulate import FeatureStatistics
+from dmdistill.metrics.frechet import Statistics
 from dmdistill.metrics.inception_score import ClassScores
 from dmdistill.metrics.registry import METRICS, MetricOptions, compute_metrics, metric_label, parse_metrics
 from helpers.feature_statistics import extract
@@ -132,8 +133,11 @@ def test_every_value_has_a_label_and_every_metric_its_own_value():
     x = statistics(Named(), pictures(60))
     classes = ClassScores()
     classes.add(torch.eye(4).repeat(5, 1))
-    x = replace(x, classes=classes, clip=30.0)
-    found = compute_metrics(list(METRICS), x, x, rng=rng(), options=MetricOptions(kid_subset_size=50))
+    x, options = replace(x, classes=classes), MetricOptions(kid_subset_size=50)
+    scores = FeatureStatistics("clip-1", "clip", Statistics(torch.tensor([30.0]), torch.zeros(1, 1), 9))
+    found = compute_metrics([name for name in METRICS if name != "clip"], x, x, rng=rng(), options=options)
+    found |= compute_metrics(["clip"], scores, rng=rng())
+    assert found["clip"] == 30
     assert {*METRICS, "kid_error", "is_std"} == set(found)
     assert all(metric_label(key)[0] != "" for key in found)
 
@@ -142,8 +146,8 @@ def test_what_needs_no_reference():
     generated = statistics(Named(), pictures(20))
     classes = ClassScores()
     classes.add(torch.eye(4).repeat(5, 1).repeat_interleave(10, dim=0))
-    found = compute_metrics(["clip", "is"], replace(generated, classes=classes, clip=31.5), rng=rng())
-    assert found == {"is": pytest.approx(4), "is_std": pytest.approx(0, abs=1e-9), "clip": 31.5}
+    found = compute_metrics(["is"], replace(generated, classes=classes), rng=rng())
+    assert found == {"is": pytest.approx(4), "is_std": pytest.approx(0, abs=1e-9)}
 
 
 def test_statistics_without_features_give_the_frechet_distance():
@@ -160,7 +164,7 @@ def test_missing_inputs_are_named():
     generated, other = (statistics(network(), pictures(80)) for network in (Named, Network))
     with pytest.raises(ValueError, match=r"inception-of-tests's, the reference's are network-1's"):
         compute_metrics(["fid"], generated, other, rng=rng())
-    with pytest.raises(ValueError, match="fid is defined for Inception's features, these are network's"):
+    with pytest.raises(ValueError, match="fid is defined for the features of inception, these are network's"):
         compute_metrics(["fid"], other, other, rng=rng())
     with pytest.raises(ValueError, match="fid compares with reference images"):
         compute_metrics(["fid"], generated, rng=rng())
@@ -168,9 +172,10 @@ def test_missing_inputs_are_named():
         compute_metrics(["fid", "fud"], generated, generated, rng=rng())
     with pytest.raises(ValueError, match="80 generated images, a subset"):
         compute_metrics(["kid"], generated, generated, rng=rng())  # of 1000, by default
-    for name in ("is", "clip"):
-        with pytest.raises(ValueError, match=f"^{name} needs .* not extracted"):
-            compute_metrics([name], generated, generated, rng=rng())
+    with pytest.raises(ValueError, match=r"^is needs .* not extracted"):
+        compute_metrics(["is"], generated, generated, rng=rng())
+    with pytest.raises(ValueError, match=r"^clip is defined for the features of clip"):
+        compute_metrics(["clip"], generated, generated, rng=rng())
 
 
 def test_lists_of_metrics_are_read():

@@ -25,18 +25,16 @@ class FeatureStatistics:
     Attributes:
         source: id of the feature extractor; only sets of the same one are compared.
         name: of the feature extractor, "inception" or a classifier's.
-        statistics: of all images; None where only CLIP scores are known.
+        statistics: of all images.
         features: of a random sample of the images, N D, fp32, on the CPU; None where only statistics are known.
         classes: sums of the Inception score, or None.
-        clip: the mean CLIP score, or None.
     """
 
     source: str
     name: str
-    statistics: Statistics | None
+    statistics: Statistics
     features: Tensor | None = None
     classes: ClassScores | None = None
-    clip: float | None = None
 
 
 @dataclass
@@ -55,7 +53,6 @@ class FeatureAccumulator:
         keys: of the sample, ascending.
         pending: features and keys that are yet to be merged into the sample.
         classes: sums of the Inception score.
-        clip: number of images with a CLIP score, and the sum of these.
     """
 
     source: str
@@ -66,12 +63,6 @@ class FeatureAccumulator:
     keys: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     classes: ClassScores = field(default_factory=ClassScores)
-    clip: tuple[int, float] = (0, 0.0)
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        return max(self.moments.count, self.clip[0])
 
     def add(self, features: Tensor, *, first: int) -> None:
         """Add features, B D. ValueError where they are of another D or not finite.
@@ -95,10 +86,6 @@ class FeatureAccumulator:
             keys, order = keys.sort(stable=True)
             self.features, self.keys, self.pending = features[order[: self.capacity]], keys[: self.capacity], []
 
-    def add_clip(self, scores: Tensor) -> None:
-        """Add CLIP scores, B."""
-        self.clip = (self.clip[0] + len(scores), self.clip[1] + float(scores.double().sum()))
-
     def __add__(self, other: FeatureAccumulator) -> FeatureAccumulator:
         """Add another set's. ValueError where feature extractor or capacity differ."""
         if (self.source, self.capacity) != (other.source, other.capacity):
@@ -106,8 +93,7 @@ class FeatureAccumulator:
                 f"features of {self.source} with capacity {self.capacity} and of {other.source} with capacity "
                 f"{other.capacity} cannot be added: expected the same"
             )
-        clip = (self.clip[0] + other.clip[0], self.clip[1] + other.clip[1])
-        both = FeatureAccumulator(self.source, self.name, self.capacity, self.moments + other.moments, clip=clip)
+        both = FeatureAccumulator(self.source, self.name, self.capacity, self.moments + other.moments)
         both.classes = self.classes + other.classes
         both.pending = [(one.features, one.keys) for one in (self, other) if len(one.keys)]
         both.pending += self.pending + other.pending
@@ -117,12 +103,10 @@ class FeatureAccumulator:
     def statistics(self) -> FeatureStatistics:
         """Compute what the metrics need. ValueError for fewer than two images."""
         self.merge()
-        only_clip = self.clip[0] and not self.moments.count
         return FeatureStatistics(
             self.source,
             self.name,
-            None if only_clip else self.moments.statistics(),
+            self.moments.statistics(),
             features=self.features if self.capacity else None,
             classes=self.classes if int(self.classes.counts.sum()) else None,
-            clip=self.clip[1] / self.clip[0] if self.clip[0] else None,
         )

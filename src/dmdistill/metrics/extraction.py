@@ -79,7 +79,7 @@ class FeatureExtraction:
 
 @dataclass
 class ClipScoring:
-    """Accumulation of CLIP scores: prompts belong to images in turn.
+    """Accumulation of CLIP scores, as features of one number: prompts belong to images in turn.
 
     Attributes:
         score: the CLIP model.
@@ -100,4 +100,5 @@ class ClipScoring:
 
     def add(self, images: Tensor, rows: range) -> None:
         """Add images, uint8, B C H W, of these numbers."""
-        self.accumulator.add_clip(self.score(images, [self.prompts[row % len(self.prompts)] for row in rows]))
+        scores = self.score(images, [self.prompts[row % len(self.prompts)] for row in rows])
+        self.accumulator.add(scores[:, None], first=rows.start)

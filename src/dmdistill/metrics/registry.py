@@ -25,15 +25,11 @@ class MetricOptions:
     Attributes:
         kid_subsets: random subsets of the kernel distance.
         kid_subset_size: images in each.
-        precision_recall_k: which nearest neighbour the balls of precision and recall reach to.
-        density_coverage_k: the same of density and coverage.
         device: where distances between stored features are computed.
     """
 
     kid_subsets: int = 100
     kid_subset_size: int = 1000
-    precision_recall_k: int = 3
-    density_coverage_k: int = 5
     device: torch.device | str = "cpu"
 
 
@@ -79,8 +75,6 @@ class Comparison:
 def frechet(inputs: Comparison) -> dict[str, float]:
     """Compute the Frechet distance, named by the metric: fid or frechet."""
     generated, reference = inputs.sets()
-    if generated.statistics is None or reference.statistics is None:
-        raise ValueError(f"{inputs.metric} needs features, which were not extracted")
     return {inputs.metric: frechet_distance(generated.statistics, reference.statistics)}
 
 
@@ -93,14 +87,12 @@ def kid(inputs: Comparison) -> dict[str, float]:
 
 def manifold_overlap(inputs: Comparison) -> dict[str, float]:
     """Compute precision and recall."""
-    values = precision_recall(*inputs.features(), k=inputs.options.precision_recall_k)
-    return dict(zip(("precision", "recall"), values, strict=True))
+    return dict(zip(("precision", "recall"), precision_recall(*inputs.features()), strict=True))
 
 
 def ball_overlap(inputs: Comparison) -> dict[str, float]:
     """Compute density and coverage."""
-    values = density_coverage(*inputs.features(), k=inputs.options.density_coverage_k)
-    return dict(zip(("density", "coverage"), values, strict=True))
+    return dict(zip(("density", "coverage"), density_coverage(*inputs.features()), strict=True))
 
 
 def inception_score(inputs: Comparison) -> dict[str, float]:
@@ -112,9 +104,7 @@ def inception_score(inputs: Comparison) -> dict[str, float]:
 
 def clip_score(inputs: Comparison) -> dict[str, float]:
     """Return the mean CLIP score."""
-    if inputs.generated.clip is None:
-        raise ValueError("clip needs CLIP scores of images and their prompts, which were not extracted")
-    return {"clip": inputs.generated.clip}
+    return {"clip": float(inputs.generated.statistics.mean)}
 
 
 @dataclass(frozen=True)
@@ -195,8 +185,8 @@ def compute_metrics(
     check_metrics(names)
     values: dict[str, float] = {}
     for name in (name for name in METRICS if name in names):
-        if METRICS[name].extractor == "inception" and generated.name != "inception":
-            raise ValueError(f"{name} is defined for Inception's features, these are {generated.name}'s")
+        if (needed := METRICS[name].extractor) in ("inception", "clip") and generated.name != needed:
+            raise ValueError(f"{name} is defined for the features of {needed}, these are {generated.name}'s")
         if name not in values:
             values |= METRICS[name].compute(Comparison(name, generated, reference, options or MetricOptions(), rng))
     suffix = "" if generated.name in ("inception", "clip") else f"_{generated.name}"

@@ -313,7 +313,7 @@ def given(student, photos, tmp_path):
         ("STUDENT --metrics frechet", "--metrics frechet: tiny-student has no feature extractor"),
         (
             "STUDENT --reference large",
-            "large has images of 5 x 7 pixels, tiny-student's are 8 x 8: bring both to one size by --side",
+            "large has images of 1 channel(s), 5 x 7 pixels, tiny-student's have 1 channel(s), 8 x 8 pixels",
         ),
         ("STUDENT --reference coloured", "coloured has images of 3 channel(s), tiny-student's have 1"),
         ("coloured --feature-extractor fashion-classifier", "takes images of 1 channel(s)"),

@@ -79,6 +79,4 @@ def load_validation_metric(
     inception = load_inception(device=device)
     images, extraction = Reference(reference, source), FeatureExtraction(inception)
     features = reference_features(images, [extraction], batch=500, processes=processes, say=say)
-    [statistics] = processes.broadcast([one.statistics for one in features])
-    assert statistics is not None
-    return ValidationMetric(inception, statistics)
+    return ValidationMetric(inception, processes.broadcast([one.statistics for one in features])[0])

@@ -44,7 +44,7 @@ def compute_values(evaluation: Evaluation, processes: ProcessGroup) -> tuple[dic
     for extractor, accumulator in zip(extractions, accumulators, strict=True):
         features = accumulator.statistics()
         values |= compute_group(evaluation, extractor, features, references.get(features.source))
-    images = max(accumulator.images for accumulator in accumulators)
+    images = max(accumulator.moments.count for accumulator in accumulators)
     for line in count_warnings(evaluation, images):
         print_line(line)
     return {key: float(f"{value:.{DIGITS}g}") for key, value in values.items()}, images

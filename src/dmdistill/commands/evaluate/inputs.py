@@ -29,29 +29,18 @@ MODEL_PREFIX = "model:"  # of a reference that a model generates
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Opened inputs of an evaluation.
-
-    Attributes:
-        config: settings.
-        device: where networks compute.
-        source: the images; `count` of them are measured, `batch` at once.
-        model: which generates them; None where a set of images is measured.
-        reference: what they are compared with, or None.
-        classifier: feature extractor of --feature-extractor, else the model's own, or None.
-        metrics: names of METRICS.
-        prompts: of the images, for the CLIP score.
-    """
+    """Opened and checked inputs of an evaluation."""
 
     config: EvaluateConfig
     device: torch.device
-    source: ImageSource
+    source: ImageSource  # the images, of which `count` are measured, `batch` at once
     count: int
     batch: int
-    model: Model | None
+    model: Model | None  # which generates them
     reference: Reference | None
-    classifier: ClassifierFeatures | None
+    classifier: ClassifierFeatures | None  # of --feature-extractor, else the model's own
     metrics: Sequence[str]
-    prompts: Sequence[str]
+    prompts: Sequence[str]  # of the images, for the CLIP score
 
     def metrics_in(self, extractor: str) -> list[str]:
         """List the metrics in the features of "inception", of the "classifier" or of "clip"."""
@@ -177,16 +166,15 @@ def check_counts(evaluation: Evaluation) -> None:
 def check_shapes(evaluation: Evaluation) -> None:
     """Raise a ValueError where the images and the reference's differ in size or channels."""
     source, reference = evaluation.source, evaluation.reference
-    if reference is None or reference.source is None:
+    if reference is None or reference.source is None or reference.source.shape == source.shape:
         return
-    (channels, *size), (other_channels, *other_size) = source.shape, reference.source.shape
-    if channels != other_channels:
-        raise ValueError(
-            f"--reference {reference.name} has images of {other_channels} channel(s), {source.name}'s have {channels}: "
-            "expected the same"
-        )
-    if size != other_size:
-        raise ValueError(
-            f"--reference {reference.name} has images of {other_size[0]} x {other_size[1]} pixels, {source.name}'s are "
-            f"{size[0]} x {size[1]}: bring both to one size by --side"
-        )
+    raise ValueError(
+        f"--reference {reference.name} has images of {shape_text(reference.source)}, {source.name}'s have "
+        f"{shape_text(source)}: expected the same (--side brings both to one size)"
+    )
+
+
+def shape_text(source: ImageSource) -> str:
+    """Describe a shape: "3 channel(s), 32 x 32 pixels"."""
+    channels, height, width = source.shape
+    return f"{channels} channel(s), {height} x {width} pixels"

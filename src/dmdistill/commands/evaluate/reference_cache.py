@@ -23,13 +23,7 @@ __all__ = ["Reference", "reference_features"]
 
 @dataclass(frozen=True)
 class Reference:
-    """What generated images are compared with.
-
-    Attributes:
-        name: as it was given.
-        source: the images; None where a file holds only statistics of Inception's features.
-        statistics: those.
-    """
+    """What generated images are compared with: images, or statistics of Inception's features from a file."""
 
     name: str
     source: ImageSource | None
@@ -102,7 +96,6 @@ def load_cached(folder: Path, extraction: FeatureExtraction, say: Callable[[str]
 
 def save(folder: Path, features: FeatureStatistics) -> None:
     """Write one entry. A cache that cannot be written is no error: it saves time and nothing else."""
-    assert features.statistics is not None
     with suppress(OSError):
         if features.features is not None:
             write_safetensors(folder / "features.safetensors", {"features": features.features})
