@@ -90,7 +90,7 @@ def test_the_best_state_by_fid_becomes_the_student(config, quarters):
     told = student.config["distilled"]
     key = (told["step"], f"frechet_{told['average']}")
     assert found[key] == min(found.values())
-    reference = feature_statistics(Quarters(), [open_images(config.reference).images(range(30))])
+    reference = feature_statistics(Quarters(), [open_images(config.evaluation.reference).images(range(30))])
     [drawn] = generate_images(student, 20, batch=20, seed=config.seed + 2)
     own = feature_statistics(Quarters(), [((drawn + 1) * 127.5).round().clamp(0, 255)])
     assert found[key] == pytest.approx(frechet_distance(own, reference), rel=1e-4)
@@ -99,9 +99,9 @@ def test_the_best_state_by_fid_becomes_the_student(config, quarters):
 def test_features_of_the_reference_are_cached(config, quarters):
     teacher, said = load_teacher(config.teacher), []
     for _ in range(2):
-        metric = load_validation_metric(config.reference, teacher, **HERE, say=said.append)
+        metric = load_validation_metric(config.evaluation.reference, teacher, **HERE, say=said.append)
     assert [("are cached in" in line) for line in said] == [True]
-    images = open_images(config.reference).images(range(30))
+    images = open_images(config.evaluation.reference).images(range(30))
     own = metric.moments(map(from_uint8, images.split(11))).statistics()
     assert frechet_distance(own, metric.reference) == pytest.approx(0, abs=1e-6)
 
@@ -122,10 +122,12 @@ def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, 
     printed = capsys.readouterr().out
     assert "FID" in printed
     assert "lower is" in printed
-    assert f"compared with {config.reference}" in printed
+    assert f"compared with {config.evaluation.reference}" in printed
     report = read_json(config.out / "report.json")
     seed = config.seed + 3
-    again = evaluate(EvaluateConfig(str(config.out), images=30, reference=config.reference, seed=seed, compute=MACHINE))
+    again = evaluate(
+        EvaluateConfig(str(config.out), images=30, reference=config.evaluation.reference, seed=seed, compute=MACHINE)
+    )
     for name in ("metrics", "images", "reference", "seed", "model"):
         assert report["student"][name] == again[name]
     pairs, teacher = open_pairs(config.out / "pairs"), load_teacher(config.teacher)
@@ -133,7 +135,7 @@ def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, 
     images = torch.cat([pairs[range(12)][1], *generate_images(teacher, 18, batch=18, seed=seed)])
     own, real = (
         feature_statistics(Quarters(), [batch])
-        for batch in (to_uint8(images), open_images(config.reference).images(range(30)))
+        for batch in (to_uint8(images), open_images(config.evaluation.reference).images(range(30)))
     )
     assert report["teacher"]["metrics"]["fid"] == pytest.approx(frechet_distance(own, real), rel=1e-3)
 
@@ -173,6 +175,6 @@ def test_fid_on_the_way_is_the_fid_of_evaluate(config, monkeypatch, tmp_path):
     distilling.distill(few)
     [found] = [row["frechet_ema1"] for row in read_metrics(few.out) if "frechet_ema1" in row]
     again = evaluate(
-        EvaluateConfig(str(few.out), images=20, reference=few.reference, seed=few.seed + 2, compute=MACHINE)
+        EvaluateConfig(str(few.out), images=20, reference=few.evaluation.reference, seed=few.seed + 2, compute=MACHINE)
     )
     assert found == pytest.approx(again["metrics"]["fid"], rel=1e-4)

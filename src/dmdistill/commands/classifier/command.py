@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.commands import options
 from dmdistill.commands.classifier.config import ClassifierConfig
-from dmdistill.commands.options import require_at_least, require_positive
+from dmdistill.commands.options import check
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled_images
@@ -33,6 +32,8 @@ EVALUATION_BATCH = 500
 def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
     """Train a classifier; write model.safetensors, config.json, reference.safetensors and README.md to config.out."""
     check(config)
+    check_new_folder(config.out, "choose another --out")
+    check_writable(config.out / "model.safetensors")
     data, held_out = load_labelled_images(config.data), load_labelled_images(config.data, train=False)
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}, the number of images")
@@ -56,15 +57,6 @@ def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
         markup=False,
     )
     return extractor
-
-
-def check(config: ClassifierConfig) -> None:
-    """Raise a ValueError for an impossible setting or a folder in use, an OSError where nothing can be written."""
-    options.check(config)
-    require_at_least(config, 1, "epochs", "batch")
-    require_positive(config, "lr")
-    check_new_folder(config.out, "choose another --out")
-    check_writable(config.out / "model.safetensors")
 
 
 def fit(

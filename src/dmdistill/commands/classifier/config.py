@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.options import ComputeOptions, require_at_least, require_positive
 
 __all__ = ["ClassifierConfig"]
 
@@ -33,3 +33,8 @@ class ClassifierConfig:
     """Seed of every random draw."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a number that an option cannot have."""
+        require_at_least(self, 1, "epochs", "batch")
+        require_positive(self, "lr")

@@ -12,6 +12,7 @@ from dmdistill.commands.evaluate.compute import compute_values
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.inputs import Evaluation, open_evaluation
 from dmdistill.commands.evaluate.tables import print_report
+from dmdistill.commands.options import check
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
 from dmdistill.io.atomic import check_writable, write_json
@@ -23,7 +24,7 @@ __all__ = ["evaluate", "measure", "seconds_per_image"]
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure, print the report, write it to config.json if given, and return it; {} on all processes but the first."""
-    check(config)
+    check_evaluate(config)
     with join_process_group() as processes:
         compute = replace(config.compute, device=local_device(config.compute.device))
         report = measure(open_evaluation(config, *setup_compute(compute)), processes)
@@ -34,12 +35,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return report
 
 
-def check(config: EvaluateConfig) -> None:
-    """Raise a ValueError where a setting is not possible, before anything is loaded."""
-    for name, least in (("images", 2), ("batch", 1), ("side", 1), ("seed", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} {value}, expected at least {least}")
+def check_evaluate(config: EvaluateConfig) -> None:
+    """Raise a ValueError where an option is not possible or lacks another, before anything is loaded."""
+    check(config)
     metrics = parse_metrics(config.metrics) if config.metrics is not None else []
     if config.reference is None and (comparing := [name for name in metrics if METRICS[name].needs_reference]):
         raise ValueError(f"--metrics {comparing[0]} compares with real images: give them by --reference DATA")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.options import ComputeOptions, require_at_least
 
 __all__ = ["EvaluateConfig"]
 
@@ -48,3 +48,8 @@ class EvaluateConfig:
     """File to write the report to."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Device, precision and threads."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a number that an option cannot have."""
+        require_at_least(self, 1, "batch", "side")
+        require_at_least(self, 2, "images")
