@@ -171,7 +171,9 @@ def test_what_is_no_regular_file_is_refused(kind, pixels, tmp_path):
     else:
         odd.symlink_to("/dev/zero" if kind == "device" else "nothing")
     refused(tmp_path / "photos", r"1 of 2 pictures cannot be read, first 1\.png: .*(no regular|No such) file")
-    assert len(open_images(str(tmp_path / "photos"), skip_corrupt=True).images(range(2))) == 1
+    source = open_images(str(tmp_path / "photos"), skip_corrupt=True)
+    assert len(source.images(range(2))) == 1
+    assert len(source.digest()) == 64
 
 
 def test_a_pipe_called_zip_is_refused(tmp_path):

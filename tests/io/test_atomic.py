@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from dmdistill.io.atomic import atomic_write, read_safetensors, write_safetensors
+from dmdistill.io.atomic import atomic_write, read_json, read_safetensors, write_safetensors
 from dmdistill.io.folders import exclusive_folder, new_folder
 
 HOLDING = """
@@ -223,3 +224,52 @@ def test_a_new_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="out cannot be written"), new_folder(tmp_path / "file" / "out"):
         pytest.fail("it is written to")
+
+
+@pytest.fixture
+def small_files():
+    """Sets how many bytes a file may have: as on a full disk, writing more fails."""
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def save(temporary):
+    with temporary.open("wb") as file:
+        torch.save({"x": torch.zeros(5000)}, file)
+
+
+WRITERS = {"torch.save": save, "bytes": lambda temporary: temporary.write_bytes(bytes(9000))}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_named_by_the_operating_systems_words(writer, tmp_path, small_files):
+    """torch.save's own words are of its zip writer."""
+    with pytest.raises(OSError, match=rf"^{tmp_path}/x cannot be written: File too large$"):  # noqa: SIM117
+        with atomic_write(tmp_path / "x") as temporary:
+            WRITERS[writer](temporary)
+    assert os.listdir(tmp_path) == []
+
+
+def test_other_errors_of_a_writer_stay_themselves(tmp_path):
+    with pytest.raises(RuntimeError, match="one of its own"), atomic_write(tmp_path / "x"):
+        raise RuntimeError("one of its own")
+
+
+@pytest.mark.parametrize("read", [read_json, read_safetensors])
+def test_a_pipe_is_no_file(read, tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(ValueError, match="x is no file"):
+        read(tmp_path / "x")
+    with pytest.raises(ValueError, match="y does not exist"):
+        read(tmp_path / "y")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 10_000, "\ufeff{}", "{", ""])
+def test_what_is_no_json_is_named(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json is not JSON") as caught:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(caught.value)

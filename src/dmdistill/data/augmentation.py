@@ -103,12 +103,9 @@ def draw_flips(x: Tensor, probability: float, rng: torch.Generator) -> Tensor:
 
 
 def warp(x: Tensor, inverse: Tensor, changed: Tensor) -> Tensor:
-    """Transform images; those that are not changed stay bit for bit.
+    """Transform square images, B C H W; those that are not `changed`, B, stay bit for bit.
 
-    Args:
-        x: B C H W, square.
-        inverse: B 3 3, of each point of the result its point in the image, whose middle is 0 and whose sides are 2.
-        changed: B, bool.
+    inverse, B 3 3, gives for each point of the result its point in the image, whose middle is 0 and whose sides are 2.
     """
     grid = F.affine_grid(inverse[:, :2], list(x.shape), align_corners=False)
     result = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)

@@ -25,29 +25,16 @@ def is_cifar10(folder: Path) -> bool:
 
 
 def load_cifar10(folder: Path, *, train: bool = True) -> LabelledImages:
-    """Load all images with their labels: 154 MB to train on.
-
-    Args:
-        folder: of the official files.
-        train: whether to load the training images, else the test images.
-
-    Raises:
-        ValueError: a file is missing, truncated or something else.
-    """
+    """Load the training images (154 MB) or test images with their labels. ValueError as of `map_cifar10`."""
     rows = np.concatenate(map_cifar10(folder, train=train)[0])
     images = torch.from_numpy(rows[:, 1:]).reshape(-1, 3, 32, 32)
     return LabelledImages(images, torch.from_numpy(rows[:, 0].astype(np.int64)), CLASSES, name="cifar10")
 
 
 def map_cifar10(folder: Path, *, train: bool = True) -> tuple[list[np.ndarray], list[Path]]:
-    """Map the files: rows of a label and an image's bytes, C H W, per file; and the files.
+    """Map the files of the training or test images: rows of a label and an image, C H W, per file; and the files.
 
-    Args:
-        folder: of the official files.
-        train: whether to map the training images, else the test images.
-
-    Raises:
-        ValueError: a file is missing, truncated or something else.
+    ValueError, naming the file, where one is missing, truncated or something else.
     """
     files = [folder / f"{name}.bin" for name in (TRAIN if train else TEST)]
     for file in files:

@@ -82,12 +82,7 @@ class Labels:
         return type(self)(self.one_hot.to(device))
 
     def drop(self, probability: float, *, rng: torch.Generator) -> Self:
-        """Replace each label by the null label with this probability: a network learns both branches of guidance.
-
-        Args:
-            probability: of each label, independently.
-            rng: of the draws, on the labels' device.
-        """
+        """Replace each label by the null label with this probability: a network learns both branches of guidance."""
         keep = torch.rand(len(self), 1, generator=rng, device=rng.device) >= probability
         return type(self)(self.one_hot * keep)
 

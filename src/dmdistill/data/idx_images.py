@@ -30,13 +30,7 @@ DIMENSIONS = {"images": 3, "labels": 1}
 
 
 def find_idx_file(folder: Path, kind: str, *, train: bool) -> Path | None:
-    """Return the IDX file of the images or labels in a folder, gzipped or not; None where there is none.
-
-    Args:
-        folder: of the files, under the names of the official ones.
-        kind: images or labels.
-        train: whether of the training set, else of the test set.
-    """
+    """Return the file of the "images" or "labels" of a set's training or test part, gzipped or not; None for none."""
     name = f"{PARTS[train]}-{kind}-idx{DIMENSIONS[kind]}-ubyte"
     return next((folder / file for file in (f"{name}.gz", name) if (folder / file).is_file()), None)
 
@@ -64,14 +58,10 @@ def read_idx(file: Path) -> Tensor:
 
 
 def load_idx_images(folder: Path, *, train: bool = True) -> LabelledImages:
-    """Load a set of images and labels. Fashion-MNIST is recognised by its pixels; of others only the labels are known.
+    """Load the training or test part of a set, whose files have MNIST's names.
 
-    Args:
-        folder: of the files, under the names of the official ones.
-        train: whether to load the training set, else the test set.
-
-    Raises:
-        ValueError: a file is missing, truncated or something else.
+    Fashion-MNIST is recognised by its pixels; other sets have the name of their folder, and classes by their labels.
+    ValueError, naming the file, where one is missing, truncated or something else.
     """
     images, labels = (read_idx(required_file(folder, kind, train=train)) for kind in DIMENSIONS)
     if images.ndim != 3 or labels.shape != images.shape[:1] or not images.numel():

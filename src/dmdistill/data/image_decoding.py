@@ -59,14 +59,9 @@ def is_coloured(stream: BinaryIO) -> bool:
 
 
 def decode_image(stream: BinaryIO, side: int | None = None) -> np.ndarray:
-    """Decode an image as a viewer shows it: turned as its EXIF data say, over white where it is transparent.
+    """Decode an image as a viewer shows it, turned as its EXIF data say and over white: uint8, H W C, C 1 or 3.
 
-    Args:
-        stream: of the file.
-        side: pixels to crop and resize to, see `center_crop`; None for the image as it is.
-
-    Returns:
-        uint8, H W C, of 1 or 3 channels.
+    Cropped and resized to a side where that is given, by `center_crop`.
     """
     with open_image(stream) as image, one_if_large(3 * image.width * image.height):
         mode = "L" if image.mode in GREY else "RGB"

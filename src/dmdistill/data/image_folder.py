@@ -84,8 +84,10 @@ class ImageFolder:
 
     def digest(self) -> str:
         """Return hexadecimal digits that tell this set of images from another."""
-        files = [self.path / name for name in self.names] if self.archive is None else [self.path]
-        return hash_files(files, f"{self.side}")
+        if self.archive is not None:
+            return hash_files([self.path], f"{self.side}")
+        files = [self.path / name for name in self.names]
+        return hash_files([file for file in files if file.is_file()], f"{self.side}")  # no pipe, which would wait
 
     def images(self, rows: range) -> Tensor:
         """Return images by their numbers: uint8, B C H W. ValueError where one is corrupt or of another size."""
@@ -176,16 +178,7 @@ class ImageFolder:
 
 
 def open_image_folder(path: Path, *, side: int | None = None, skip_corrupt: bool = False) -> ImageFolder:
-    """Open the images of a folder or zip, in the natural order of their names.
-
-    Args:
-        path: of the folder or zip.
-        side: pixels that each image is cropped and resized to; None for images as they are, which must be of one size.
-        skip_corrupt: leave out files that cannot be read; else they are an error.
-
-    Raises:
-        ValueError: it holds no images, or is no zip that can be read.
-    """
+    """Open the images of a folder or zip, in natural order; options of `ImageFolder`. ValueError where it has none."""
     archive = open_zip(path) if path.is_file() else None
     names = list_images(path if archive is None else archive)
     return ImageFolder(path, names, archive=archive, side=side, skip_corrupt=skip_corrupt)

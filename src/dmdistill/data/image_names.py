@@ -15,12 +15,9 @@ THUMBNAILS = ("__MACOSX", "@eaDir")  # folders that macOS and Synology add; othe
 
 
 def list_images(source: Path | zipfile.ZipFile) -> list[str]:
-    """List the image files below a folder or in a zip, relative to it, in natural order.
+    """List the image files below a folder or in a zip, relative to it, in natural order. ValueError where it has none.
 
     Hidden files, and those in hidden folders, are left out. Links to folders are followed, but not to a folder above.
-
-    Raises:
-        ValueError: there is none.
     """
     names = walk_folder(source) if isinstance(source, Path) else source.namelist()
     images = sorted({name for name in names if is_image_name(name)}, key=natural_key)

@@ -55,15 +55,9 @@ class ShardLayout:
 def write_shards(
     layout: ShardLayout, shards: Sequence[int], make_batch: MakeBatch, *, batch: int, track: Track, name: str
 ) -> None:
-    """Make some shards batch by batch, and write each when it is complete.
+    """Make shards of these numbers batch by batch, rows in their order, and write each when it is complete.
 
-    Args:
-        layout: of the whole set.
-        shards: numbers of those to make, in this order.
-        make_batch: (shard, rows of it) -> tensors by name; called in the order of the rows.
-        batch: rows per call.
-        track: wraps the list of all batches to show progress.
-        name: what the progress is called.
+    `make_batch`: (shard, rows of it) -> tensors by name. `track` shows progress under `name`.
     """
     batches = [(shard, start) for shard in shards for start in range(0, layout.rows(shard), batch)]
     parts: list[dict[str, Tensor]] = []
@@ -78,13 +72,7 @@ def write_shards(
 
 
 def read_shard(file: Path, rows: int, row_shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read a shard. ValueError, naming the file, where it is damaged or of other tensors.
-
-    Args:
-        file: of the shard.
-        rows: expected number of rows.
-        row_shapes: expected shape of a row of each tensor, by name.
-    """
+    """Read a shard. ValueError, naming the file, where it is damaged or has other rows than these shapes by name."""
     shard = read_safetensors(file)
     shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
     expected = {name: (rows, *shape) for name, shape in row_shapes.items()}
@@ -94,13 +82,7 @@ def read_shard(file: Path, rows: int, row_shapes: dict[str, tuple[int, ...]]) ->
 
 
 def gather_rows(shards: Sequence[dict[str, Tensor]], name: str, rows: Tensor) -> Tensor:
-    """Gather rows of one tensor from shards, all of as many rows but the last: on the CPU, in the stored dtype.
-
-    Args:
-        shards: tensors by name, N ...
-        name: of the tensor.
-        rows: integers (B,), counted over all shards.
-    """
+    """Gather rows (B,), counted over all shards, of the tensor of a name: B ..., on the CPU, in the stored dtype."""
     first = shards[0][name]
     result = first.new_empty(len(rows), *first.shape[1:])
     numbers = rows // len(first)

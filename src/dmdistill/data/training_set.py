@@ -55,14 +55,9 @@ class TrainingSet:
 
 
 def load_labelled_images(folder: Path, *, train: bool = True) -> LabelledImages:
-    """Load CIFAR-10, Fashion-MNIST or another IDX set into memory.
+    """Load the training or test part of CIFAR-10, Fashion-MNIST or another IDX set; ~ is expanded.
 
-    Args:
-        folder: of the files; ~ is expanded.
-        train: whether to load the training images, else the test images.
-
-    Raises:
-        ValueError: a file is missing or damaged.
+    ValueError, naming the file, where one is missing or damaged.
     """
     folder = folder.expanduser()
     return load_cifar10(folder, train=train) if is_cifar10(folder) else load_idx_images(folder, train=train)

@@ -87,10 +87,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. ValueError, naming the file, where it is missing or not JSON."""
+    if not path.is_file():  # nor a pipe, which would wait
+        raise ValueError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
@@ -110,7 +110,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         tensors = load_file(path)
         check_tensor_checksum(path)

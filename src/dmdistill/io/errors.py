@@ -27,15 +27,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def import_optional(module: str, needed_by: str, *, extra: str | None = None) -> Any:
-    """Import a module of a package that not every user has.
+    """Import a module of an optional package, one of dmdistill's `extra` where given.
 
-    Args:
-        module: dotted name of the module.
-        needed_by: what cannot work without it, a flag or a file, which begins the error message.
-        extra: optional dependencies of dmdistill that include the package; None where it is installed by its own name.
-
-    Raises:
-        ValueError: the package is missing or fails to import; the message says how to install it.
+    ValueError, saying what needs it (a flag, a file) and how to install it, where it is missing or fails to import.
     """
     try:
         return import_module(module)
@@ -47,8 +41,14 @@ def import_optional(module: str, needed_by: str, *, extra: str | None = None) ->
 
 @contextmanager
 def describe_write_errors(path: Path) -> Iterator[None]:
-    """Replace an OSError inside the block, of a full disk say, by one that names the file and the cause in one line."""
+    """Replace an OSError inside the block, of a full disk say, by one that names the file and the cause in one line.
+
+    Also where `torch.save` hides it behind a RuntimeError of its zip writer, as it does when it is given an open file.
+    """
     try:
         yield
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"{path} cannot be written: {cause.strerror or first_line(cause)}") from None

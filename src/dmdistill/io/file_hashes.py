@@ -15,14 +15,10 @@ __all__ = ["hash_files"]
 
 
 def hash_files(files: Sequence[Path], note: str = "") -> str:
-    """Return the SHA-256, hexadecimal, of files' contents and a note.
+    """Return the SHA-256, hexadecimal, of files' contents in their order and of a note.
 
-    The hash is cached by the files' paths, sizes and times of modification; a damaged cache, or one that cannot be
-    written, is none.
-
-    Args:
-        files: in the order that counts.
-        note: what else tells one use of the files from another.
+    It is cached by the files' paths, sizes and times of modification. A cache that is damaged or cannot be written is
+    none.
     """
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(json.dumps([stats, note]).encode()).hexdigest()

@@ -30,12 +30,7 @@ def cache_folder() -> Path:
 
 
 def check_new_folder(folder: Path, advice: str) -> None:
-    """Raise ValueError where a folder to write is a file or holds anything but hidden files.
-
-    Args:
-        folder: the folder, which need not exist.
-        advice: what to do instead, the end of the error message.
-    """
+    """Raise ValueError, with advice at its end, where a folder to write is a file or holds more than hidden files."""
     if folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
         raise ValueError(f"{folder} already exists: {advice}")
 

@@ -9,11 +9,6 @@ MAX_RATIO = 200  # of what is larger; photos reach 1 to 5, drawings 50, "zip bom
 
 
 def check_expansion(unpacked: int, packed: int) -> None:
-    """Raise ValueError where compressed data would unpack to far more than images and labels do.
-
-    Args:
-        unpacked: bytes that the data claim to have.
-        packed: bytes that they have in the file.
-    """
+    """Raise ValueError where `packed` bytes claim to unpack to far more bytes than images and labels do."""
     if unpacked > max(SMALL, MAX_RATIO * packed):
         raise ValueError(f"its {packed} bytes would unpack to {unpacked}, which no images do")

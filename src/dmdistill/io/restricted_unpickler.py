@@ -78,17 +78,13 @@ def load_restricted(
     *,
     persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Load the next pickle of a stream, which is left at its end.
+    """Load the next pickle of a seekable stream, which is left at its end.
 
     Args:
-        stream: seekable.
-        allowed: the function that stands for each allowed global; any other global is refused when it is met.
+        stream: of the pickle.
+        allowed: the function that stands for each allowed global; any other is refused when it is met (ValueError).
         budget: of the file.
         persistent_load: result of a persistent id; None to refuse them.
-
-    Raises:
-        ValueError, pickle.UnpicklingError, EOFError, or another error of a malformed program: ArithmeticError,
-            AttributeError, LookupError, TypeError.
     """
     budget.spend_opcodes(stream)
     unpickler = RestrictedUnpickler(stream, encoding="latin1")

@@ -45,10 +45,8 @@ MODULES = ("ModuleDict", "ModuleList", "Sequential")
 def read_pickle(file: Path) -> Any:
     """Read a pickled checkpoint. Keys of dicts and members of sets are texts; a Record may hold itself.
 
-    Time and memory are bounded: at most 500,000 opcodes, and values of twice the file's size.
-
-    Raises:
-        ValueError: the file is missing, truncated or damaged, or asks for a global that is not allowed.
+    Time and memory are bounded: at most 500,000 opcodes, and values of twice the file's size. ValueError, naming the
+    file, where it is missing, truncated or damaged, or asks for a global that is not allowed.
     """
     if not file.is_file():
         raise ValueError(f"{file} does not exist")

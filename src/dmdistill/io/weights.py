@@ -24,13 +24,7 @@ def bundled_models() -> dict[str, Path]:
 
 
 def save_weights(file: Path, network: nn.Module, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a network's weights, or only its adapters where it has any.
-
-    Args:
-        file: safetensors.
-        network: of any device.
-        dtype: of the floats in the file.
-    """
+    """Write a network's weights, or only its adapters where it has any, to safetensors; floats in `dtype`."""
     state = saved_state(network)
     write_safetensors(
         file, {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
@@ -43,28 +37,14 @@ def saved_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(file: Path, network: nn.Module) -> None:
-    """Load weights of any precision into a network.
-
-    Args:
-        file: safetensors.
-        network: of the architecture that the file was saved from.
-
-    Raises:
-        ValueError: the file is missing, damaged or of another network.
-    """
+    """Load weights of any precision into a network. ValueError where the file is missing, damaged or another's."""
     weights = read_safetensors(file)
     check_weights(weights, network, file)
     copy_weights(weights, network)
 
 
 def check_weights(weights: dict[str, Tensor], network: nn.Module, file: Path) -> None:
-    """Raise ValueError where the weights' names or shapes are not the network's.
-
-    Args:
-        weights: by name.
-        network: they are meant for.
-        file: they came from, for the message.
-    """
+    """Raise ValueError, naming the file they came from, where the weights' names or shapes are not the network's."""
     state = saved_state(network)
     if odd := sorted(weights.keys() ^ state.keys()):
         raise ValueError(f"{file} is not of this network: {len(odd)} names differ, first {odd[0]!r}")
@@ -74,11 +54,6 @@ def check_weights(weights: dict[str, Tensor], network: nn.Module, file: Path) ->
 
 
 def copy_weights(weights: dict[str, Tensor], network: nn.Module) -> None:
-    """Copy weights of any precision, by name, into a network that they were checked for.
-
-    Args:
-        weights: by name.
-        network: keeps its own precision.
-    """
+    """Copy weights of any precision into a network, which they were checked for and which keeps its own precision."""
     state = saved_state(network)
     network.load_state_dict({name: tensor.to(state[name].dtype) for name, tensor in weights.items()}, strict=False)

@@ -82,12 +82,8 @@ class Checkpoints:
 
     def write_file(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint, then remove all but the last few up to it, and those of later steps."""
-        with atomic_write(self.folder / f"step-{step:08d}.pt") as temporary:
-            try:
-                with temporary.open("wb") as file:  # given the name alone, torch hides why the disk refused
-                    torch.save(state, file)
-            except RuntimeError as error:
-                raise OSError(first_line(error)) from None
+        with atomic_write(self.folder / f"step-{step:08d}.pt") as temporary, temporary.open("wb") as file:
+            torch.save(state, file)  # an open file: given its name, torch hides why the disk refused
         earlier = [file for file in self.files() if file_step(file) <= step]
         for file in set(self.files()) - set(earlier[-self.keep :]):
             file.unlink()

@@ -68,8 +68,8 @@ class PartialResults:
         if time.monotonic() - self.saved < SAVE_SECONDS:
             return
         accumulated = [asdict(extraction.accumulator) for extraction in self.extractions]
-        with suppress(OSError, RuntimeError), atomic_write(self.file) as temporary:
-            torch.save({"done": done, "accumulated": accumulated}, temporary)
+        with suppress(OSError), atomic_write(self.file) as temporary, temporary.open("wb") as file:
+            torch.save({"done": done, "accumulated": accumulated}, file)
         self.saved = time.monotonic()
 
     def remove(self) -> None:
