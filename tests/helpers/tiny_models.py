@@ -76,7 +76,11 @@ def student_of(name: str, folder: Path, *, rank: int = 0) -> Student:
     for key, parameter in denoiser.named_parameters():
         if not rank or ".lora_" in key:
             parameter += (0.5 if rank else 0.1) * torch.randn_like(parameter)
-    config = {"kind": "student", "name": f"{teacher.name}-student", **{key: teacher.config.get(key) for key in INHERITED_KEYS}}
+    config = {
+        "kind": "student",
+        "name": f"{teacher.name}-student",
+        **{key: teacher.config.get(key) for key in INHERITED_KEYS},
+    }
     if rank or "network" not in teacher.config:
         config |= {"teacher": name} | ({"lora": {"rank": rank, "alpha": alpha}} if rank else {})
     config["distilled"] = {"teacher": name, "steps": 7}

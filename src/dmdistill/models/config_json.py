@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def check_arguments(kind: type, arguments: dict[str, Any]) -> None:
             raise ValueError(f"{kind.__name__} needs the argument {name!r}")
 
 
-def check_memory(elements: int, shape: list[int]) -> None:
+def check_memory(elements: int, shape: Sequence[int] = (0,)) -> None:
     """Raise ValueError where weights of so many numbers, or one sample of this shape, do not fit in memory."""
     needed = 4 * (elements + 16 * math.prod(shape))  # fp32; a network holds more than its input
     if needed > (memory := physical_memory()):

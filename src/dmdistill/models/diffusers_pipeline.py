@@ -1,227 +1,186 @@
-"""Teachers of the diffusers library: a pipeline's folder or hub id becomes network, path, codec and text encoder.
+"""Teachers of the diffusers library: network, noise schedule, autoencoder and text encoder from a folder or hub id.
 
-Only safetensors are read and no code from a folder or from the hub is run.
+Only safetensors are read, and no code from a folder or from the hub is run.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dmdistill.data.conditions import LabelSpace
-from dmdistill.io.atomic import read_json
-from dmdistill.io.errors import first_line, import_optional
+from dmdistill.io.errors import first_line
 from dmdistill.models.autoencoder import VAE
-from dmdistill.models.diffusers_scheduler import read_schedule
+from dmdistill.models.config_json import check_memory
+from dmdistill.models.diffusers_components import build_sketch, load_component, load_pipeline_autoencoder
+from dmdistill.models.diffusers_folder import (
+    METADATA_FILE,
+    read_component_config,
+    read_index,
+    read_licence,
+    read_metadata,
+    read_scheduler_config,
+    resolve_folder,
+)
+from dmdistill.models.diffusers_scheduler import Schedule, read_schedule
 from dmdistill.models.diffusers_text import PipelineText
 from dmdistill.models.model import Teacher
-from dmdistill.networks.diffusers_wrappers import ADAPTERS, DiffusersWrapper, Flux, UNet2DCondition
+from dmdistill.networks.diffusers_wrappers import WRAPPERS, DiffusersWrapper, UNet2DCondition
 
-__all__ = [
-    "METADATA_FILE",
-    "is_diffusers",
-    "load_autoencoder",
-    "load_diffusers",
-    "read_index",
-    "read_scheduler_config",
-    "resolve_folder",
-]
+__all__ = ["load_diffusers"]
 
-METADATA_FILE = "dmdistill.json"  # name, classes, licence and judge, for which diffusers has no place
-NETWORKS = ("unet", "transformer")  # where a pipeline keeps what we distill
-FLUX_SIZE = 128  # latents on a side of the image that Flux's pipeline makes; its configuration names none
-FILES = [
-    "README.md",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "diffusion_pytorch_model*.safetensors",
-    "*/diffusion_pytorch_model*.safetensors",
-    "*/model*.safetensors",
-]
-
-
-def is_diffusers(folder: Path) -> bool:
-    """Whether the folder holds a pipeline of diffusers, or one of its networks."""
-    return (folder / "model_index.json").is_file() or "_class_name" in config_of(folder)
+NETWORKS = ("unet", "transformer")  # the components of a pipeline that can be distilled
+FLUX_SIZE = 128  # latents on a side of the images that Flux's pipeline makes; its config names no size
+SUPPORTED = {  # class of a network: option of its config: values with which it has no inputs but those of its wrapper
+    "UNet2DModel": {"class_embed_type": (None,)},
+    "UNet2DConditionModel": {
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "addition_embed_type": (None, "text_time"),
+        "encoder_hid_dim_type": (None,),
+        "time_cond_proj_dim": (None,),  # of consistency models
+    },
+}
+LEARNED_VARIANCE = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # which may predict it, too
 
 
 def load_diffusers(source: str) -> Teacher:
-    """A teacher from a pipeline's folder, a network's folder with scheduler/ in it, or a hub id (owner/name).
+    """Load a teacher from a pipeline's folder, a network's folder with scheduler/ in it, or a hub id (owner/name).
 
-    ValueError, naming the component, where one is missing, unknown or of a kind that cannot be distilled.
+    ValueError, naming the component, where one is missing, unknown, damaged or of a kind that cannot be distilled.
     """
     folder = resolve_folder(source)
-    where, network_class = find_network(folder)
-    if network_class not in ADAPTERS:
-        raise ValueError(f"{where} is a {network_class}, expected one of {', '.join(ADAPTERS)}")
-    network = ADAPTERS[network_class](load_part(where, network_class)).eval().requires_grad_(False)
+    network_folder, class_name = find_network(folder)
+    metadata = read_metadata(folder)
+    sketch = build_sketch(network_folder, class_name)
+    shape = read_shape(sketch.config, class_name, network_folder / "config.json")
+    schedule = read_folder_schedule(folder, tokens=shape[1] * shape[2] // 4)
+    check_forward(sketch, class_name, shape, network_folder)
+    network = WRAPPERS[class_name](load_component(network_folder, class_name)).eval().requires_grad_(False)
+    network.time_scale = schedule.time_scale
     autoencoder = load_pipeline_autoencoder(folder)
-    if isinstance(network, UNet2DCondition) and autoencoder is not None:
-        network.pixels = 2 ** (len(autoencoder.model.config["block_out_channels"]) - 1)  # type: ignore[index, arg-type]
-    shape = shape_of(network, autoencoder)
-    schedule = read_schedule(read_scheduler_config(folder), tokens=shape[1] * shape[2] // 4)
-    about = about_of(folder)
-    name = about.get("name") or (folder.name if Path(source).exists() else source)
-    source = str(folder.resolve()) if Path(source).exists() else source
+    if autoencoder is not None:
+        match_autoencoder(network, autoencoder, shape)
+    is_folder = Path(source).exists()
+    name = metadata.get("name") or (folder.resolve().name if is_folder else source)
+    config = {"kind": "teacher", **metadata, "name": name, "source": str(folder.resolve()) if is_folder else source}
     return Teacher(
         name=name,
         denoiser=schedule.denoiser(network, schedule.schedule).eval(),
         shape=shape,
-        conditions=classes_of(network, folder, about.get("classes")),
+        conditions=read_classes(network, folder, metadata.get("classes")),
         autoencoder=autoencoder,
-        text=text_of(folder),
+        text=find_text_encoder(folder),
         solver=schedule.solver,
         steps=schedule.steps,
-        licence=about.get("licence") or licence_of(folder),
-        feature_extractor=about.get("feature_extractor"),
-        config={"kind": "teacher", **about, "name": name, "source": source},
+        clipping=schedule.clipping,
+        licence=metadata.get("licence") or read_licence(folder),
+        feature_extractor=metadata.get("feature_extractor"),
+        config=config,
     )
 
 
 def find_network(folder: Path) -> tuple[Path, str]:
-    """The folder and the class of the network."""
-    if name := config_of(folder).get("_class_name"):
-        return folder, name
-    index = read_json(folder / "model_index.json")
-    for part in NETWORKS:
-        if isinstance(index.get(part), list) and index[part][1] is not None:
-            if not (folder / part / "config.json").is_file():
-                raise ValueError(f"{folder} holds no {part}/config.json, which its model_index.json names")
-            return folder / part, index[part][1]
-    raise ValueError(f"{folder / 'model_index.json'} names no network: none of {', '.join(NETWORKS)}")
+    """Return the folder and the class of the network. ValueError where there is none, or none that can be distilled."""
+    network_folder, class_name = folder, read_component_config(folder).get("_class_name")
+    if class_name is None:
+        index = read_index(folder)
+        name = next((name for name in NETWORKS if name in index), None)
+        if name is None:
+            raise ValueError(f"{folder / 'model_index.json'} names no network: none of {', '.join(NETWORKS)}")
+        network_folder = folder / name
+        if not (network_folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no {name}/config.json, which its model_index.json names")
+        class_name = index[name][1] if isinstance(index[name], list) and len(index[name]) == 2 else index[name]
+    if class_name not in list(WRAPPERS):
+        raise ValueError(f"{network_folder} is a {class_name}, expected one of {', '.join(WRAPPERS)}")
+    return network_folder, class_name
 
 
-def load_part(folder: Path, name: str) -> Any:
-    """One component: a class of diffusers, fp32, from safetensors alone."""
-    diffusers = import_optional("diffusers", str(folder), extra="diffusers")
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no .safetensors: other weight files can run code and are not read")
+def read_shape(config: Any, class_name: str, file: Path) -> tuple[int, int, int]:
+    """Read (C, H, W) of a network's samples. ValueError, naming the file, where config and wrapper disagree."""
+    for option, supported in SUPPORTED.get(class_name, {}).items():
+        if config.get(option) not in supported:
+            raise ValueError(
+                f"{file}: {option} {config[option]!r} of a {class_name} is not supported: the network has an input "
+                "besides image, time, class and prompt"
+            )
+    if class_name == "FluxTransformer2DModel":
+        return config["in_channels"] // 4, FLUX_SIZE, FLUX_SIZE
+    channels, out_channels, size = config["in_channels"], config.get("out_channels"), config["sample_size"]
+    if out_channels not in (None, channels) and not (out_channels == 2 * channels and class_name in LEARNED_VARIANCE):
+        raise ValueError(
+            f"{file}: in_channels {channels!r} and out_channels {out_channels!r}: expected as many, or twice as many "
+            "out where a variance is learned"
+        )
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{file}: sample_size is {size!r}, expected the size of its images: an integer or [H, W]")
+    halvings = len(config["block_out_channels"]) - 1 if class_name == "UNet2DModel" else 0
+    if any(side % 2**halvings for side in sides):
+        raise ValueError(
+            f"{file}: sample_size {size!r} cannot be halved {halvings} times, which is what its network does"
+        )
+    return channels, sides[0], sides[1]
+
+
+def read_folder_schedule(folder: Path, *, tokens: int) -> Schedule:
+    """Read the noise schedule of a folder. ValueError, naming the file, for a scheduler that is not supported."""
     try:
-        return getattr(diffusers, name).from_pretrained(
-            folder, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True
-        )
-    except (AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be loaded as a {name}: {first_line(error)}") from None
+        return read_schedule(read_scheduler_config(folder), tokens=tokens)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
-def load_autoencoder(source: str) -> VAE:
-    """An autoencoder alone, AutoencoderTiny or AutoencoderKL: its folder or hub id."""
-    folder = resolve_folder(source)
-    name = config_of(folder).get("_class_name", "of no known kind")
-    if name not in ("AutoencoderTiny", "AutoencoderKL"):
-        raise ValueError(f"{source} is {name}, expected an AutoencoderTiny or an AutoencoderKL")
-    return vae_of(load_part(folder, name))
+def check_forward(sketch: Any, class_name: str, shape: tuple[int, int, int], folder: Path) -> None:
+    """Evaluate a network without text on the meta device. ValueError, naming its folder, where that fails."""
+    check_memory(0, shape)
+    if class_name not in ("UNet2DModel", "DiTTransformer2DModel"):
+        return
+    has_classes = class_name == "DiTTransformer2DModel" or sketch.config["num_class_embeds"]
+    with torch.device("meta"):
+        x, t, label = torch.zeros(1, *shape), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+    try:
+        with torch.no_grad():
+            sketch.eval()(x, t, class_labels=label if has_classes else None, return_dict=False)
+    except Exception as error:  # whatever the library raises
+        shown = " x ".join(map(str, shape))
+        raise ValueError(f"{folder} cannot be evaluated on a sample of {shown}: {first_line(error)}") from None
 
 
-def vae_of(model: Any) -> VAE:
-    if model.config.get("latents_mean") is not None:
-        raise ValueError("its autoencoder has latents_mean: latents that are scaled by channel are not supported")
-    return VAE(model, scale=model.config.get("scaling_factor") or 1.0, shift=model.config.get("shift_factor") or 0.0)
-
-
-def load_pipeline_autoencoder(folder: Path) -> VAE | None:
-    """The autoencoder of a latent model; None in pixel space."""
-    config = config_of(folder / "vae")
-    if not config:
-        if "vae" in read_index(folder):
-            raise ValueError(f"{folder} holds no vae/config.json, which its model_index.json names")
-        return None
-    return vae_of(load_part(folder / "vae", config["_class_name"]))
-
-
-def read_scheduler_config(folder: Path) -> dict[str, Any]:
-    file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
+def match_autoencoder(network: DiffusersWrapper, autoencoder: VAE, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError where an autoencoder has other latents than the network; tell XL's network the image size."""
+    config: Any = autoencoder.model.config
+    if shape[0] != config["latent_channels"]:
         raise ValueError(
-            f"{folder} holds no scheduler/scheduler_config.json, so neither its noise schedule nor what its network "
-            "predicts is known: put the scheduler's config there"
+            f"the network takes {shape[0]} channels, its autoencoder makes {config['latent_channels']}: a model for "
+            "inpainting or editing, expected one that generates images from noise"
         )
-    return read_json(file)
+    if isinstance(network, UNet2DCondition):
+        network.pixels = 2 ** (len(config["block_out_channels"]) - 1)
 
 
-def shape_of(network: DiffusersWrapper, autoencoder: VAE | None) -> tuple[int, int, int]:
-    """C H W that the network makes; a Flux names no size, its pipeline makes FLUX_SIZE of latents."""
-    config = network.model.config
-    size = FLUX_SIZE if isinstance(network, Flux) else config.sample_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    channels = config.in_channels // 4 if isinstance(network, Flux) else config.in_channels
-    made = autoencoder.model.config["latent_channels"] if autoencoder is not None else channels  # type: ignore[index]
-    if channels != made:
-        raise ValueError(f"the network takes {channels} channels, its autoencoder makes {made}: no text-to-image model")
-    return channels, int(height), int(width)
-
-
-def about_of(folder: Path) -> dict[str, Any]:
-    """What the folder's dmdistill.json says; nothing where there is none. ValueError where it is of another form."""
-    file = folder / METADATA_FILE
-    about = read_json(file) if file.is_file() else {}
-    if not isinstance(about, dict) or not all(isinstance(name, str) for name in about.get("classes") or []):
-        raise ValueError(
-            f'{file}: expected {{"name": "...", "classes": ["...", ...], "licence": "...", "feature_extractor": ...}}'
-        )
-    return {key: about[key] for key in ("name", "classes", "licence", "feature_extractor") if about.get(key)}
-
-
-def classes_of(network: DiffusersWrapper, folder: Path, given: list[str] | None) -> LabelSpace | None:
-    """The classes, by the names given; the network's last one has none where it means none, which guidance needs."""
+def read_classes(network: DiffusersWrapper, folder: Path, names: list[str] | None) -> LabelSpace | None:
+    """Read the names of the classes; the network's last class has none where it means none, as guidance needs."""
     if not network.classes:
         return None
-    if given:
-        if len(given) not in (network.classes, network.classes - 1):
-            raise ValueError(
-                f"{folder / METADATA_FILE} names {len(given)} classes, the network knows {network.classes}: expected "
-                "as many, "
-                "or one less where its last class means none"
-            )
-        return LabelSpace(tuple(given))
-    names = read_index(folder).get("id2label") or {}
-    return LabelSpace(tuple(names.get(str(i), f"class {i}") for i in range(network.classes)))
+    if names and len(names) not in (network.classes, network.classes - 1):
+        raise ValueError(
+            f"{folder / METADATA_FILE} names {len(names)} classes, the network knows {network.classes}: expected as "
+            "many, or one less where its last class means none"
+        )
+    known = read_index(folder).get("id2label")
+    known = known if isinstance(known, dict) else {}
+    return LabelSpace(tuple(names or (str(known.get(str(i), f"class {i}")) for i in range(network.classes))))
 
 
-def text_of(folder: Path) -> PipelineText | None:
+def find_text_encoder(folder: Path) -> PipelineText | None:
+    """Return the text encoder of a pipeline; None for a pipeline without. ValueError where a part of it is missing."""
     parts = [part for part in read_index(folder) if part.startswith(("tokenizer", "text_encoder"))]
     if "tokenizer" not in parts:
         return None
     if missing := [part for part in parts if not (folder / part).is_dir()]:
         raise ValueError(f"{folder} holds no {missing[0]}/, which its model_index.json names")
     return PipelineText(folder)
-
-
-def licence_of(folder: Path) -> str:
-    """What the folder's model card says, in its head."""
-    file = folder / "README.md"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    head = text.partition("\n---")[0] if text.startswith("---") else ""
-    found = dict(re.findall(r"^(license|license_name): *[\"']?([\w.+-]+)", head, re.MULTILINE))
-    return found.get("license_name") or found.get("license", "unknown")
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    return config if isinstance(config, dict) else {}
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    file = folder / "model_index.json"
-    index = read_json(file) if file.is_file() else {}
-    return {part: value for part, value in index.items() if value != [None, None]}
-
-
-def resolve_folder(source: str) -> Path:
-    """The folder of a folder or of a hub id."""
-    return Path(source) if Path(source).exists() else download(source)
-
-
-def download(source: str) -> Path:
-    """A hub repository's configs and safetensors, from the cache or the network, checked by the hub's own hashes."""
-    hub = import_optional("huggingface_hub", source, extra="diffusers")
-    try:
-        return Path(hub.snapshot_download(source, allow_patterns=FILES, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
-    except Exception as error:  # its many kinds have no base of their own
-        why = first_line(error)
-        raise ValueError(f"{source} cannot be had from the hub: {why}. A folder of it would do, too") from None

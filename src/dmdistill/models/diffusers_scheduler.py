@@ -1,79 +1,140 @@
-"""The path and the parameterisation of a diffusers model, from its scheduler's config."""
+"""Noise schedule and parameterisation of a diffusers model, from its scheduler's config."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Denoiser, EDMDenoiser, EpsDenoiser, FlowDenoiser, VDenoiser, X0Denoiser
 from dmdistill.core.schedules import EDM, VP, Flow, NoiseSchedule
+from dmdistill.io.errors import first_line, import_optional
+from dmdistill.models.clipping import Clipping
+from dmdistill.models.quiet import quiet
 
 __all__ = ["PREDICTIONS", "Schedule", "read_schedule"]
 
 PREDICTIONS = {"epsilon": EpsDenoiser, "v_prediction": VDenoiser, "sample": X0Denoiser}
-
-SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}  # diffusers' names and defaults
+CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler")
+EDM_DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}  # diffusers' names and values
+UNSUPPORTED = {  # option: values under which a scheduler is what this module takes it for
+    "timestep_type": (None, "discrete"),
+    "use_flow_sigmas": (None, False),
+    "invert_sigmas": (None, False),
+}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a scheduler tells: the path, the denoiser to build on a network, and how the model is usually sampled."""
+    """What a scheduler's config says of a model.
+
+    Attributes:
+        schedule: of the noise.
+        denoiser: builds the denoiser on a network and the schedule.
+        solver: that samples such models.
+        steps: of the solver.
+        time_scale: the network's timestep is time_scale times the time of the schedule.
+        clipping: of predicted images in sampling; None for none.
+    """
 
     schedule: NoiseSchedule
     denoiser: Callable[[nn.Module, NoiseSchedule], Denoiser]
     solver: str
     steps: int
+    time_scale: float = 1.0
+    clipping: Clipping | None = None
 
 
 def read_schedule(config: dict[str, Any], *, tokens: int = 0) -> Schedule:
-    """config: a scheduler_config.json. tokens: of an image, for schedules that shift with its size.
+    """Read the noise schedule and the parameterisation of a model.
 
-    ValueError, naming what is odd, where path or parameterisation cannot be told from it.
+    Args:
+        config: the content of a scheduler_config.json.
+        tokens: patches of an image, on which the shift of some flows depends.
+
+    Raises:
+        ValueError: naming the option and its value, where one is unknown or not supported.
     """
     name = str(config.get("_class_name", ""))
-    if name.startswith("FlowMatch"):
-        return Schedule(Flow(shift=flow_shift(config, tokens)), FlowDenoiser, "ddim", 50)
+    if name in CONSISTENCY:
+        raise ValueError(
+            f"scheduler {name} belongs to a consistency model, which was distilled already: its network does not "
+            "predict the posterior mean of a diffusion model. Give the model that it was distilled from"
+        )
+    for option, supported in UNSUPPORTED.items():
+        if config.get(option) not in supported:
+            raise ValueError(f"{option} {config[option]!r} of scheduler {name} is not supported")
+    try:
+        if name.startswith("FlowMatch"):
+            return read_flow(config, tokens)
+        return read_edm(name, config) if name.startswith("EDM") else read_betas(name, config)
+    except (ArithmeticError, AttributeError, TypeError) as error:  # of values of a wrong kind
+        raise ValueError(f"scheduler {name} with values of a wrong kind: {first_line(error)}") from None
+
+
+def read_flow(config: dict[str, Any], tokens: int) -> Schedule:
+    """Read a rectified flow."""
+    steps = config.get("num_train_timesteps", 1000)
+    return Schedule(Flow(shift=read_shift(config, tokens)), FlowDenoiser, "ddim", 50, time_scale=float(steps))
+
+
+def read_shift(config: dict[str, Any], tokens: int) -> float:
+    """Read the shift of a flow's grid; a dynamic one depends on mu, which is linear in the patches of an image."""
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift", 1.0))
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = first + (last - first) * (tokens - low) / (high - low)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def read_edm(name: str, config: dict[str, Any]) -> Schedule:
+    """Read EDM's schedule and preconditioning."""
     prediction = config.get("prediction_type", "epsilon")
-    if name.startswith("EDM"):
-        if prediction != "epsilon":
-            raise ValueError(f"{name} with prediction_type {prediction!r}, expected 'epsilon'")
-        sigma_min, sigma_max, rho, sigma_data = (float(config.get(key, usual)) for key, usual in SIGMAS.items())
-        schedule = EDM(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-        return Schedule(schedule, lambda net, schedule: EDMDenoiser(net, schedule, sigma_data=sigma_data), "heun", 18)
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction_type {prediction!r} of {name}, expected {', '.join(PREDICTIONS)}")
-    return Schedule(VP(alphas_cumprod(name, config)), PREDICTIONS[prediction], solver_of(name), 50)
+    if prediction != "epsilon":
+        raise ValueError(f"prediction_type {prediction!r} of scheduler {name}, expected 'epsilon'")
+    sigma_min, sigma_max, rho, sigma_data = (float(config.get(key, value)) for key, value in EDM_DEFAULTS.items())
+    schedule = EDM(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    return Schedule(schedule, partial(EDMDenoiser, sigma_data=sigma_data), "heun", 18)
 
 
-def alphas_cumprod(name: str, config: dict[str, Any]) -> Tensor:
-    """abar as diffusers computes it: from betas, whatever their schedule, with zero terminal SNR where asked for."""
-    import diffusers
-
-    scheduler: Any = getattr(diffusers, name, None)
-    made: Any = scheduler.from_config(config) if hasattr(scheduler, "from_config") else None
-    if not isinstance(getattr(made, "alphas_cumprod", None), Tensor):
+def read_betas(name: str, config: dict[str, Any]) -> Schedule:
+    """Read a variance-preserving schedule, abar, as the scheduler's own class computes it from its betas."""
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in list(PREDICTIONS):
+        raise ValueError(f"prediction_type {prediction!r} of scheduler {name}, expected {', '.join(PREDICTIONS)}")
+    scheduler = build_scheduler(name, config)
+    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
         raise ValueError(
             f"scheduler {name or 'without a _class_name'}: no noise schedule is known from it. Known are diffusers' "
             "schedulers with betas (DDPM, DDIM, PNDM, Euler, DPM-Solver ...), FlowMatchEuler and EDM ones"
         )
-    abar = made.alphas_cumprod.clone()
+    abar = scheduler.alphas_cumprod.clone()
     if config.get("rescale_betas_zero_snr"):
-        abar[-1] = 0  # Euler's has 2^-24 there, for it divides by alpha
-    return abar
+        abar[-1] = 0  # Euler's scheduler has 2^-24 there, because it divides by alpha
+    solver = "pndm" if name.startswith("PNDM") else "ddim"
+    return Schedule(VP(abar), PREDICTIONS[prediction], solver, 50, clipping=read_clipping(scheduler.config))
 
 
-def solver_of(name: str) -> str:
-    return "pndm" if name.startswith("PNDM") else "ddim"
+def build_scheduler(name: str, config: dict[str, Any]) -> Any:
+    """Build a scheduler of diffusers from its config; None where there is no such class."""
+    diffusers = import_optional("diffusers", f"scheduler {name}", extra="diffusers")
+    kind = getattr(diffusers, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
+        return None
+    try:
+        with quiet("diffusers"):
+            return kind.from_config(config)  # type: ignore[attr-defined]
+    except Exception as error:  # whatever the library raises
+        raise ValueError(f"{name} does not take this config: {first_line(error)}") from None
 
 
-def flow_shift(config: dict[str, Any], tokens: int) -> float:
-    """The shift of a flow's grid; a dynamic one is e^mu, mu linear in the tokens of an image (Flux)."""
-    if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift", 1.0))
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    first, t_max = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return math.exp(first + (t_max - first) * (tokens - low) / (high - low))
+def read_clipping(config: Mapping[str, Any]) -> Clipping | None:
+    """Read how a scheduler clips predicted images; None where it does not."""
+    if config.get("thresholding"):
+        return Clipping(float(config["sample_max_value"]), float(config["dynamic_thresholding_ratio"]))
+    return Clipping(float(config.get("clip_sample_range", 1.0))) if config.get("clip_sample") else None

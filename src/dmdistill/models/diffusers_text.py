@@ -1,4 +1,4 @@
-"""The text encoders of diffusers' pipelines, asked as the pipelines ask them."""
+"""Text encoders of diffusers' pipelines, called as the pipelines call them."""
 
 from __future__ import annotations
 
@@ -13,35 +13,32 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from dmdistill.io.atomic import read_json
+from dmdistill.io.errors import first_line, import_optional
+from dmdistill.models.diffusers_components import count_weights
+from dmdistill.models.diffusers_folder import read_component_config, read_object, weights_variant
+from dmdistill.models.quiet import quiet
+from dmdistill.networks.parameter_budget import limit_parameters
 
 __all__ = ["PipelineText"]
 
-FAMILIES = {  # the class of a pipeline, and what its encode_prompt answers with
+POOLED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+OUTPUTS = {  # of encode_prompt, by the class of the pipeline
     "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
-    "StableDiffusionXLPipeline": (
-        *("prompt_embeds", "negative_prompt_embeds"),
-        *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-    ),
-    "StableDiffusion3Pipeline": (
-        *("prompt_embeds", "negative_prompt_embeds"),
-        *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-    ),
+    "StableDiffusionXLPipeline": POOLED,
+    "StableDiffusion3Pipeline": POOLED,
     "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
 }
-TENSORS = ("prompt_embeds", "pooled_prompt_embeds")  # what a network is told
-ABSENT = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder")
-FILES = (".json", ".txt", ".model", ".safetensors")  # of tokenizers and text encoders
+EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")  # the inputs of networks
+NOT_LOADED = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder")
+SUFFIXES = (".json", ".txt", ".model", ".safetensors")  # of the files of tokenizers and text encoders
 
 
 class PipelineText:
-    """A TextEncoder: the tokenizers and text encoders of a pipeline, loaded when they are first asked.
+    """The tokenizers and text encoders of a pipeline, as a `TextEncoder`; they are loaded when they are first used.
 
     Args:
-        folder: the pipeline's.
-        dtype: in which the text encoders compute, and of their tensors.
-
-    ValueError where the folder is no pipeline's or one of a class that is not known here.
+        folder: of the pipeline.
+        dtype: of the text encoders and of the embeddings.
     """
 
     def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -51,20 +48,24 @@ class PipelineText:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What model_index.json says: the pipeline's class and parts."""
-        index = read_json(self.folder / "model_index.json")
-        kind = index.get("_class_name") if isinstance(index, dict) else None
-        if not isinstance(kind, str) or kind not in FAMILIES:
-            raise ValueError(f"{self.folder} is of the class {kind}; prompts are encoded for {', '.join(FAMILIES)}")
+        """The content of model_index.json. ValueError where it is of no pipeline that is known here."""
+        file = self.folder / "model_index.json"
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist")
+        index = read_object(file)
+        name = index.get("_class_name")
+        if name not in list(OUTPUTS):
+            raise ValueError(f"{self.folder} is of the class {name}; prompts are encoded for {', '.join(OUTPUTS)}")
         return index
 
     @property
     def id(self) -> str:
-        """The pipeline's class, the dtype, and a digest of all files that decide what a prompt becomes."""
+        """The pipeline's class, the dtype, and a digest of all files that determine the embeddings."""
         return self.digest
 
     @cached_property
     def digest(self) -> str:
+        """The id, computed once."""
         sha = hashlib.sha256(json.dumps(self.index, sort_keys=True).encode())
         for file in self.files():
             sha.update(file.relative_to(self.folder).as_posix().encode())
@@ -73,66 +74,83 @@ class PipelineText:
         return f"{self.index['_class_name']} {str(self.dtype).removeprefix('torch.')} {sha.hexdigest()[:16]}"
 
     def files(self) -> Iterator[Path]:
+        """Iterate over the files that determine the embeddings."""
         for pattern in ("tokenizer*/*", "text_encoder*/*", "transformer/config.json"):
-            yield from sorted(file for file in self.folder.glob(pattern) if file.suffix in FILES)
+            yield from sorted(file for file in self.folder.glob(pattern) if file.suffix in SUFFIXES)
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """prompt_embeds (B, tokens, width) and, where the family has it, pooled_prompt_embeds (B, width)."""
-        answer = self.ask(prompts, guided=False)
-        return {name: answer[name] for name in TENSORS if name in answer}
+        """Return prompt_embeds (B, tokens, width) and, for most pipelines, pooled_prompt_embeds (B, width)."""
+        outputs = self.encode_prompt(prompts, guided=False)
+        return {name: outputs[name] for name in EMBEDS if name in outputs}
 
     def empty(self) -> dict[str, Tensor]:
-        """What the pipeline leads away from where no negative prompt is given: "" encoded, or zeros."""
-        if "negative_prompt_embeds" not in FAMILIES[self.index["_class_name"]]:
+        """Return the embeddings of the null prompt, as guidance without a negative prompt uses them."""
+        if "negative_prompt_embeds" not in OUTPUTS[self.index["_class_name"]]:
             return self.encode([""])
-        answer = self.ask([""], guided=True)
-        return {name: answer[f"negative_{name}"] for name in TENSORS if name in answer}
+        outputs = self.encode_prompt([""], guided=True)
+        return {name: outputs[f"negative_{name}"] for name in EMBEDS if name in outputs}
 
     @torch.no_grad()
-    def ask(self, prompts: Sequence[str], *, guided: bool) -> dict[str, Tensor]:
-        """All that encode_prompt answers with, by name, on the CPU."""
+    def encode_prompt(self, prompts: Sequence[str], *, guided: bool) -> dict[str, Tensor]:
+        """Return all outputs of the pipeline's encode_prompt, by name, on the CPU."""
         encode = self.load().encode_prompt
         options = {"do_classifier_free_guidance": guided, "prompt_2": None, "prompt_3": None}  # None: the prompt again
-        known = {name: value for name, value in options.items() if name in signature(encode).parameters}
-        answer = encode(list(prompts), device=self.device, num_images_per_prompt=1, **known)
-        names = FAMILIES[self.index["_class_name"]]
-        return {name: tensor.cpu() for name, tensor in zip(names, answer, strict=True) if tensor is not None}
+        options = {name: value for name, value in options.items() if name in signature(encode).parameters}
+        try:
+            with quiet("diffusers", "transformers"):
+                outputs = encode(list(prompts), device=self.device, num_images_per_prompt=1, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a tokenizer and a text encoder that do not fit each other
+            raise ValueError(f"{self.folder} cannot encode prompts: {first_line(error)}") from None
+        names = OUTPUTS[self.index["_class_name"]]
+        return {name: tensor.cpu() for name, tensor in zip(names, outputs, strict=True) if tensor is not None}
 
     def load(self) -> Any:
-        """The pipeline of tokenizers and text encoders alone."""
+        """Return the pipeline with its tokenizers and text encoders only; it is loaded once."""
         if self.pipeline is None:
-            import diffusers
-
-            kind = getattr(diffusers, self.index["_class_name"])
-            absent = {name for name, part in self.index.items() if name in ABSENT or part == [None, None]}
-            parts: dict[str, Any] = dict.fromkeys(absent)
-            if "requires_safety_checker" in self.index:
-                parts["requires_safety_checker"] = False  # no image is made
-            pipeline = kind.from_pretrained(
-                self.folder,
-                dtype=self.dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                **parts,
-            )
-            self.pipeline = pipeline.to(self.device)
-            if kind.__name__ == "StableDiffusion3Pipeline" and pipeline.text_encoder_3 is None:
-                self.pipeline.transformer = transformer_without_weights(self.folder)
+            self.pipeline = self.load_pipeline()
         return self.pipeline
 
+    def load_pipeline(self) -> Any:
+        """Load the pipeline's tokenizers and text encoders, whose configs are checked first."""
+        kind = getattr(import_optional("diffusers", str(self.folder), extra="diffusers"), self.index["_class_name"])
+        import_optional("transformers", str(self.folder), extra="diffusers")
+        encoders = [folder for folder in sorted(self.folder.glob("text_encoder*")) if folder.is_dir()]
+        for folder in encoders:
+            read_component_config(folder)
+        variants = [weights_variant(folder) for folder in encoders]
+        left_out = {name for name, part in self.index.items() if name in NOT_LOADED or part == [None, None]}
+        parts: dict[str, Any] = dict.fromkeys(left_out)
+        if "requires_safety_checker" in self.index:
+            parts["requires_safety_checker"] = False  # no images are made
+        options = {"use_safetensors": True, "local_files_only": True, "variant": next(filter(None, variants), None)}
+        tensors = sum(count_weights(folder)[0] for folder in encoders)
+        try:
+            with quiet("diffusers", "transformers"), limit_parameters(tensors):
+                pipeline = kind.from_pretrained(self.folder, dtype=self.dtype, **options, **parts)
+        except Exception as error:  # whatever the libraries raise
+            raise ValueError(f"the text encoders of {self.folder} cannot be loaded: {first_line(error)}") from None
+        pipeline.to(self.device)
+        if kind.__name__ == "StableDiffusion3Pipeline" and pipeline.text_encoder_3 is None:
+            pipeline.transformer = transformer_without_weights(self.folder)
+        return pipeline
+
     def to(self, device: torch.device) -> Self:
+        """Encode on another device from now on."""
         self.device = torch.device(device)
         self.release()
         return self
 
     def release(self) -> None:
+        """Free the memory of the text encoders; they are loaded again when they are next used."""
         self.pipeline = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def transformer_without_weights(folder: Path) -> Any:
-    """Stable Diffusion 3's network as a description: without its third encoder the pipeline asks it for a width."""
+    """Build Stable Diffusion 3's network without weights: without its third encoder the pipeline reads its width."""
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
     config: Any = SD3Transformer2DModel.load_config(folder, subfolder="transformer")

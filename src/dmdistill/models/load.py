@@ -10,7 +10,8 @@ from typing import Any
 from dmdistill.io.atomic import read_json
 from dmdistill.io.errors import did_you_mean, import_optional
 from dmdistill.io.weights import bundled_models, load_weights
-from dmdistill.models.diffusers_pipeline import is_diffusers, load_diffusers
+from dmdistill.models.diffusers_folder import is_diffusers
+from dmdistill.models.diffusers_pipeline import load_diffusers
 from dmdistill.models.edm_checkpoint import load_edm
 from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
 from dmdistill.models.folder import load_folder
@@ -65,7 +66,7 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
         if (folder / "config.json").is_file():
             return load_own_folder(folder, teacher)
     if path.is_file() and path.suffix == ".py":
-        module = ".".join((path.parent if not path.is_absolute() else Path()).parts + (path.stem,))
+        module = ".".join([*(() if path.is_absolute() else path.parent.parts), path.stem])
         raise ValueError(f"{name} is a Python file: give {module}:function, a function annotated `-> Teacher`")
     if path.exists():
         raise ValueError(f"{name} holds no config.json, student/ or teacher/: not the folder of a model or run")

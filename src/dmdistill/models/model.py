@@ -15,6 +15,7 @@ from dmdistill.core.generators import Generator
 from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
 from dmdistill.models.autoencoder import Autoencoder
+from dmdistill.models.clipping import ClippedDenoiser, Clipping
 
 __all__ = ["Model", "Student", "Teacher", "fingerprint"]
 
@@ -154,11 +155,14 @@ class Teacher(Model):
         solver: "heun", "ddim" or "pndm".
         steps: of the solver.
         guidance: the scale of classifier-free guidance; 1 is without.
+        clipping: of predicted images in sampling, as the teacher's scheduler clips them; None for none. It is no part
+            of the distillation gradient.
     """
 
     solver: str = "heun"
     steps: int = 18
     guidance: float = 1.0
+    clipping: Clipping | None = None
 
     @property
     def evaluations(self) -> int:
@@ -172,7 +176,10 @@ class Teacher(Model):
 
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         """Sample x (B *shape) from noise z ~ N(0, I) by the solver."""
-        return SOLVERS[self.solver](self.guided_denoiser, *self.move_inputs(z, cond), steps=self.steps)
+        denoiser = self.guided_denoiser
+        if self.clipping is not None:
+            denoiser = ClippedDenoiser(denoiser, self.clipping)
+        return SOLVERS[self.solver](denoiser, *self.move_inputs(z, cond), steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

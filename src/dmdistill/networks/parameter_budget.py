@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-__all__ = ["build_on_meta"]
+__all__ = ["build_on_meta", "limit_parameters"]
 
 
 @contextmanager
-def build_on_meta(tensors: int) -> Iterator[None]:
-    """Within the block, build networks on the meta device, which takes no memory, and in bounded time.
+def limit_parameters(tensors: int) -> Iterator[None]:
+    """Within the block, raise ValueError once the networks that are built have more parameters than their weights.
 
     Args:
-        tensors: how many tensors the file of the network's weights holds. ValueError once a network has more.
+        tensors: how many tensors the files of the weights hold.
     """
     count = 0
 
@@ -29,7 +29,13 @@ def build_on_meta(tensors: int) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(add)
     try:
-        with torch.device("meta"):
-            yield
+        yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def build_on_meta(tensors: int) -> Iterator[None]:
+    """Within the block, build networks on the meta device, without memory, and within `limit_parameters`."""
+    with limit_parameters(tensors), torch.device("meta"):
+        yield

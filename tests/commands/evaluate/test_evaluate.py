@@ -315,7 +315,10 @@ def given(student, photos, tmp_path):
             "STUDENT --reference large",
             "large has images of 1 channel(s), 5 x 7 pixels, tiny-student's have 1 channel(s), 8 x 8 pixels",
         ),
-        ("STUDENT --reference coloured", "coloured has images of 3 channel(s), 8 x 8 pixels, tiny-student's have 1 channel(s)"),
+        (
+            "STUDENT --reference coloured",
+            "coloured has images of 3 channel(s), 8 x 8 pixels, tiny-student's have 1 channel(s)",
+        ),
         ("coloured --feature-extractor fashion-classifier", "takes images of 1 channel(s)"),
         ("STUDENT --reference three --metrics density", "--metrics density needs at least 6 images"),
         ("three --metrics is", "--metrics is needs at least 10 images"),

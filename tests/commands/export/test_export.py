@@ -52,6 +52,8 @@ def teachers(tmp_path_factory, tiny_teacher, tiny_pipeline, edm):
     made["unet-v"] = unet2d(folder / "unet-v", diffusers.EulerDiscreteScheduler(**zero))
     made["unet-classes"] = unet2d(folder / "unet-classes", diffusers.DDIMScheduler(), num_class_embeds=5)
     made["unet-flow"] = unet2d(folder / "unet-flow", flow)
+    variance = diffusers.DDPMScheduler(beta_end=0.004, variance_type="learned_range")
+    made["unet-variance"] = unet2d(folder / "unet-variance", variance, out_channels=6)
     made["unet-edm"] = unet2d(folder / "unet-edm", diffusers.EDMEulerScheduler(sigma_max=50.0))
     made["dit"] = dit(folder / "dit")
     for kind in TEXT:
@@ -112,6 +114,7 @@ KEYS = [
         "unet-v",
         "unet-classes",
         "unet-flow",
+        "unet-variance",
         "unet-edm",
         "dit",
         "dit-lora",
@@ -268,7 +271,7 @@ def test_a_teacher_of_the_hub_is_named(tiny_pipeline, tmp_path, monkeypatch):
     (source / "README.md").write_text("---\nlicense: other\nlicense_name: strange-licence\n---\nlicense: mit\n")
     (source / "unet" / "odd.py").write_text("raise SystemExit")
     (source / "vae" / "odd.py").write_text("raise SystemExit")
-    monkeypatch.setattr("dmdistill.models.diffusers_pipeline.download", lambda _: source)
+    monkeypatch.setattr("dmdistill.models.diffusers_folder.download", lambda _: source)
     for rank in (0, 2):
         student_of("owner/thing", tmp_path / "student", rank=rank)
         out = tmp_path / f"out-{rank}"

@@ -15,7 +15,7 @@ from dmdistill.commands.distill.config import RegressionOptions
 from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
 from dmdistill.io.errors import first_line
 from dmdistill.metrics.lpips import load_lpips
-from dmdistill.models.diffusers_pipeline import load_autoencoder
+from dmdistill.models.diffusers_components import load_autoencoder
 from dmdistill.models.model import Teacher
 
 __all__ = ["import_function", "load_distance", "load_weight"]

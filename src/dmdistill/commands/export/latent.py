@@ -14,7 +14,7 @@ from dmdistill.commands.export.precision import cast_network
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import VP, Flow
 from dmdistill.io.atomic import read_json, write_json
-from dmdistill.models.diffusers_pipeline import read_index, read_scheduler_config, resolve_folder
+from dmdistill.models.diffusers_folder import read_index, read_scheduler_config, resolve_folder
 from dmdistill.models.load import display_name
 from dmdistill.models.model import Student
 from dmdistill.models.python_function import is_python_function
@@ -72,7 +72,7 @@ def export_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
     check_supported(student, teacher, pipeline_class)
     form, scheduler = FORMATS[pipeline_class], one_step_scheduler(student)
     scheduler.save_pretrained(folder / "scheduler")
-    arguments = form.arguments.format(guidance=getattr(network, "told_guidance", 0))
+    arguments = form.arguments.format(guidance=getattr(network, "embedded_guidance", 0))
     lora = form.lora and student.config.get("lora")
     if lora:
         save_lora(lora, network, pipeline_class, folder, dtype)

@@ -43,7 +43,8 @@ def export_pixel_pipeline(student: Student, folder: Path, dtype: torch.dtype) ->
         has_scheduler = not is_python_function(str(student.config.get("teacher")))
         if student.conditions is None and isinstance(student.denoiser.schedule, VP) and has_scheduler:
             scheduler = one_step_scheduler(student)
-            if ddim_is_exact(scheduler, student.denoiser):
+            options = network.model.config
+            if options["out_channels"] == options["in_channels"] and ddim_is_exact(scheduler, student.denoiser):
                 return write_ddim_pipeline(scheduler, network, folder, dtype)
         network.model.save_pretrained(folder / "unet")
         return write_custom_pipeline(student, folder, ["diffusers", type(network.model).__name__], dtype)
@@ -88,6 +89,7 @@ def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype
 
     shutil.copy(module_file("dmdistill.commands.export.templates.pipeline"), folder / "pipeline.py")
     coefficients = one_step_coefficients(student.denoiser, student.shape)
+    coefficients["time"] *= getattr(student.network, "time_scale", 1.0)  # of a network of diffusers
     classes = len(student.conditions) if student.conditions is not None else 0
     index = {"_class_name": ["pipeline", "OneStepPipeline"], "_diffusers_version": diffusers.__version__, "unet": unet}
     settings = {**coefficients, "shape": list(student.shape), "classes": classes}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dmdistill.models.diffusers_pipeline import resolve_folder
+from dmdistill.models.diffusers_folder import resolve_folder
 from dmdistill.models.model import Student
 from dmdistill.models.python_function import is_python_function
 

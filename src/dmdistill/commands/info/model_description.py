@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdistill.core.schedules import EDM, VP, Flow, NoiseSchedule
-from dmdistill.models.diffusers_pipeline import read_index
+from dmdistill.models.diffusers_folder import read_index
 from dmdistill.models.model import Model, Teacher
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 
@@ -23,20 +23,20 @@ PREDICTIONS = {
 
 def describe_model(model: Model) -> dict[str, str]:
     """Return the rows of a table about a model, by their names."""
-    parameters = sum(p.numel() for p in model.network.parameters())
     wrapped = model.network.model if isinstance(model.network, DiffusersWrapper) else model.network
     denoiser = type(model.denoiser).__name__
     rows = {
         "model": f"{model.name}, a {model.config['kind']}",
         "pipeline": pipeline_class(model),
-        "network": f"{type(wrapped).__name__}, {parameters / 1e6:.2f} M parameters",
+        "network": f"{type(wrapped).__name__}, {model.num_parameters / 1e6:.2f} M parameters",
         **describe_shape(model),
         "conditions": str(model.conditions or ("prompts" if model.text is not None else "none")),
         "noise schedule": describe_schedule(model.denoiser.schedule),
         "network predicts": PREDICTIONS.get(denoiser, denoiser),
     }
     if isinstance(model, Teacher):
-        rows["solver"] = f"{model.solver}, {model.steps} steps, guidance scale {model.guidance:g}"
+        clipped = f", images clipped {model.clipping}" if model.clipping is not None else ""
+        rows["solver"] = f"{model.solver}, {model.steps} steps, guidance scale {model.guidance:g}{clipped}"
     rows |= {"evaluations per image": str(model.evaluations), "licence": model.licence}
     return {name: text for name, text in rows.items() if text}
 

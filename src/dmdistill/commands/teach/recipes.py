@@ -20,7 +20,7 @@ from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.image_tensors import LabelledImages
 from dmdistill.io.atomic import atomic_folder, write_json
 from dmdistill.io.errors import import_optional
-from dmdistill.models.diffusers_pipeline import METADATA_FILE
+from dmdistill.models.diffusers_folder import METADATA_FILE
 from dmdistill.models.diffusers_scheduler import PREDICTIONS
 from dmdistill.models.folder import save_model
 from dmdistill.models.model import Teacher

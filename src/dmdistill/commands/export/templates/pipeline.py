@@ -74,7 +74,8 @@ class OneStepPipeline(DiffusionPipeline):
             labels = self.check_labels(torch.as_tensor(class_labels, device=device).long(), len(noise))
         time = torch.full((len(noise),), config.time, device=device, dtype=torch.float32)
         f = self.unet((config.scale * noise).to(self.unet.dtype), time, class_labels=labels, return_dict=False)[0]
-        images = config.gain * (config.skip * noise + config.out * f.float())
+        f = f[:, : noise.shape[1]].float()  # without a learned variance
+        images = config.gain * (config.skip * noise + config.out * f)
         if output_type != "pt":
             images = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
             images = self.numpy_to_pil(images) if output_type == "pil" else images

@@ -1,0 +1,149 @@
+"""Folders and hub repositories of diffusers: their configs, checked before any library reads them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from dmdistill.io.atomic import read_json
+from dmdistill.io.errors import first_line, import_optional
+
+__all__ = [
+    "METADATA_FILE",
+    "is_diffusers",
+    "read_component_config",
+    "read_index",
+    "read_licence",
+    "read_metadata",
+    "read_object",
+    "read_scheduler_config",
+    "resolve_folder",
+    "weights_variant",
+]
+
+METADATA_FILE = "dmdistill.json"  # name, classes, licence and feature extractor, for which diffusers has no place
+DOWNLOADS = [
+    *("README.md", "*.json", "*.txt", "*.model"),
+    *("diffusion_pytorch_model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "*/model*.safetensors"),
+]
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
+MAX_INTEGER, MAX_TEXT, MAX_ITEMS, MAX_DEPTH = 2**24, 10_000, 100_000, 8  # in a config
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Return whether a folder holds a pipeline of diffusers, or one of its networks."""
+    file = folder / "config.json"
+    if (folder / "model_index.json").is_file() or not file.is_file():
+        return (folder / "model_index.json").is_file()
+    config = read_json(file)
+    return isinstance(config, dict) and "_class_name" in config
+
+
+def resolve_folder(source: str) -> Path:
+    """Return the folder of a folder's name or a hub id, which is downloaded."""
+    return Path(source) if Path(source).exists() else download(source)
+
+
+def download(source: str) -> Path:
+    """Download a hub repository's configs and safetensors; those of half precision where there are no others."""
+    hub = import_optional("huggingface_hub", source, extra="diffusers")
+    folder = Path()
+    try:
+        for ignored in (["*.fp16.*", "*.non_ema.*"], ["*.non_ema.*"]):
+            folder = Path(hub.snapshot_download(source, allow_patterns=DOWNLOADS, ignore_patterns=ignored))
+            if any(folder.rglob("diffusion_pytorch_model*.safetensors")):
+                break
+    except Exception as error:  # its errors have no base class of their own
+        raise ValueError(
+            f"{source} cannot be downloaded from the hub: {first_line(error)}. A local folder can be given instead"
+        ) from None
+    return folder
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no file. ValueError, naming it, for values no config has."""
+    if not file.is_file():
+        return {}
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds a {type(value).__name__}, expected a JSON object")
+    if (wrong := find_implausible(value, MAX_DEPTH)) is not None:
+        raise ValueError(f"{file} holds {wrong!r:.100}, which is no value of a config")
+    return value
+
+
+def find_implausible(value: Any, depth: int) -> Any:
+    """Return the first value that is too large, too long or too deep for a config; None for none."""
+    if isinstance(value, dict | list):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        if depth == 0 or len(items) > MAX_ITEMS:
+            return value
+        return next((wrong for item in items if (wrong := find_implausible(item, depth - 1)) is not None), None)
+    if isinstance(value, str):
+        return value if len(value) > MAX_TEXT else None
+    plausible = value is None or (math.isfinite(value) and abs(value) <= MAX_INTEGER)
+    return None if plausible else value
+
+
+def read_component_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a component; an empty one where there is none."""
+    config = read_object(folder / "config.json")
+    if not isinstance(config.get("_class_name", ""), str):
+        raise ValueError(f"{folder / 'config.json'}: _class_name is {config['_class_name']!r:.100}, expected a text")
+    return config
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read model_index.json, without the components that are left out; an empty one where there is none."""
+    index = read_object(folder / "model_index.json")
+    return {name: value for name, value in index.items() if value != [None, None]}
+
+
+def read_scheduler_config(folder: Path) -> dict[str, Any]:
+    """Read the scheduler's config. ValueError where there is none."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} holds no scheduler/scheduler_config.json, so neither its noise schedule nor what its network "
+            "predicts is known: put the scheduler's config there"
+        )
+    return read_object(file)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Read dmdistill.json: a name, names of classes, a licence and a feature extractor, all of them optional."""
+    metadata = read_object(folder / METADATA_FILE)
+    classes = metadata.get("classes") or []
+    texts = [metadata[key] for key in ("name", "licence", "feature_extractor") if metadata.get(key)]
+    if not (
+        isinstance(classes, list) and all(isinstance(text, str) and text.isprintable() for text in [*classes, *texts])
+    ):
+        raise ValueError(
+            f"{folder / METADATA_FILE}: expected "
+            '{"name": "...", "classes": ["...", ...], "licence": "...", "feature_extractor": "..."}'
+        )
+    return {key: metadata[key] for key in ("name", "classes", "licence", "feature_extractor") if metadata.get(key)}
+
+
+def read_licence(folder: Path) -> str:
+    """Read the licence from the header of the folder's model card."""
+    file = folder / "README.md"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    header = text.partition("\n---")[0] if text.startswith("---") else ""
+    fields = dict(re.findall(r"^(license|license_name): *[\"']?([\w.+-]+)", header, re.MULTILINE))
+    return fields.get("license_name") or fields.get("license", "unknown")
+
+
+def weights_variant(folder: Path) -> str | None:
+    """Return which variant of a component's safetensors to read: None where there is the usual one, else e.g. "fp16".
+
+    ValueError where there are no safetensors.
+    """
+    matches = [match for file in sorted(folder.glob("*.safetensors")) if (match := WEIGHTS.fullmatch(file.name))]
+    variants = [match[1] or match[2] for match in matches]
+    usable = [variant for variant in variants if variant != "non_ema"]
+    if not usable:
+        raise ValueError(f"{folder} holds no .safetensors: other weight files can run code and are not read")
+    return None if None in usable else usable[0]
