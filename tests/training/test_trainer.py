@@ -305,7 +305,7 @@ DAMAGED = [b"", b"PK\3\4 cut short", b"not a checkpoint"]
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_from_the_one_before_a_spoilt_checkpoint_it_is_as_never_stopped(content, uninterrupted, tmp_path, capsys):
+def test_resuming_before_a_damaged_checkpoint_equals_never_stopped(content, uninterrupted, tmp_path, capsys):
     folder = tmp_path / "again"
     Toy(folder).fit()
     damaged = folder / "checkpoints" / f"step-{STEPS:08d}.pt"
@@ -323,7 +323,7 @@ def test_from_the_one_before_a_spoilt_checkpoint_it_is_as_never_stopped(content,
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_where_every_checkpoint_is_spoilt_it_is_one_clear_line(content, uninterrupted, tmp_path):
+def test_only_damaged_checkpoints_are_one_line(content, uninterrupted, tmp_path):
     for file in (tmp_path / "uninterrupted" / "checkpoints").iterdir():
         file.write_bytes(content)
     with pytest.raises(ValueError, match=r"step-00000008\.pt cannot be used") as caught:
