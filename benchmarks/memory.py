@@ -10,42 +10,32 @@ kernels, the autoencoder and LPIPS.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import large_teachers
 import torch
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.options import ComputeOptions, SolverOptions
-from dmdistill.commands.plan.dry_run import Counted, rehearsal
+from dmdistill.commands.options import change
+from dmdistill.commands.plan.dry_run import Cost, dry_run
 from dmdistill.models.load import load_teacher
 
 GB = 1e9
-PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimiser", "averages", "activations")
+PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimizer", "EMAs", "activations")
 
 
 def count_cost(
     name: str, *, student_rank: int, fake_rank: int, checkpointing: str, processes: int = 1
-) -> tuple[Counted, int]:
+) -> tuple[Cost, int]:
     """Count a step of the full objective with guidance, and the host's memory before networks are sharded."""
-    config = DistillConfig(
-        teacher=name,
-        batch=4,
-        batch_reg=2,
-        pair_count=2,
-        steps=2,
-        halflives=(2.0,),
-        report_images=0,
-        lora_student=student_rank,
-        lora_fake=fake_rank,
-        checkpointing=checkpointing,
-        strategy="fsdp",
-        ode=SolverOptions(guidance=3.0),
-        compute=ComputeOptions(device="cpu", precision="bf16", threads=1),
-    )
-    teacher = load_teacher(f"large_teachers:{name}")
+    options = {"batch": 4, "batch_reg": 2, "pair_count": 2, "steps": 2, "ema_halflives": (2.0,)}
+    memory = {"lora_student": student_rank, "lora_fake": fake_rank, "checkpointing": checkpointing, "strategy": "fsdp"}
+    config = change(DistillConfig(teacher=name), **options, **memory)
+    teacher = replace(load_teacher(f"large_teachers:{name}"), guidance=3.0)
     teacher.denoiser.precision = torch.bfloat16
-    with rehearsal(config, teacher, data=False, processes=processes) as job:
-        return job.count(job.course.phases[-1]), job.host
+    device, precision = torch.device("cpu"), torch.bfloat16
+    with dry_run(config, teacher, device=device, precision=precision, data=False, processes=processes) as run:
+        return run.count(run.distillation.phases.phases[-1]), run.host_bytes
 
 
 if __name__ == "__main__":

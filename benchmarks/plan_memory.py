@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from contextlib import AbstractContextManager
 
 import torch
 from resident import peak_resident_size, resident_size, run_json
@@ -22,25 +22,31 @@ from rich.table import Table
 from step_cases import CASES
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.options import ComputeOptions
-from dmdistill.commands.plan.dry_run import rehearsal
+from dmdistill.commands.options import ComputeOptions, change
+from dmdistill.commands.plan.dry_run import DryRun, dry_run
 from dmdistill.commands.presets import from_preset
 
 MB = 1e6
 SIZES = ("planned", "tensors", "resident")
 
 
+def simulate(config: DistillConfig, *, data: bool, ledger: bool = False) -> AbstractContextManager[DryRun]:
+    """Set up a distillation on the CPU in fp32."""
+    cpu = torch.device("cpu")
+    teacher = CASES[config.teacher].teacher().to(cpu)
+    return dry_run(config, teacher, device=cpu, precision=None, data=data, ledger=ledger)
+
+
 def two_steps(config: DistillConfig) -> None:
     """Run two steps of a distillation."""
-    teacher = CASES[config.teacher].teacher().to(torch.device("cpu"))
-    with rehearsal(config, teacher, data=True) as job:
+    with simulate(config, data=True) as run:
         for _ in range(2):
-            job.iterate(config.steps - 1)
+            run.iterate(config.steps - 1)
 
 
 def measure_memory(config: DistillConfig) -> float:
     """Return the growth of peak resident memory, in MB."""
-    two_steps(replace(config, batch=1, batch_reg=1))
+    two_steps(change(config, batch=1, batch_reg=1))
     before = resident_size()
     two_steps(config)
     return (peak_resident_size() - before) / MB
@@ -48,9 +54,8 @@ def measure_memory(config: DistillConfig) -> float:
 
 def count_cost(config: DistillConfig, *, data: bool) -> float:
     """Return the MB of tensors at the peak, with data or without."""
-    teacher = CASES[config.teacher].teacher().to(torch.device("cpu"))
-    with rehearsal(config, teacher, data=data, ledger=True) as job:
-        return sum(job.count(job.course.phases[-1]).memory.values()) / MB
+    with simulate(config, data=data, ledger=True) as run:
+        return sum(run.count(run.distillation.phases.phases[-1]).memory.values()) / MB
 
 
 def configuration(name: str, batch: int, checkpointing: str) -> DistillConfig:

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--student", nargs="+", required=True, metavar="[NAME=]MODEL")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reports", type=Path, nargs="*", default=[])
-    parser.add_argument("--store", choices=DTYPES, default="fp16")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--most", type=float, default=60, help="largest size of the folder, in megabytes")
     options = parser.parse_args()
     teacher = load_model(options.teacher)
@@ -95,9 +95,9 @@ def main() -> None:
         student = load_model(path)
         assert isinstance(student, Student), f"{path} is no student"
         students[suffix] = student
-    given = {"settings": run_settings(options.teacher), "reports": options.reports, "dtype": options.store}
+    given = {"settings": run_settings(options.teacher), "reports": options.reports, "dtype": options.dtype}
     for name, most in release(teacher, students, options.out, name=options.name, **given).items():
-        change = f"{options.store} changes a pixel by {127.5 * most:.2g} of 255 at most, over 8 images"
+        change = f"{options.dtype} changes a pixel by {127.5 * most:.2g} of 255 at most, over 8 images"
         print(f"{options.out / name}: {change}")
     megabytes = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file()) / 1e6
     print(f"{megabytes:.1f} MB in all")

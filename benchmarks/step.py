@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from dmdistill.commands.bench.timers import Spread, device_clock, time_call
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.options import ComputeOptions
-from dmdistill.commands.plan.dry_run import rehearsal
-from dmdistill.commands.plan.tensor_ledger import Ledger, WithoutData
+from dmdistill.commands.plan.dry_run import dry_run
+from dmdistill.commands.plan.tensor_ledger import FakeTensors, Ledger
 from dmdistill.commands.presets import from_preset
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.core.denoisers import Condition, Denoiser
@@ -63,16 +63,16 @@ class Plain:
         self.generator: Denoiser = copy.deepcopy(self.real).requires_grad_(True)
         self.fake: Denoiser = copy.deepcopy(self.real).requires_grad_(True)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.decay = 0.5 ** (1 / config.halflives[0])
-        rates = {self.generator: config.lr, self.fake: config.lr_fake}
+        self.decay = 0.5 ** (1 / config.optimizer.ema_halflives[0])
+        rates = {self.generator: config.optimizer.lr, self.fake: config.fake_score.lr_fake}
         self.optimizers = {network: self.build_optimizer(network, rate) for network, rate in rates.items()}
 
     def build_optimizer(
         self, network: nn.Module, lr: float
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        betas, decay, warmup = self.config.betas, self.config.weight_decay, self.config.warmup
-        adam = torch.optim.AdamW(network.parameters(), lr=lr, betas=betas, weight_decay=decay)
-        return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda count: min(1.0, (count + 1) / warmup))
+        options = self.config.optimizer
+        adam = torch.optim.AdamW(network.parameters(), lr=lr, betas=options.betas, weight_decay=options.weight_decay)
+        return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda count: min(1.0, (count + 1) / options.warmup))
 
     def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
         path = self.generator.schedule
@@ -93,7 +93,7 @@ class Plain:
 
     def distribution_matching(self, x: Tensor, cond: Condition | None) -> Tensor:
         with torch.no_grad():
-            x_t, t = self.diffuse(x, self.config.low, self.config.high)
+            x_t, t = self.diffuse(x, self.config.matching.min_t, self.config.matching.max_t)
             real, fake = self.mu_real(x_t, t, cond), self.fake(x_t, t, cond)
             weight = (x - real).abs().mean(dim=(1, 2, 3), keepdim=True)
             grad = (fake - real) / weight
@@ -109,7 +109,7 @@ class Plain:
         optimizer, scheduler = self.optimizers[network]
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
+        nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.grad_clip)
         optimizer.step()
         scheduler.step()
 
@@ -120,7 +120,7 @@ class Plain:
         x_ref = self.generate(batch.z_ref, batch.cond_ref)
         loss_kl = self.distribution_matching(x, batch.cond)
         loss_reg = pseudo_huber(x_ref, batch.y_ref).mean()
-        self.update(self.generator, loss_kl + self.config.lambda_reg * loss_reg)
+        self.update(self.generator, loss_kl + self.config.regression.lambda_reg * loss_reg)
         for average, parameter in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             average.copy_(parameter.detach().lerp(average, self.decay))
 
@@ -169,7 +169,8 @@ class Setting:
         """The paper's settings for CIFAR-10, with a distance that needs no network."""
         compute = ComputeOptions(device=self.device, precision=self.precision, threads=torch.get_num_threads())  # type: ignore[arg-type]
         sizes = {"batch": self.batch, "batch_reg": self.batch, "fake_steps": self.fake_steps}
-        return from_preset(DistillConfig, "cifar10", distance="huber", halflives=(1000.0,), compute=compute, **sizes)
+        options = {"distance": "huber", "ema_halflives": (1000.0,), "match_from": 0.0}
+        return from_preset(DistillConfig, "cifar10", **options, **sizes, compute=compute)
 
 
 @contextmanager
@@ -181,17 +182,17 @@ def build(setting: Setting, *, data: bool = True) -> Iterator[tuple[Implementati
     with ExitStack() as stack:
         if setting.kind == "ours":
             teacher.to(device, precision)
-            job = stack.enter_context(rehearsal(config, teacher, data=data))
-            ours = Ours(job)
+            run = stack.enter_context(dry_run(config, teacher, device=device, precision=precision, data=data))
+            ours = Ours(run)
             if setting.trick is not None:
                 stack.enter_context(TRICKS[setting.trick](ours))
-            yield ours, job.ledger
+            yield ours, run.ledger
             return
         teacher.denoiser.to(device)
         ledger = None
         if not data:
-            mode, ledger = stack.enter_context(WithoutData()), stack.enter_context(Ledger())
-            teacher = replace(teacher, denoiser=mode.copy_of(teacher.denoiser))
+            mode, ledger = stack.enter_context(FakeTensors()), stack.enter_context(Ledger())
+            teacher = replace(teacher, denoiser=mode.copy_network(teacher.denoiser))
         yield Plain(teacher, config, torch.Generator(device)), ledger
 
 
@@ -220,7 +221,7 @@ def count_cost(setting: Setting) -> dict[str, float]:
     with build(setting, data=False) as (implementation, ledger):
         assert ledger is not None
         steps(implementation, setting, count=1)  # the optimizers get their states
-        ledger.restart()
+        ledger.reset_peak()
         steps(implementation, setting, count=1)
         return {"flops": ledger.flops, "tensors": ledger.peak.total()}
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dmdistill.commands.distill.setup import Job
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.setup import Distillation
+from dmdistill.commands.plan.dry_run import DryRun
 from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
 from dmdistill.core.samples import Batch
 from dmdistill.models.model import Teacher
@@ -20,49 +23,79 @@ from dmdistill.networks.residual_block import UNetBlock
 __all__ = ["SAVES_MEMORY", "TRICKS", "Ours", "applicable_tricks"]
 
 
+@dataclass(frozen=True)
+class FixedBatch:
+    """Source of one batch for every step."""
+
+    content: Batch
+
+    def batch(self, step: int, *, paired: bool, fake_steps: int) -> Batch:
+        """Return the batch."""
+        return self.content
+
+    def with_sizes(self, config: DistillConfig) -> FixedBatch:
+        """Return the same batch."""
+        return self
+
+
 class Ours:
     """Training step of a distillation, as it is after the first checkpoint."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.rng = job, job.run.rng
+    def __init__(self, run: DryRun) -> None:
+        self.run, self.rng, self.precision = run, run.distillation.rng, run.teacher.denoiser.precision
         self.check_finite(False)
 
     def check_finite(self, check: bool) -> None:
-        self.job.dmd.careful = self.job.update_generator.check_finite = self.job.update_fake.check_finite = check
+        """Wait for the device after each update, or not."""
+        for optimizer in self.distillation.optimizers.values():
+            optimizer.check_finite = check
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        return self.job.dmd.step(batch, self.job.update_generator, self.job.update_fake)
+        """Run one iteration of Algorithm 1."""
+        return replace(self.distillation, batches=FixedBatch(batch)).iterate(0)
+
+    @property
+    def distillation(self) -> Distillation:
+        """Networks, optimizers and objectives."""
+        return self.run.distillation
 
     @property
     def teacher(self) -> Teacher:
-        return self.job.teacher
+        """The teacher, with shapes only if the run has no data."""
+        return self.run.teacher
+
+    @property
+    def generator(self) -> nn.Module:
+        """The generator."""
+        return self.distillation.generator
 
     @property
     def fake(self) -> Denoiser:
-        return self.job.fake
+        """The fake score."""
+        return self.distillation.fake
 
     @property
     def networks(self) -> list[Denoiser]:
-        return [self.job.teacher.denoiser, self.job.generator.denoiser, self.job.fake]
+        """Denoisers of teacher, generator and fake score."""
+        return [self.teacher.denoiser, self.distillation.generator.denoiser, self.fake]
 
 
 @contextmanager
 def without_autocast(ours: Ours) -> Iterator[None]:
-    precision = ours.job.run.precision
-    ours.job.teacher.network.float()
+    ours.teacher.network.float()
     for network in ours.networks:
         network.precision = None
     yield
     for network in ours.networks:
-        network.precision = precision
-    ours.job.teacher.cast_weights()
+        network.precision = ours.precision
+    ours.teacher.cast_weights()
 
 
 @contextmanager
 def without_cast_weights(ours: Ours) -> Iterator[None]:
-    ours.job.teacher.network.float()
+    ours.teacher.network.float()
     yield
-    ours.job.teacher.cast_weights()
+    ours.teacher.cast_weights()
 
 
 @contextmanager
@@ -74,10 +107,10 @@ def without_channels_last(ours: Ours) -> Iterator[None]:
 
 def set_memory_format(ours: Ours, memory_format: torch.memory_format) -> None:
     """Set the memory format of networks, EMAs and AdamW's moments."""
-    updates = (ours.job.update_generator, ours.job.update_fake)
-    for network in [*ours.networks, *(average.network for update in updates for average in update.emas)]:
+    optimizers = ours.distillation.optimizers.values()
+    for network in [*ours.networks, *(ema.network for optimizer in optimizers for ema in optimizer.emas)]:
         network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    for state in (state for update in updates for state in update.optimizer.state.values()):
+    for state in (state for optimizer in optimizers for state in optimizer.optimizer.state.values()):
         for name, tensor in state.items():
             if tensor.ndim == 4:
                 state[name] = tensor.contiguous(memory_format=memory_format)
@@ -85,7 +118,7 @@ def set_memory_format(ours: Ours, memory_format: torch.memory_format) -> None:
 
 @contextmanager
 def without_checkpointing(ours: Ours) -> Iterator[None]:
-    networks = (ours.job.generator, ours.job.fake)
+    networks = (ours.generator, ours.fake)
     for block in (block for network in networks for block in network.modules() if isinstance(block, UNetBlock)):
         del block.first, block.second  # the class's own again
     yield
@@ -93,22 +126,31 @@ def without_checkpointing(ours: Ours) -> Iterator[None]:
         CHECKPOINTING["norms"](network)
 
 
+class HalvesGenerator(nn.Module):
+    """Generator that takes the images of fresh noise and those of the pairs' noise, as many, in a call each."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+        half = len(z) // 2
+        rows = (slice(half), slice(half, None))
+        return torch.cat([self.generator(z[one], cond[one] if cond is not None else None) for one in rows])
+
+
 @contextmanager
 def without_joint_generation(ours: Ours) -> Iterator[None]:
-    dmd = ours.job.dmd
-
-    def generate(batch: Batch) -> tuple[Tensor, Condition | None, Tensor | None]:
-        assert batch.z_ref is not None
-        return dmd.generator(batch.z, batch.cond), batch.cond, dmd.generator(batch.z_ref, batch.cond_ref)
-
-    dmd.generate = generate
+    distillation = ours.run.distillation
+    objectives = replace(distillation.objectives, generator=HalvesGenerator(distillation.generator))
+    ours.run.distillation = replace(distillation, objectives=objectives)
     yield
-    del dmd.generate
+    ours.run.distillation = distillation
 
 
 @contextmanager
 def without_joint_guidance(ours: Ours) -> Iterator[None]:
-    guided = ours.job.dmd.real
+    guided = ours.distillation.real
     assert isinstance(guided, GuidedDenoiser)
 
     def forward(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -122,7 +164,7 @@ def without_joint_guidance(ours: Ours) -> Iterator[None]:
 
 @contextmanager
 def without_fused_adamw(ours: Ours) -> Iterator[None]:
-    optimizers = [ours.job.update_generator.optimizer, ours.job.update_fake.optimizer]
+    optimizers = [one.optimizer for one in ours.distillation.optimizers.values()]
     hooks = [one.register_step_pre_hook(lambda one, *_: setattr(one, "found_inf", None)) for one in optimizers]
     for group in (group for one in optimizers for group in one.param_groups):
         group["fused"] = False
@@ -135,7 +177,7 @@ def without_fused_adamw(ours: Ours) -> Iterator[None]:
 
 @contextmanager
 def without_foreach_average(ours: Ours) -> Iterator[None]:
-    emas = ours.job.update_generator.emas
+    emas = ours.distillation.optimizers["generator"].emas
 
     def update(average: Any, count: int) -> None:
         for mine, theirs in zip(average.averages, average.sources, strict=True):
@@ -175,9 +217,9 @@ SAVES_MEMORY = (  # optimisations without which memory is measured
 
 def applicable_tricks(ours: Ours) -> list[str]:
     """List the optimisations that apply: without guidance, bf16 or our own U-Net some change nothing."""
-    idle = [] if isinstance(ours.job.dmd.real, GuidedDenoiser) else [without_joint_guidance]
-    idle += [without_autocast, without_cast_weights] if ours.job.run.precision is None else []
-    norms = ours.job.config.checkpointing == "norms"
+    idle = [] if isinstance(ours.distillation.real, GuidedDenoiser) else [without_joint_guidance]
+    idle += [without_autocast, without_cast_weights] if ours.precision is None else []
+    norms = ours.run.config.memory.checkpointing == "norms"
     idle += (
         [] if norms and any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [without_checkpointing]
     )

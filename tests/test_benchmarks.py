@@ -81,8 +81,8 @@ def test_without_an_optimisation_the_losses_are_the_same(trick):
             with context(ours):
                 inside = step.steps(ours, setting, count=1)
             with step.build(setting) as (fresh, _):
-                fresh.job.generator.load_state_dict(ours.job.generator.state_dict())
-                fresh.job.fake.load_state_dict(ours.job.fake.state_dict())
+                fresh.generator.load_state_dict(ours.generator.state_dict())
+                fresh.fake.load_state_dict(ours.fake.state_dict())
                 assert step.steps(ours, setting, count=1) == step.steps(fresh, setting, count=1)
         found.append(inside[0])
     for name in ("loss_reg", "loss_fake"):  # the other one is 0, as the fake score is the teacher yet

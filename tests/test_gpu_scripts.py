@@ -117,14 +117,14 @@ def test_a_teacher_is_trained_on_two_computers(script, cifar, tmp_path, monkeypa
         return loss(*arguments)
 
     monkeypatch.setattr(teaching, "denoising_loss", ending)
-    script("cifar10_teach", f"--data {cifar} --save-dtype {first} --out {tmp_path / 'out1'} -- {flags}")
+    script("cifar10_teach", f"--data {cifar} --store {first} --out {tmp_path / 'out1'} -- {flags}")
     report = json.loads((tmp_path / "out1" / "teacher.json").read_text())
     assert (report["step"], report["of"], report["finished"], report["steps"]) == (5, 8, False, 5)
     assert report["images_per_second"] == pytest.approx(4 * report["steps_per_second"], abs=0.1)
     assert len(list((tmp_path / "out1").rglob("*.*"))) <= 8
 
     script("parcels", f"take {tmp_path / 'out1' / 'parts'} {second}")
-    script("cifar10_teach", f"--data {cifar} --save-dtype {second} --out {tmp_path / 'out2'} --seconds 500")
+    script("cifar10_teach", f"--data {cifar} --store {second} --out {tmp_path / 'out2'} --seconds 500")
     report = json.loads((tmp_path / "out2" / "teacher.json").read_text())
     assert (report["step"], report["finished"], report["steps"], len(calls)) == (8, True, 3, 8)
     assert [row["step"] for row in read_metrics(tmp_path / "out2")] == list(range(1, 9))
@@ -141,9 +141,7 @@ def teacher_store(cifar, script, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "images", lambda teacher, z, cond: z)
         flags = f"{SMALL} {CPU} --steps 1 --batch 4"
-        script(
-            "cifar10_teach", f"--data {cifar} --save-dtype {tmp_path / 'taught'} --out {tmp_path / 'out'} -- {flags}"
-        )
+        script("cifar10_teach", f"--data {cifar} --store {tmp_path / 'taught'} --out {tmp_path / 'out'} -- {flags}")
     store = tmp_path / "store"
     script("parcels", f"take {tmp_path / 'out'} {store}")
     return store
@@ -153,13 +151,11 @@ def test_a_student_is_distilled_and_evaluated(script, teacher_store, cifar, lpip
     """Pairs, five updates of the fake score for each of the generator, and a table with its teacher."""
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
     (teacher_store / "lpips_vgg16.safetensors").symlink_to(lpips)
-    pairs = "count=6 shard_size=4 batch=2 solver-steps=2 device=cpu precision=fp32 no-compile"
+    pairs = "pair-count=6 shard-size=4 pair-batch=2 solver-steps=2 device=cpu precision=fp32 no-compile"
     flags = (
         f"{CPU} --steps 2 --batch 2 --batch-reg 2 --evaluate-images 4 --lpips-side 32 --sample-every 2 --solver-steps 2"
     )
-    words = (
-        f"--save-dtype {teacher_store} --out {tmp_path / 'out'} --preset cifar10-small-5to1 --pairs {pairs} -- {flags}"
-    )
+    words = f"--store {teacher_store} --out {tmp_path / 'out'} --preset cifar10-small-5to1 --pairs {pairs} -- {flags}"
     script("cifar10_distill", words)
     report = json.loads((tmp_path / "out" / "distill.json").read_text())
     assert (report["preset"], report["step"], report["finished"], report["pairs"]) == ("cifar10-small-5to1", 2, True, 6)

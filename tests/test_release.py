@@ -67,7 +67,7 @@ def write_report(folder, name, fid):
 @pytest.mark.parametrize(("store", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_published_models_load_by_name(store, dtype, main, student, tiny_teacher, tmp_path, monkeypatch, capsys):
     rows = write_report(tmp_path, "one", 7.25), write_report(tmp_path, "two", 8.5)
-    words = ["--name", "small", "--save-dtype", store, "--reports", *rows]
+    words = ["--name", "small", "--dtype", store, "--reports", *rows]
     main("--teacher", tiny_teacher, "--student", student, "--out", tmp_path / "out", *words)
     monkeypatch.setenv("DMDISTILL_MODELS", str(tmp_path / "out"))
     teacher, found = load_teacher("small"), load_model("small-student")

@@ -23,7 +23,7 @@ from parcels import split
 from dmdistill.commands.cli import main as dmdistill
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.pairs.config import PairsConfig
-from dmdistill.commands.presets import from_preset, with_run
+from dmdistill.commands.presets import from_preset, from_run
 from dmdistill.data.pairs import open_pairs
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=520)
     parser.add_argument("--mib", type=float, default=15, help="largest size of a part")
     parser.add_argument(
-        "--pairs", nargs="*", default=[], help="flags of dmdistill pairs, without their dashes: count=100"
+        "--pairs", nargs="*", default=[], help="flags of dmdistill pairs, without their dashes: pair-count=100"
     )
     parser.add_argument("flags", nargs="*", help="of dmdistill distill, for a run that begins")
     options = parser.parse_args()
@@ -75,7 +75,7 @@ def report(options: argparse.Namespace, run: Path, *, before: int) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     pairs = open_pairs(options.store / "pairs")
     exists = (run / "config.toml").is_file()
-    config = with_run(DistillConfig(), run) if exists else from_preset(DistillConfig, options.preset)
+    config = from_run(DistillConfig, run) if exists else from_preset(DistillConfig, options.preset)
     about = {
         "preset": options.preset,
         "step": last_step(run),

@@ -19,7 +19,7 @@ from light_checkpoint import pack_run, unpack_run
 from parcels import split
 
 from dmdistill.commands.cli import main as dmdistill
-from dmdistill.commands.presets import with_run
+from dmdistill.commands.presets import from_run
 from dmdistill.commands.teach.config import TeachConfig
 
 
@@ -46,7 +46,7 @@ def report(run: Path, out: Path, *, before: int, mib: float) -> None:
     """Write what has to be copied from the computer."""
     out.mkdir(parents=True, exist_ok=True)
     found = rate(run, since=before)
-    config = with_run(TeachConfig(), run)
+    config = from_run(TeachConfig, run)
     if "steps_per_second" in found:
         found["images_per_second"] = round(found["steps_per_second"] * config.batch, 1)
     finished = (run / "teacher" / "config.json").is_file()

@@ -13,7 +13,7 @@ fi
 if [ ! -f "$out/distill/student/config.json" ]; then
   if ls "$out"/distill/checkpoints/*.pt >/dev/null 2>&1; then run distill --resume "$out/distill"
   else
-    run pairs --teacher "$out/teacher" --out "$out/pairs" --count "$pairs" --batch 2000
+    run pairs --teacher "$out/teacher" --out "$out/pairs" --pair-count "$pairs" --pair-batch 2000
     rm -rf "$out/distill"
     run distill --teacher "$out/teacher" --pairs "$out/pairs" --out "$out/distill" --steps "$distill"
   fi
