@@ -23,6 +23,7 @@ from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.core import denoisers
 from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import EDM, VP, Flow
+from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
@@ -317,11 +318,11 @@ def snippet(folder):
     return names
 
 
-@pytest.mark.parametrize(("store", "stored"), [("auto", "F32"), ("fp16", "F16"), ("bf16", "BF16")])
-def test_the_network_is_stored_in_the_precision_that_is_wanted(store, stored, student, tmp_path, hub_modules):
+@pytest.mark.parametrize(("save_dtype", "stored"), [("auto", "F32"), ("fp16", "F16"), ("bf16", "BF16")])
+def test_the_network_is_stored_in_the_precision_that_is_wanted(save_dtype, stored, student, tmp_path, hub_modules):
     """The card's code loads it in that precision and generates four images."""
     out = tmp_path / "out"
-    main(["export", str(student), str(out), "--store", store])
+    main(["export", str(student), str(out), "--save-dtype", save_dtype])
     assert stored_dtypes(out / "unet") == {stored}
     names = snippet(out)
     assert {parameter.dtype for parameter in names["pipeline"].unet.parameters()} == {DTYPES[stored]}
@@ -337,14 +338,14 @@ def test_half_precision_stays_half(lora, tiny_pipeline, tmp_path):
     network.save_pretrained(half / "unet")
     student_of(str(half), tmp_path / "of-half", rank=2 * lora)
     student_of(str(tiny_pipeline("stable_diffusion")), tmp_path / "stored-half", rank=2 * lora)
-    config = tmp_path / "stored-half" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"distilled": {"store": "fp16"}}))
+    weights = tmp_path / "stored-half" / "model.safetensors"
+    write_safetensors(weights, {key: tensor.half() for key, tensor in read_safetensors(weights).items()})
     for name in ("of-half", "stored-half"):
         out = tmp_path / "out" / name
         main(["export", str(tmp_path / name), str(out)])
         assert stored_dtypes(out if lora else out / "unet") == {"F16"}
         assert "torch_dtype=torch.float16" in (out / "README.md").read_text()
-        main(["export", str(tmp_path / name), str(tmp_path / "out" / "full" / name), "--store", "fp32"])
+        main(["export", str(tmp_path / name), str(tmp_path / "out" / "full" / name), "--save-dtype", "fp32"])
         assert stored_dtypes(tmp_path / "out" / "full" / name / ("" if lora else "unet")) == {"F32"}
 
 

@@ -12,7 +12,7 @@ from dmdistill.training.metrics_log import read_metrics
 ROW = {"step": 10, "seconds": 5.0, "loss_reg": 1.0}
 
 
-def write_run(folder, rows, config="steps = 100\nclip = 10.0\n"):
+def write_run(folder, rows, config="steps = 100\n[optimizer]\ngrad_clip = 10.0\n"):
     folder.mkdir()
     (folder / "config.toml").write_text(config)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +68,7 @@ def log_of(key, values):
             "gradient_fake",
             [20.0, 20.0, 3.0, 3.0, 2.0],
             [20.0, 10.0, 30.0, 3.0, 2.0],
-            "gradient_fake is above --clip 10",
+            "gradient_fake is above --grad-clip 10",
         ),
         ("gap_", [0.0, 0.1, 0.5, 0.4, 0.3], [0.0, 0.1, 0.1, 0.3, 0.9], "the gap grew from 0.3 to 0.9"),
         ("sample_std", [0.7, 0.5], [0.7, 0.3, 0.06], "sample_std fell from 0.7 to 0.06"),
@@ -131,9 +131,9 @@ def test_a_damaged_row_is_one_line(row, tmp_path, line_of):
         "steps = inf\n",
         "steps = -1\n",
         f"steps = {10**400}\n",
-        "clip = [1]\n",
+        "[optimizer]\ngrad_clip = [1]\n",
         "steps = \n",
-        "clip = true false\n",
+        "grad_clip = true false\n",
     ],
 )
 def test_a_damaged_configuration_is_one_line(config, tmp_path, line_of):

@@ -8,14 +8,17 @@ import torch
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.setup import Job
+from dmdistill.commands.distill.command import load_configured_teacher
+from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
+from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.options import ComputeOptions, SolverOptions, change
-from dmdistill.commands.pairs.command import with_solver_options
+from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.reproduce.ablation import experiment as ablating
 from dmdistill.commands.reproduce.ablation.command import ABLATION, WEIGHTING, ablation, weighting
 from dmdistill.commands.reproduce.ablation.equal_compute import evaluations_per_step
 from dmdistill.commands.reproduce.config import ReproduceConfig
-from dmdistill.commands.run_folder import RunFolder
+from dmdistill.core.losses import pseudo_huber
+from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from helpers.configs import configure
@@ -27,7 +30,18 @@ def tiny(teacher, **changes):
     base = configure(
         DistillConfig, teacher=teacher, pair_count=8, batch=5, batch_reg=3, steps=6, report_images=0, compute=COMPUTE
     )
-    return change(base, **{"evaluate_images": 8, "halflives": (2.0,), "warmup": 2} | changes)
+    return change(base, **{"evaluate_images": 8, "ema_halflives": (2.0,), "warmup": 2} | changes)
+
+
+def set_up_distillation(config):
+    """The distillation of a configuration, without a run."""
+    teacher = load_configured_teacher(config)
+    regresses = config.regression.lambda_reg > 0
+    pairs = make_teacher_pairs(teacher, config.out / "pairs", count=8, seed=0) if regresses else None
+    generator = initial_generator(config, teacher)
+    fake = trainable_copy(teacher.denoiser, 0, config.memory.checkpointing)
+    rng = torch.Generator().manual_seed(0)
+    return set_up(config, teacher, generator, fake, distance=pseudo_huber, pairs=pairs, parallel=Parallelism(), rng=rng)
 
 
 @pytest.mark.parametrize("guidance", [None, 2.0])
@@ -35,16 +49,16 @@ def tiny(teacher, **changes):
 def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, tiny_teacher, tmp_path):
     config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=SolverOptions(solver_steps=2, guidance=guidance))
     config = change(config, **ABLATION[row])
-    job = Job(config, with_solver_options(load_teacher(config.teacher), config.ode), RunFolder(config.out, config))
+    distillation = set_up_distillation(config)
     counted = []
 
     def count(network, inputs, output):
         learning = torch.is_grad_enabled() and output.requires_grad
         counted.append(len(inputs[0]) * (3 if learning else 1))
 
-    for denoiser in (job.generator.denoiser, job.fake, job.teacher.denoiser):
+    for denoiser in (distillation.generator.denoiser, distillation.fake, distillation.teacher.denoiser):
         denoiser.net.register_forward_hook(count)
-    job.iterate(0)
+    distillation.iterate(0)
     assert sum(counted) == evaluations_per_step(config)
 
 
@@ -93,12 +107,12 @@ def test_a_start_that_cannot_be_is_refused_before_pairs_are_made(small, tmp_path
         assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_experiment_goes_on(small, terminated, tmp_path, capsys):
+def test_an_interrupted_experiment_continues(small, terminated, tmp_path, capsys):
     config = ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=4, compute=COMPUTE)
-    terminated(Job, "iterate", 2)
+    terminated(Distillation, "iterate", 2)
     with pytest.raises(KeyboardInterrupt):
         weighting(config)
-    assert "go on with" in capsys.readouterr().out
+    assert "resume with" in capsys.readouterr().out
     assert not (tmp_path / "weighting.json").exists()
     assert len(weighting(config)["rows"]) == 4
 

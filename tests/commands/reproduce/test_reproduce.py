@@ -23,7 +23,7 @@ def test_an_experiment_is_the_function_of_its_name(experiment, tmp_path, monkeyp
     """It receives the parsed configuration, whose folder exists, and its table is returned."""
     steps = None if experiment == "fig4" else 7
     given = ["--seeds", "2"] + ([] if steps is None else ["--steps", "7"])
-    config = parse(["reproduce", experiment, "--out", str(tmp_path / "a" / "b"), *given])
+    _, config = parse(["reproduce", experiment, "--out", str(tmp_path / "a" / "b"), *given])
     module = types.ModuleType("stand-in")
     setattr(module, experiment, lambda given: {"config": given, "exists": given.out.is_dir()})
     monkeypatch.setitem(sys.modules, f"dmdistill.commands.reproduce.{EXPERIMENTS[experiment]}.command", module)

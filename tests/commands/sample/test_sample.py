@@ -30,7 +30,7 @@ def student(tiny_teacher, tmp_path):
     ],
 )
 def test_flags_that_are_given_several_times_are_joined(arguments, labels, prompt):
-    config = parse(["sample", "x", *arguments])
+    _, config = parse(["sample", "x", *arguments])
     assert (config.labels, config.prompt) == (labels, prompt)
     assert config == SampleConfig("x", labels=labels, prompt=prompt)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from dmdistill.commands.bench.compare import BenchmarkCase, compare, compile_case
 from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import device_clock
-from dmdistill.commands.options import SolverOptions, option_values, require_at_least
+from dmdistill.commands.options import SolverOptions, check
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.commands.run_folder import setup_compute
@@ -29,7 +29,7 @@ PROMPT = "a photograph"  # a network takes equally long for every prompt, and en
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Print a table of speed and memory, write it to `config.json` if given, and return it."""
-    require_at_least(config, 1, "repeats", "max_batch")
+    check(config)
     if config.json is not None:
         check_writable(config.json)
     models = load_models(config)
@@ -60,9 +60,7 @@ def load_models(config: BenchConfig) -> list[Model]:
     teacher = teacher or load_students_teacher(model, config.model)
     if teacher.shape != model.shape:
         raise ValueError(f"{teacher.name} makes {teacher.shape}, {model.name} {model.shape}: not its teacher")
-    settings = distillation_settings(model)
-    options = {name: settings.get(name) for name in option_values(SolverOptions())}
-    teacher = with_solver_options(teacher, SolverOptions(**options))
+    teacher = with_solver_options(teacher, read_solver(distillation_settings(model), config.model))
     return [with_solver_options(teacher, config.ode), model]
 
 
@@ -75,6 +73,15 @@ def load_students_teacher(student: Student, source: str) -> Teacher:
         return load_teacher(str(name))
     except ValueError as error:
         raise ValueError(f"the teacher of {source} cannot be loaded, give --teacher: {first_line(error)}") from None
+
+
+def read_solver(settings: dict[str, Any], source: str) -> SolverOptions:
+    """Return the solver of a student's training pairs. ValueError where its config.json is damaged."""
+    kinds = {"solver": str, "solver_steps": int, "guidance": (int, float)}
+    values = {name: settings[name] for name in kinds if settings.get(name) is not None}
+    if odd := [name for name, value in values.items() if not isinstance(value, kinds[name])]:
+        raise ValueError(f"{source}: its config.json has {odd[0]} {values[odd[0]]!r}, which no solver takes")
+    return SolverOptions(**values)
 
 
 def distillation_settings(student: Student) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions, SolverOptions
+from dmdistill.commands.options import ComputeOptions, SolverOptions, require_at_least
 
 __all__ = ["BenchConfig"]
 
@@ -33,3 +33,7 @@ class BenchConfig:
     """The teacher's ODE solver. Default: the one that made the student's training pairs."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a number that is too small."""
+        require_at_least(self, 1, "repeats", "max_batch")

@@ -64,14 +64,7 @@ def shortest_call(work: Workload, clock: Clock) -> float:
 
 
 def time_in_rounds(works: dict[Name, Workload], clock: Clock, *, repeats: int, name: str) -> dict[Name, Spread]:
-    """Time warm calls of every workload in interleaved rounds.
-
-    Args:
-        works: the workloads; short ones are called several times in a round.
-        clock: in seconds.
-        repeats: number of rounds.
-        name: label of the progress bar.
-    """
+    """Time warm calls of every workload in `repeats` interleaved rounds, short ones several times in each."""
     calls = {}
     for key, work in works.items():
         work()

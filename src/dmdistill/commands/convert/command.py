@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from rich.console import Console
 
 from dmdistill.commands.convert.config import ConvertConfig
+from dmdistill.commands.run_folder import DTYPES
 from dmdistill.io.folders import new_folder
 from dmdistill.models.cards import teacher_card
 from dmdistill.models.folder import save_model
@@ -23,12 +23,12 @@ def convert(config: ConvertConfig) -> None:
         teacher = load_teacher(config.model)
         if "network" not in teacher.config:
             raise ValueError(f"{config.model} has a network of another package, which needs no conversion")
-        dtype = {"fp32": torch.float32, "fp16": torch.float16}[config.store]
-        card = teacher_card(teacher, {"converted from": config.model, "store": config.store})
-        save_model(folder, teacher, card=card, dtype=dtype)
+        card = teacher_card(teacher, {"converted from": config.model, "save_dtype": config.save_dtype})
+        save_model(folder, teacher, card=card, dtype=DTYPES[config.save_dtype])
     size = (config.out / "model.safetensors").stat().st_size
     Console(highlight=False).print(
-        f"{teacher.name}: {size / 1e6:.1f} MB of weights in {config.store}, config.json and README.md in {config.out}",
+        f"{teacher.name}: {size / 1e6:.1f} MB of weights in {config.save_dtype}, with config.json and README.md, in "
+        f"{config.out}",
         markup=False,
         soft_wrap=True,
     )

@@ -19,5 +19,5 @@ class ConvertConfig:
     """An EDM checkpoint (.pkl), the name of a published one, or the folder of a teacher with a network of ours."""
     out: Positional[Path]
     """Output folder, which must be new."""
-    store: Literal["fp32", "fp16"] = "fp32"
+    save_dtype: Literal["fp32", "fp16"] = "fp32"
     """Precision of the stored weights."""

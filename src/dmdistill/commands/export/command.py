@@ -44,7 +44,7 @@ def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
     """Write the model, by a pipeline class of diffusers where one fits, and its card into an empty folder."""
     latent = student.text is not None or student.autoencoder is not None
     write = export_pipeline if latent and isinstance(student.network, DiffusersWrapper) else export_pixel_pipeline
-    code = write(student, folder, choose_dtype(config.store, student))
+    code = write(student, folder, choose_dtype(config.save_dtype, student, config.student))
     card = export_card(student, code, read_report(config.student))
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -21,7 +21,7 @@ class ExportConfig:
     """Output folder, which must be new."""
     format: Literal["diffusers"] = "diffusers"
     """Format of the folder."""
-    store: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    save_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Precision of the exported weights. auto: fp16 where the student's or its teacher's weights are stored in fp16,
     else fp32."""
     push_to_hub: str | None = None

@@ -21,7 +21,7 @@ from dmdistill.models.python_function import is_python_function
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import adapter_weights, merge_lora
 
-__all__ = ["export_pipeline", "one_step_scheduler"]
+__all__ = ["export_pipeline", "one_step_scheduler", "usage_code"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,8 @@ ONE_STEP_FLOW = {"shift_terminal": None, **dict.fromkeys(TIME_WARPS, False)}
 def export_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
     """Write the pipeline, or the LoRA weights where student and pipeline have any. Returns the code that uses it.
 
-    Args:
-        student: of a diffusers pipeline of latents.
-        folder: an empty folder.
-        dtype: of the network's weights; the other components are copied unchanged.
-
-    Raises:
-        ValueError: the teacher's pipeline would not generate the student's images.
+    The network is stored in `dtype`, the other components are copied unchanged. ValueError where the teacher's pipeline
+    would not generate the student's images.
     """
     network, teacher = student.network, str(student.config.get("teacher"))
     assert isinstance(network, DiffusersWrapper)
@@ -73,13 +68,13 @@ def export_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
     form, scheduler = FORMATS[pipeline_class], one_step_scheduler(student)
     scheduler.save_pretrained(folder / "scheduler")
     arguments = form.arguments.format(guidance=getattr(network, "embedded_guidance", 0))
-    lora = form.lora and student.config.get("lora")
-    if lora:
+    call = f"image = pipeline({arguments}, num_inference_steps=1).images[0]"
+    if form.lora and (lora := student.config.get("lora")):
         save_lora(lora, network, pipeline_class, folder, dtype)
-    else:
-        cast_network(merge_lora(network).model, dtype).save_pretrained(folder / form.component)  # type: ignore[operator]
-        copy_components(source, folder, form.component, type(scheduler).__name__)
-    return usage_code(teacher, type(scheduler).__name__ if lora else None, arguments, dtype)
+        return usage_code(call, dtype, **lora_usage(teacher, type(scheduler).__name__))
+    cast_network(merge_lora(network).model, dtype).save_pretrained(folder / form.component)  # type: ignore[operator]
+    copy_components(source, folder, form.component, type(scheduler).__name__)
+    return usage_code(call, dtype)
 
 
 def check_supported(student: Student, teacher: str, pipeline_class: str) -> None:
@@ -137,24 +132,30 @@ def is_variant(file: Path) -> bool:
     return file.suffix == ".safetensors" and any(f".{kind}" in file.name for kind in ("fp16", "bf16", "non_ema"))
 
 
-def usage_code(teacher: str, lora_scheduler: str | None, arguments: str, dtype: torch.dtype) -> str:
-    """Return code that generates an image; {folder} stands for the exported folder.
+def lora_usage(teacher: str, scheduler: str) -> dict[str, str]:
+    """Return the arguments of `usage_code` for LoRA weights, which the teacher's pipeline loads."""
+    name = display_name(teacher)
+    return {
+        "source": name if name == teacher else f"path/to/the/teacher/{name}",
+        "imports": f"DiffusionPipeline, {scheduler}",
+        "setup": f"""pipeline.load_lora_weights("{{folder}}")
+pipeline.scheduler = {scheduler}.from_pretrained("{{folder}}", subfolder="scheduler")
+""",
+    }
 
-    Args:
-        teacher: folder or hub id.
-        lora_scheduler: class of the scheduler, for LoRA weights; None for a full pipeline.
-        arguments: of the pipeline's call.
-        dtype: to load in.
-    """
-    imports, base, lora = "DiffusionPipeline", "{folder}", ""
-    if lora_scheduler is not None:
-        name = display_name(teacher)
-        imports, base = f"{imports}, {lora_scheduler}", name if name == teacher else f"path/to/the/teacher/{name}"
-        lora = f"""pipeline.load_lora_weights("{{folder}}")
-pipeline.scheduler = {lora_scheduler}.from_pretrained("{{folder}}", subfolder="scheduler")
-"""
+
+def usage_code(
+    call: str,
+    dtype: torch.dtype,
+    *,
+    source: str = "{folder}",
+    options: str = "",
+    imports: str = "DiffusionPipeline",
+    setup: str = "",
+) -> str:
+    """Return a card's code that loads a pipeline and generates images; {folder} stands for the exported folder."""
     return f"""import torch
 from diffusers import {imports}
 
-pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype={dtype})
-{lora}image = pipeline({arguments}, num_inference_steps=1).images[0]"""
+pipeline = DiffusionPipeline.from_pretrained("{source}", torch_dtype={dtype}{options})
+{setup}{call}"""

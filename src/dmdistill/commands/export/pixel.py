@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.export.latent import one_step_scheduler
+from dmdistill.commands.export.latent import one_step_scheduler, usage_code
 from dmdistill.commands.export.precision import cast_network
 from dmdistill.commands.export.source_bundle import bundle_modules, module_file
 from dmdistill.core.denoisers import Denoiser, EpsDenoiser
@@ -25,17 +25,13 @@ from dmdistill.networks.lora import merge_lora
 
 __all__ = ["ddim_is_exact", "export_pixel_pipeline", "one_step_coefficients"]
 
+CALL = "images = pipeline(batch_size=4, {}generator=torch.Generator().manual_seed(0)).images"  # in a card's code
+
 
 def export_pixel_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
-    """Write a pipeline for a student of pixels. Returns the code that uses it.
+    """Write a pipeline for a student of pixels, its network in `dtype`. Returns the code that uses it.
 
-    Args:
-        student: without autoencoder and text encoder.
-        folder: an empty folder.
-        dtype: of the network's weights.
-
-    Raises:
-        ValueError: the network is neither a class of diffusers nor one of this package.
+    ValueError where the network is neither a class of diffusers nor one of this package.
     """
     network = merge_lora(student.network)
     if isinstance(network, DiffusersWrapper):
@@ -80,7 +76,7 @@ def write_ddim_pipeline(scheduler: Any, network: DiffusersWrapper, folder: Path,
     import diffusers
 
     diffusers.DDIMPipeline(unet=network.model, scheduler=scheduler).save_pretrained(folder)  # type: ignore[attr-defined]
-    return usage_code(f"torch_dtype={dtype}", "num_inference_steps=1")
+    return usage_code(CALL.format("num_inference_steps=1, "), dtype)
 
 
 def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype: torch.dtype) -> str:
@@ -94,18 +90,8 @@ def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype
     index = {"_class_name": ["pipeline", "OneStepPipeline"], "_diffusers_version": diffusers.__version__, "unet": unet}
     settings = {**coefficients, "shape": list(student.shape), "classes": classes}
     write_json(folder / "model_index.json", index | settings)
-    labels = f"class_labels={[i % classes for i in range(4)]}" if classes else ""
-    return usage_code(f"torch_dtype={dtype}, trust_remote_code=True", labels)
-
-
-def usage_code(options: str, arguments: str) -> str:
-    """Return code that generates four images; {folder} stands for the exported folder."""
-    arguments = ", ".join(["batch_size=4", *filter(None, [arguments])])
-    return f"""import torch
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{{folder}}", {options})
-images = pipeline({arguments}, generator=torch.Generator().manual_seed(0)).images"""
+    labels = f"class_labels={[i % classes for i in range(4)]}, " if classes else ""
+    return usage_code(CALL.format(labels), dtype, options=", trust_remote_code=True")
 
 
 @torch.no_grad()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from dmdistill.io.weights import bundled_models
 from dmdistill.models.diffusers_folder import resolve_folder
 from dmdistill.models.model import Student
 from dmdistill.models.python_function import is_python_function
@@ -17,36 +17,31 @@ __all__ = ["cast_network", "choose_dtype"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def choose_dtype(store: str, student: Student) -> torch.dtype:
-    """Return the dtype of `--store`; for auto, fp16 where the student or its teacher is stored in fp16, else fp32.
+def choose_dtype(save_dtype: str, student: Student, name: str) -> torch.dtype:
+    """Return the dtype of `--save-dtype`; for auto, fp16 where the student or its teacher is stored in fp16.
 
-    bf16 is never chosen automatically: its rounding is as large as what a distillation changes.
+    Else auto is fp32: the rounding of bf16 is as large as what a distillation changes. `name` is the student's, or its
+    folder or run.
     """
-    if store != "auto":
-        return DTYPES[store]
-    settings = student.config.get("distilled")
-    student_store = settings.get("save_dtype") if isinstance(settings, dict) else None
-    teacher = student.config.get("teacher")
-    half = student_store == "fp16" or (isinstance(teacher, str) and has_half_weights(teacher))
-    return torch.float16 if half else torch.float32
+    if save_dtype != "auto":
+        return DTYPES[save_dtype]
+    folder, teacher = bundled_models().get(name, Path(name)), student.config.get("teacher")
+    folders = [folder, folder / "student"]
+    if isinstance(teacher, str) and not is_python_function(teacher):
+        source = resolve_folder(teacher)
+        folders += [source, source / "unet", source / "transformer"]
+    return torch.float16 if any("F16" in stored_dtypes(folder) for folder in folders) else torch.float32
 
 
-def has_half_weights(teacher: str) -> bool:
-    """Tell whether the network of a diffusers teacher, a folder or a hub id, is stored in fp16."""
-    if is_python_function(teacher):
-        return False
-    folder = resolve_folder(teacher)
-    return next((dtype == "F16" for part in ("unet", "transformer", ".") for dtype in dtypes(folder / part)), False)
-
-
-def dtypes(folder: Path) -> Iterator[str]:
-    """Yield the dtypes of the floating-point tensors in a folder's safetensors files, by their safetensors names."""
+def stored_dtypes(folder: Path) -> set[str]:
+    """Return the dtypes of all tensors in a folder's safetensors files, by their names in these files."""
     from safetensors import safe_open
 
-    for file in sorted(folder.glob("*.safetensors")):
+    dtypes = set()
+    for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            names = (tensors.get_slice(key).get_dtype() for key in tensors.keys())  # noqa: SIM118
-            yield from (name for name in names if "F" in name)
+            dtypes |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    return dtypes
 
 
 def cast_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -15,12 +15,7 @@ BINNED = {"gap_": "mean |mu_fake - mu_real|", "fake_loss_": "loss of the fake sc
 
 
 def verdict(rows: Rows, clip: float | None) -> str:
-    """Say whether a run is healthy, and what is wrong where it is not.
-
-    Args:
-        rows: of metrics.jsonl.
-        clip: largest norm of a gradient, where known.
-    """
+    """Say whether a run is healthy by its log, and what is wrong where it is not. `clip` is the run's --grad-clip."""
     checks = [
         check_finite(rows),
         check_gradients(rows, clip),
@@ -54,8 +49,8 @@ def check_gradients(rows: Rows, clip: float | None) -> Check:
         norms = series(rows, key)
         clipped = sum(norm >= clip for _, norm in norms)
         if 2 * clipped > len(norms):
-            return False, f"{key} is above --clip {clip:g} in {clipped} of {len(norms)} rows, lower the learning rate"
-    return True, "gradients are below --clip"
+            return False, f"{key} is above --grad-clip {clip:g} in {clipped} of {len(norms)} rows, lower the learning rate"
+    return True, "gradients are below --grad-clip"
 
 
 def check_distances(rows: Rows) -> Check:

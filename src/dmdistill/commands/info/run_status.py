@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdistill.commands.info.run_health import describe_trends, verdict
-from dmdistill.commands.presets import read_toml
+from dmdistill.commands.presets import flatten, read_toml
 from dmdistill.io.atomic import read_json
 
 __all__ = ["describe_run"]
@@ -19,15 +19,7 @@ RECENT = 5  # rows of the log that the time left is estimated from
 
 
 def describe_run(run: Path, rows: Rows) -> dict[str, str]:
-    """Return the rows of a table about a run, by their names.
-
-    Args:
-        run: its folder.
-        rows: of its metrics.jsonl, at least one.
-
-    Raises:
-        ValueError: a file of the run is damaged; the message names it.
-    """
+    """Return the rows of a table about a run from its log's rows. ValueError, naming the file, where one is damaged."""
     for row in rows:
         if not 0 <= row.get("seconds", -1) < LONGEST:
             raise ValueError(f"{run / 'metrics.jsonl'} is damaged: seconds {row.get('seconds')} at step {row['step']}")
@@ -38,7 +30,7 @@ def describe_run(run: Path, rows: Rows) -> dict[str, str]:
     return {
         "run": str(run),
         **progress(rows, settings.get("steps")),
-        "verdict": verdict(rows, settings.get("clip")),
+        "verdict": verdict(rows, settings.get("grad_clip")),
         **{key: f"{value:.4g}" for key, value in latest.items() if not key.startswith(summarized)},
         **trends,
         **describe_report(run / "report.json"),
@@ -47,8 +39,8 @@ def describe_run(run: Path, rows: Rows) -> dict[str, str]:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """Return a run's settings, empty without the file. ValueError where one that is shown is out of range."""
-    settings = read_toml(file) if file.is_file() else {}
-    for name in ("steps", "clip"):
+    settings = dict(flatten(read_toml(file))) if file.is_file() else {}
+    for name in ("steps", "grad_clip"):
         value = settings.get(name, 0)
         if not isinstance(value, int | float) or not 0 <= value < 1e12:
             raise ValueError(f"{file}: {name} = {value!r:.50}, expected a number from 0 to 1e12")

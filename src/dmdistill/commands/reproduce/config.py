@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.options import ComputeOptions, require_at_least
 
 __all__ = ["ReproduceConfig"]
+
+UNUSED_OPTIONS = {"fig3": ("guidance", "start"), "fig4": ("guidance", "start", "steps")}
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,16 @@ class ReproduceConfig:
     """Student that every run of ablation and weighting starts from. Default: the teacher's weights."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a number out of range, and for an option that the experiment would ignore."""
+        require_at_least(self, 1, "seeds", "steps")
+        unused = {name: getattr(self, name) for name in UNUSED_OPTIONS.get(self.experiment, ())}
+        unused = {name: value for name, value in unused.items() if value is not None}
+        if self.experiment in UNUSED_OPTIONS and self.compute.precision == "bf16":  # fig3 is fp32, fig4 fp64
+            unused["precision"] = "bf16"
+        if self.experiment == "fig4" and self.compute.device not in ("auto", "cpu"):
+            unused["device"] = self.compute.device
+        if unused:
+            flags = " ".join(f"--{name} {value}" for name, value in unused.items())
+            raise ValueError(f"{self.experiment} does not use {flags}: omit it")

@@ -33,13 +33,7 @@ def summarize(values: Sequence[float | None]) -> Summary:
 
 
 def format_cell(value: Any, style: str = ".3f", *, error_style: str | None = None) -> str:
-    """Format a summary as `0.450 ± 0.012`, as `-` without a mean; other numbers with three digits.
-
-    Args:
-        value: a `Summary`, a number or a text.
-        style: format of the mean.
-        error_style: format of the std; that of the mean where None.
-    """
+    """Format a summary as `0.450 ± 0.012`, as `-` without a mean; other numbers with three digits."""
     if not isinstance(value, Mapping):
         return f"{value:.3g}" if isinstance(value, float) else str(value)
     if value["mean"] is None:
@@ -50,14 +44,7 @@ def format_cell(value: Any, style: str = ".3f", *, error_style: str | None = Non
 def print_rows(
     rows: Sequence[Mapping[str, Any]], plot: Path, *, style: str = ".3f", error_style: str | None = None
 ) -> None:
-    """Print a table of rows with the same keys, and the names of the plot and the JSON file beside it.
-
-    Args:
-        rows: column -> cell, as `format_cell` takes it.
-        plot: the PNG file.
-        style: format of means.
-        error_style: format of stds.
-    """
+    """Print a table of rows with the same keys, and the names of the plot and the JSON file beside it."""
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(escape(format_cell(value, style, error_style=error_style)) for value in row.values()))

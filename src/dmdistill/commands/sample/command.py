@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.commands.options import check, require_at_least
+from dmdistill.commands.options import check
 from dmdistill.commands.prompts import with_prompt_texts, with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.commands.sample.config import SampleConfig
@@ -23,7 +23,8 @@ def sample(config: SampleConfig) -> Tensor:
 
     ValueError for a setting that the model does not support; OSError where the file cannot be written.
     """
-    check_settings(config)
+    check(config)
+    check_writable(config.out)
     model = load_model(config.model)
     check_conditions(config, model)
     device, precision = setup_compute(config.compute)
@@ -38,19 +39,6 @@ def sample(config: SampleConfig) -> Tensor:
         f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False
     )
     return images
-
-
-def check_settings(config: SampleConfig) -> None:
-    """Raise ValueError for settings that no model supports, OSError where the image cannot be written."""
-    check(config)
-    require_at_least(config, 1, "count", "columns")
-    if config.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {config.out}, expected a file that ends in .png")
-    check_writable(config.out)
-    if config.prompt and config.prompts is not None:
-        raise ValueError(f"--prompt and --prompts {config.prompts}, expected one of the two")
-    if not all(text.strip() for text in config.prompt):
-        raise ValueError("--prompt with an empty text, expected words")
 
 
 def check_conditions(config: SampleConfig, model: Model) -> None:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.options import ComputeOptions, require_at_least
 
 __all__ = ["SampleConfig"]
+
+
+if TYPE_CHECKING:  # flat, once the values of a repeated flag are joined
+    Labels = tuple[int, ...]
+    Prompts = tuple[str, ...]
+else:
+    Labels = Annotated[tuple[tuple[int, ...], ...], UseAppendAction]
+    Prompts = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,9 @@ class SampleConfig:
     """Number of images."""
     columns: int = 8
     """Images per row of the grid."""
-    labels: Annotated[tuple[tuple[int, ...], ...], UseAppendAction] = ()
+    labels: Labels = ()
     """Class labels, repeated as needed. Default: every class in turn."""
-    prompt: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = ()
+    prompt: Prompts = ()
     """Prompts of a text-to-image model, each in quotes, repeated as needed."""
     prompts: str | None = None
     """Source of prompts: a .txt file with one per line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
@@ -43,3 +51,13 @@ class SampleConfig:
         for name in ("labels", "prompt"):
             groups = (group if isinstance(group, tuple) else (group,) for group in getattr(self, name))
             object.__setattr__(self, name, tuple(chain.from_iterable(groups)))
+
+    def check(self) -> None:
+        """Raise a ValueError for settings that no model supports."""
+        require_at_least(self, 1, "count", "columns")
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"--out {self.out}, expected a file that ends in .png")
+        if self.prompt and self.prompts is not None:
+            raise ValueError(f"--prompt and --prompts {self.prompts}, expected one of the two")
+        if not all(text.strip() for text in self.prompt):
+            raise ValueError("--prompt with an empty text, expected words")

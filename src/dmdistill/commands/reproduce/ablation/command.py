@@ -42,9 +42,7 @@ def run_variants(experiment: Experiment, config: ReproduceConfig, variants: Vari
     rows: list[dict[str, Any]] = [{"row": "the teacher", "steps": "", **summarize_seeds([teacher])}]
     for name, changes in variants.items():
         settings = experiment.variant(changes)
-        seeds = (
-            config.seeds if settings.matching.match else 1
-        )  # regression alone draws nothing: all seeds are the same run
+        seeds = config.seeds if settings.matching.match else 1  # regression draws nothing: all seeds are the same run
         students = [experiment.student_metrics(settings, name, seed) for seed in range(seeds)]
         rows.append({"row": name.replace("-", " "), "steps": settings.steps, **summarize_seeds(students)})
     full = asdict(experiment.full)

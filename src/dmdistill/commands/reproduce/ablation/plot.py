@@ -14,12 +14,7 @@ TITLES = {"frechet": "Fréchet distance in the classifier's features", "recall":
 
 
 def plot_ablation(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw distance and recall of each row: a bar to the mean, a dot for each seed, a line at the teacher's distance.
-
-    Args:
-        file: PNG to write.
-        rows: of the table, the teacher's first.
-    """
+    """Draw distance and recall of each row: a bar to the mean, a dot for each seed, a line at the teacher's."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 

@@ -26,19 +26,6 @@ from dmdistill.core.solvers import heun
 from dmdistill.models.gaussian_mixture import GaussianMixture, two_modes
 from dmdistill.training.optimizer import NetworkOptimizer
 
-__all__ = [
-    "FULL_RANGE",
-    "LOSSES",
-    "LOW_NOISE",
-    "TRIALS",
-    "Trajectory",
-    "ZeroScore",
-    "initialize",
-    "merging_sigma",
-    "mode_coverage",
-    "train",
-]
-
 LOSSES = {"a": "real score only", "b": "real and fake score", "c": "both scores and regression"}
 LOW_NOISE, FULL_RANGE = 0.2, 0.98  # upper end of the time range of distribution matching; the lower end is 0.02
 TRIALS = [("a", LOW_NOISE), ("b", LOW_NOISE), ("c", LOW_NOISE), ("b", 0.3), ("b", 0.35), ("b", 0.4)]
@@ -54,9 +41,6 @@ class ZeroScore(Denoiser):
     """The posterior mean of an infinitely wide flat density, mu = x_t / alpha, whose score (Eq. 5) is zero.
 
     As mu_fake it leaves the real score only in Eq. 7: mu_fake - mu_real = -sigma^2/alpha s_real.
-
-    Args:
-        schedule: of the noise.
     """
 
     def __init__(self, schedule: NoiseSchedule) -> None:
@@ -73,11 +57,9 @@ class ZeroScore(Denoiser):
 
 @dataclass(frozen=True)
 class InitialState:
-    """The state that every training run starts from.
+    """The state that every training run starts from, with all seeds side by side.
 
     Attributes:
-        real: the teacher.
-        generator: G, for all seeds side by side.
         fake: mu_fake, trained on the generator's cloud.
         z_ref, y_ref: noise-image pairs of each seed, (pairs, seeds, 2).
     """
@@ -96,15 +78,10 @@ class InitialState:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The generator's samples during and after one training run.
+    """The generator's samples of the same noise at steps from 0 to the last, and fresh samples at the end."""
 
-    Attributes:
-        snapshots: the same noise at steps from 0 to the last, (snapshots, n, seeds, 2).
-        samples: fresh samples at the end, (n, seeds, 2).
-    """
-
-    snapshots: Tensor
-    samples: Tensor
+    snapshots: Tensor  # snapshots, n, seeds, 2
+    samples: Tensor  # n, seeds, 2
 
 
 def merging_sigma(real: GaussianMixture) -> float:
@@ -138,14 +115,7 @@ def new_denoiser(seeds: int, rng: torch.Generator, schedule: NoiseSchedule) -> D
 
 
 def train(initial: InitialState, loss: str, high: float, *, steps: int) -> Trajectory:
-    """Run DMD from the initial state.
-
-    Args:
-        initial: copied, not changed.
-        loss: a key of `LOSSES`: (a) has no fake score to train, only (c) has pairs.
-        high: upper end of the time range of distribution matching, as a fraction.
-        steps: generator updates.
-    """
+    """Run DMD with one of `LOSSES`, on the fractions .02 to `high` of the time range."""
     seeds, rng = initial.seeds, torch.Generator(initial.z_ref.device).manual_seed(1)
     generator, fake = copy.deepcopy(initial.generator), copy.deepcopy(initial.fake)
     updates: dict[str, Update] = {  # clipping a gradient's norm would couple the seeds

@@ -24,14 +24,7 @@ CAPTION = "numbers: share of the samples within 3 std of each mode, over the see
 def plot_fig3(
     file: Path, trajectories: Sequence[Trajectory], rows: Sequence[Mapping[str, Any]], real: GaussianMixture
 ) -> None:
-    """Draw a panel for each loss at low noise and at the full noise range, and (b)'s mode coverage by noise range.
-
-    Args:
-        file: PNG to write.
-        trajectories: of `TRIALS`.
-        rows: of the table, one for each of `TRIALS`.
-        real: the teacher's density.
-    """
+    """Draw the losses at low noise and at the full noise range, and (b)'s mode coverage by range, of all TRIALS."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 4.8), layout="constrained")

@@ -7,14 +7,7 @@ from typing import Any
 import torch
 
 from dmdistill.commands.reproduce.config import ReproduceConfig
-from dmdistill.commands.reproduce.fig4.experiment import (
-    SAMPLES,
-    SIGMAS,
-    kl_divergence,
-    mean_gradient,
-    monte_carlo_gradient,
-    overlap,
-)
+from dmdistill.commands.reproduce.fig4 import experiment
 from dmdistill.commands.reproduce.fig4.plot import plot_fig4
 from dmdistill.commands.reproduce.tables import print_rows, summarize_seeds
 from dmdistill.commands.run_folder import setup_compute
@@ -28,11 +21,12 @@ def fig4(config: ReproduceConfig) -> dict[str, Any]:
     setup_compute(config.compute)
     undiffused = {"KL": "infinite", "gradient": "undefined", "sampled": "undefined", "with Eq. 8": "undefined"}
     rows: list[dict[str, Any]] = [{"sigma": 0.0, "overlap": 0.0, **undiffused}]
-    for sigma in SIGMAS:
-        exact = {"overlap": overlap(sigma), "KL": kl_divergence(sigma), "gradient": mean_gradient(sigma)}
-        runs = [monte_carlo_gradient(sigma, torch.Generator().manual_seed(seed)) for seed in range(config.seeds)]
-        rows.append({"sigma": sigma, **exact, **summarize_seeds(runs)})
-    table = {"figure": "fig4", "seeds": config.seeds, "samples": SAMPLES, "rows": rows}
+    for sigma in experiment.SIGMAS:
+        exact = {"overlap": experiment.overlap(sigma), "KL": experiment.kl_divergence(sigma)}
+        generators = [torch.Generator().manual_seed(seed) for seed in range(config.seeds)]
+        runs = [experiment.monte_carlo_gradient(sigma, rng) for rng in generators]
+        rows.append({"sigma": sigma, **exact, "gradient": experiment.mean_gradient(sigma), **summarize_seeds(runs)})
+    table = {"figure": "fig4", "seeds": config.seeds, "samples": experiment.SAMPLES, "rows": rows}
     plot_fig4(config.out / "fig4.png", rows)
     write_json(config.out / "fig4.json", table)
     print_rows(rows, config.out / "fig4.png", style=".3g", error_style=".1g")

@@ -13,18 +13,6 @@ from dmdistill.core.losses import distribution_matching_loss
 from dmdistill.core.schedules import EDM
 from dmdistill.models.uniform_box import UniformBox
 
-__all__ = [
-    "FAKE",
-    "REAL",
-    "SAMPLES",
-    "SIGMAS",
-    "diffused_densities",
-    "kl_divergence",
-    "mean_gradient",
-    "monte_carlo_gradient",
-    "overlap",
-]
-
 REAL, FAKE = UniformBox(0.2, 0.8, EDM()), UniformBox(-0.8, -0.2, EDM())
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 80.0)
 SAMPLES = 4096

@@ -19,12 +19,7 @@ PANEL_SIGMAS = (0.0, 0.1, 0.5, 2.0)
 
 
 def plot_fig4(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw both densities at four noise levels, and below them overlap and gradient against the noise.
-
-    Args:
-        file: PNG to write.
-        rows: of the table, by sigma.
-    """
+    """Draw both densities at four noise levels, and below them overlap and gradient against the noise."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6), layout="constrained")
