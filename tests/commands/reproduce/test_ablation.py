@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dmdistill.commands.cli import main
-from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.command import load_configured_teacher
+from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.options import ComputeOptions, SolverOptions, change

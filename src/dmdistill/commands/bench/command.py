@@ -17,6 +17,7 @@ from dmdistill.commands.options import SolverOptions, check
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.commands.run_folder import setup_compute
+from dmdistill.core.solvers import SOLVERS
 from dmdistill.io.atomic import check_writable, write_json
 from dmdistill.io.errors import first_line
 from dmdistill.models.load import load_model, load_teacher
@@ -77,11 +78,16 @@ def load_students_teacher(student: Student, source: str) -> Teacher:
 
 def read_solver(settings: dict[str, Any], source: str) -> SolverOptions:
     """Return the solver of a student's training pairs. ValueError where its config.json is damaged."""
-    kinds = {"solver": str, "solver_steps": int, "guidance": (int, float)}
-    values = {name: settings[name] for name in kinds if settings.get(name) is not None}
-    if odd := [name for name, value in values.items() if not isinstance(value, kinds[name])]:
-        raise ValueError(f"{source}: its config.json has {odd[0]} {values[odd[0]]!r}, which no solver takes")
-    return SolverOptions(**values)
+    known = {name: settings[name] for name in ("solver", "solver_steps", "guidance") if settings.get(name) is not None}
+    allowed = {
+        "solver": lambda value: value in tuple(SOLVERS),
+        "solver_steps": lambda value: isinstance(value, int) and value >= 1,
+        "guidance": lambda value: isinstance(value, int | float) and value >= 0,
+    }
+    for name, value in known.items():
+        if not allowed[name](value):
+            raise ValueError(f"{source}: the {name} of its distillation is {value!r}, no option of a solver")
+    return SolverOptions(**known)
 
 
 def distillation_settings(student: Student) -> dict[str, Any]:

@@ -49,7 +49,10 @@ def check_gradients(rows: Rows, clip: float | None) -> Check:
         norms = series(rows, key)
         clipped = sum(norm >= clip for _, norm in norms)
         if 2 * clipped > len(norms):
-            return False, f"{key} is above --grad-clip {clip:g} in {clipped} of {len(norms)} rows, lower the learning rate"
+            return (
+                False,
+                f"{key} is above --grad-clip {clip:g} in {clipped} of {len(norms)} rows, lower the learning rate",
+            )
     return True, "gradients are below --grad-clip"
 
 
