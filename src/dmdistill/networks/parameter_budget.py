@@ -25,7 +25,7 @@ def limit_parameters(tensors: int) -> Iterator[None]:
         nonlocal count
         count += parameter is not None
         if count > 2 * tensors + 16:  # twice, as a layer may replace its first weights
-            raise ValueError(f"the network has more layers than its weights, which are {tensors} tensors")
+            raise ValueError(f"the network has more layers than model.safetensors has tensors, which are {tensors}")
 
     hook = register_module_parameter_registration_hook(add)
     try:
