@@ -20,7 +20,7 @@ from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import from_preset
 from dmdistill.commands.teach import command as teaching
 from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
-from dmdistill.commands.teach.recipes import DDPMRecipe, groups_of
+from dmdistill.commands.teach.recipes import DDPMRecipe, group_count
 from dmdistill.core.denoisers import GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
@@ -281,7 +281,7 @@ def test_the_network_attends_where_it_is_told(images, lesson):
     ("channels", "least", "groups"), [(32, 16, 2), (24, 16, 1), (48, 16, 3), (8, 16, 1), (56, 16, 2)]
 )
 def test_groups_are_equal_and_as_many_as_can_be(channels, least, groups):
-    assert groups_of(channels, least=least) == groups
+    assert group_count(channels, least=least) == groups
 
 
 def test_a_teacher_that_cannot_be_written_leaves_nothing(lesson, monkeypatch):
