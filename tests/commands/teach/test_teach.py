@@ -20,7 +20,7 @@ from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import from_preset
 from dmdistill.commands.teach import command as teaching
 from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
-from dmdistill.commands.teach.recipes import DDPMRecipe, group_count
+from dmdistill.commands.teach.recipes import DDPMRecipe, EDMRecipe, group_count
 from dmdistill.core.denoisers import GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
@@ -237,6 +237,12 @@ def test_a_label_dropped_teaches_the_last_class(lesson):
 
 
 @torch.no_grad()
+def test_edm_takes_square_images(images, lesson):
+    """Its network and its augmentation know one side."""
+    with pytest.raises(ValueError, match="--kind edm for images of 8 x 12"):
+        EDMRecipe(lesson(kind="edm")).new_teacher(images)
+
+
 def test_guidance_leads_away_from_the_last_class(images, lesson):
     teacher = DDPMRecipe(lesson()).new_teacher(images)
     x, t = torch.randn(4, 2, 8, 12), torch.tensor([0.0, 10.0, 500.0, 999.0])

@@ -60,7 +60,9 @@ class EDMRecipe(Recipe):
     """EDM's preconditioning of our own U-Net (Karras et al. 2022)."""
 
     def new_teacher(self, data: LabelledImages) -> Teacher:
-        channels, size = data.images.shape[1], data.images.shape[2]
+        _, channels, size, width = data.images.shape
+        if width != size:
+            raise ValueError(f"--kind edm for images of {size} x {width} pixels, expected square ones; see --kind ddpm")
         network = {
             "img_resolution": size,
             "in_channels": channels,
