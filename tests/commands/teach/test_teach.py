@@ -236,13 +236,13 @@ def test_a_label_dropped_teaches_the_last_class(lesson):
     assert not torch.equal(taught[10], begun[10])
 
 
-@torch.no_grad()
 def test_edm_takes_square_images(images, lesson):
     """Its network and its augmentation know one side."""
     with pytest.raises(ValueError, match="--kind edm for images of 8 x 12"):
         EDMRecipe(lesson(kind="edm")).new_teacher(images)
 
 
+@torch.no_grad()
 def test_guidance_leads_away_from_the_last_class(images, lesson):
     teacher = DDPMRecipe(lesson()).new_teacher(images)
     x, t = torch.randn(4, 2, 8, 12), torch.tensor([0.0, 10.0, 500.0, 999.0])
