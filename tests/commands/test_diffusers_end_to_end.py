@@ -1,4 +1,4 @@
-"""The whole road of every kind of teacher, as a user goes it: pairs, distil, info, sample, evaluate, export, load."""
+"""Every kind of teacher through all commands, as a user runs them: pairs, distill, info, sample, evaluate, export."""
 
 import sys
 
@@ -15,10 +15,10 @@ from dmdistill.models.model import Student
 from dmdistill.networks.song_unet import SongUNet
 from helpers.tiny_models import dit, unet2d
 
-MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+COMPUTE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 SMALL = ["--steps", "2", "--batch", "2", "--batch-reg", "2", "--report-images", "2", "--evaluate-images", "2"]
 TEXT = ("stable_diffusion", "sdxl", "sd3", "flux")
-NULL = ("edm", "dit")  # what has a null class beside those that are told prompts
+NULL = ("edm", "dit")  # those with a null class
 OWN = """
 import torch
 from dmdistill.core.denoisers import FlowDenoiser
@@ -77,25 +77,27 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("kind", ["edm", "pkl", "unet", "unet-flow", "dit", *TEXT, "own"])
-def test_the_whole_road(kind, teacher, tmp_path, capsys):
+def test_every_command_runs_for_every_kind_of_teacher(kind, teacher, tmp_path, capsys):
     name = teacher(kind)
-    told = []
+    prompts = []
     if kind in TEXT:
         (tmp_path / "prompts.txt").write_text("a red square\nblue circle\nred\n")
-        told = ["--prompts", "prompts.txt"]
+        prompts = ["--prompts", "prompts.txt"]
     guided = ["--guidance", "1.5"] if kind in TEXT + NULL else []
     ode = ["--solver-steps", "2", *guided]
     run("info", name)
-    run("pairs", "--teacher", name, "--out", "pairs", "--count", "3", "--batch", "2", *ode, *told, *MACHINE)
+    run(
+        "pairs", "--teacher", name, "--out", "pairs", "--pair-count", "3", "--pair-batch", "2", *ode, *prompts, *COMPUTE
+    )
     assert len(open_pairs(tmp_path / "pairs")) == 3
     pairs = ["--pair-count", "3"] if kind == "sd3" else ["--pairs", "pairs"]  # or the run makes its own
     lora = ["--lora-student", "2"] if kind in ("sdxl", "flux") else []
-    run("distill", "--teacher", name, "--out", "run", *pairs, *SMALL, *ode, *told, *lora, *MACHINE)
+    run("distill", "--teacher", name, "--out", "run", *pairs, *SMALL, *ode, *prompts, *lora, *COMPUTE)
     student = load_model("run")
     assert isinstance(student, Student)
     for model in (name, "run"):
-        run("sample", model, "--count", "2", "--out", f"{model == 'run'}.png", *told, *MACHINE)
-        run("evaluate", model, "--images", "3", "--batch", "2", *told, *MACHINE)
+        run("sample", model, "--count", "2", "--out", f"{model == 'run'}.png", *prompts, *COMPUTE)
+        run("evaluate", model, "--images", "3", "--batch", "2", *prompts, *COMPUTE)
         capsys.readouterr()
         run("info", model)
         assert "parameters" in capsys.readouterr().out

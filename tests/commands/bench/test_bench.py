@@ -290,8 +290,8 @@ def test_the_teacher_is_sampled_as_for_the_pairs_by_default(student, tiny_teache
     teacher, _ = load_models(BenchConfig(str(student), ode=Ode(solver_steps=5)))
     assert isinstance(teacher, Teacher)
     assert (teacher.solver, teacher.steps, teacher.evaluations) == ("ddim", 5, 10)
-    (alone,) = load_models(BenchConfig(str(tiny_teacher)))
-    assert (alone.name, alone.evaluations) == ("tiny", load_teacher(str(tiny_teacher)).evaluations)
+    (single,) = load_models(BenchConfig(str(tiny_teacher)))
+    assert (single.name, single.evaluations) == ("tiny", load_teacher(str(tiny_teacher)).evaluations)
 
 
 def test_impossible_settings_are_refused(student, tiny_teacher, line_of):
@@ -339,14 +339,14 @@ def test_a_pipeline_gets_a_prompt_and_decodes(tiny_pipeline, tmp_path, monkeypat
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
     folder = tiny_pipeline("stable_diffusion")
     student_of(str(folder), tmp_path / "student")
-    told = []
+    cases = []
 
-    def noted(contestants, *rest, **given):
-        told.extend(contestants)
-        return compare(contestants, *rest, **given)
+    def recorded(models, *rest, **options):
+        cases.extend(models)
+        return compare(models, *rest, **options)
 
-    monkeypatch.setattr(benching, "compare", noted)
+    monkeypatch.setattr(benching, "compare", recorded)
     main(["bench", str(tmp_path / "student"), "--solver-steps", "2", "--guidance", "2", *QUICK])
-    assert [str(one.model.conditions).split()[0] for one in told] == ["1", "1"]
-    images = told[1].workload(2)()
+    assert [str(one.model.conditions).split()[0] for one in cases] == ["1", "1"]
+    images = cases[1].workload(2)()
     assert images.shape == (2, 3, 16, 16)

@@ -1,4 +1,4 @@
-"""Draws with exported folders, in a process where dmdistill cannot be imported: `python -I draw_exported.py JOBS`.
+"""Generates images with exported folders, in a process where dmdistill cannot be imported: `python -I draw_exported.py JOBS`.
 
 JOBS: a JSON list of {"folder", "base": the teacher of adapters, "prompts", "guidance"}. FOLDER.z.pt holds
 the noise; images, B C H W in [0, 1] or about it, go to FOLDER.out.pt.
@@ -20,7 +20,7 @@ logging.disable_progress_bar()
 
 
 class Noise:
-    """What a pipeline draws by itself, given instead."""
+    """Noise that replaces what a pipeline draws."""
 
     def __init__(self, z):
         self.z = z
@@ -30,7 +30,7 @@ class Noise:
         return self.z.clone()
 
 
-def pipeline_of(job):
+def load_pipeline(job):
     if job["base"] is None:
         return DiffusionPipeline.from_pretrained(job["folder"], trust_remote_code=True)
     pipeline = DiffusionPipeline.from_pretrained(job["base"])
@@ -41,8 +41,8 @@ def pipeline_of(job):
     return pipeline
 
 
-def draw(job):
-    pipeline, z = pipeline_of(job), torch.load(job["folder"] + ".z.pt")
+def generate(job):
+    pipeline, z = load_pipeline(job), torch.load(job["folder"] + ".z.pt")
     pipeline.set_progress_bar_config(disable=True)
     name = type(pipeline).__name__
     if name == "OneStepPipeline":
@@ -51,13 +51,13 @@ def draw(job):
     options = {"num_inference_steps": 1, "output_type": "np"}
     if name in ("DDIMPipeline", "DiTPipeline"):
         sys.modules[type(pipeline).__module__].randn_tensor = Noise(z)
-        told = {"class_labels": [1, 0], "guidance_scale": 1} if name == "DiTPipeline" else {"batch_size": len(z)}
+        inputs = {"class_labels": [1, 0], "guidance_scale": 1} if name == "DiTPipeline" else {"batch_size": len(z)}
     else:
         if name == "FluxPipeline":
             z = pipeline._pack_latents(z, *z.shape)
-        told = {"latents": z, "guidance_scale": job["guidance"], "height": 16, "width": 16, "prompt": job["prompts"]}
-    return torch.from_numpy(pipeline(**told, **options).images).permute(0, 3, 1, 2)
+        inputs = {"latents": z, "guidance_scale": job["guidance"], "height": 16, "width": 16, "prompt": job["prompts"]}
+    return torch.from_numpy(pipeline(**inputs, **options).images).permute(0, 3, 1, 2)
 
 
 for job in json.loads(Path(sys.argv[1]).read_text()):
-    torch.save(draw(job), job["folder"] + ".out.pt")
+    torch.save(generate(job), job["folder"] + ".out.pt")

@@ -40,27 +40,27 @@ DRAW = Path(__file__).with_name("draw_exported.py")
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory, tiny_teacher, tiny_pipeline, edm):
     """Folders of teachers of every kind, by name."""
-    made, folder = {"edm": tiny_teacher}, tmp_path_factory.mktemp("teachers")
+    folders, folder = {"edm": tiny_teacher}, tmp_path_factory.mktemp("teachers")
     settings = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 4, "model_channels": 8}
     settings |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
-    made["adm"] = edm.write(folder / "adm.pkl", DhariwalUNet(**settings), settings)
+    folders["adm"] = edm.write(folder / "adm.pkl", DhariwalUNet(**settings), settings)
     ncsn = {"embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]}
-    made["ncsn"] = edm.write(folder / "ncsn.pkl", SongUNet(**settings, **ncsn), settings | ncsn)
+    folders["ncsn"] = edm.write(folder / "ncsn.pkl", SongUNet(**settings, **ncsn), settings | ncsn)
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
-    made["unet"] = unet2d(folder / "unet", diffusers.DDPMScheduler(beta_end=0.004))
-    made["unet-ddpm"] = unet2d(folder / "unet-ddpm", diffusers.DDPMScheduler())
-    made["unet-v"] = unet2d(folder / "unet-v", diffusers.EulerDiscreteScheduler(**zero))
-    made["unet-classes"] = unet2d(folder / "unet-classes", diffusers.DDIMScheduler(), num_class_embeds=5)
-    made["unet-flow"] = unet2d(folder / "unet-flow", flow)
+    folders["unet"] = unet2d(folder / "unet", diffusers.DDPMScheduler(beta_end=0.004))
+    folders["unet-ddpm"] = unet2d(folder / "unet-ddpm", diffusers.DDPMScheduler())
+    folders["unet-v"] = unet2d(folder / "unet-v", diffusers.EulerDiscreteScheduler(**zero))
+    folders["unet-classes"] = unet2d(folder / "unet-classes", diffusers.DDIMScheduler(), num_class_embeds=5)
+    folders["unet-flow"] = unet2d(folder / "unet-flow", flow)
     variance = diffusers.DDPMScheduler(beta_end=0.004, variance_type="learned_range")
-    made["unet-variance"] = unet2d(folder / "unet-variance", variance, out_channels=6)
-    made["unet-edm"] = unet2d(folder / "unet-edm", diffusers.EDMEulerScheduler(sigma_max=50.0))
-    made["dit"] = dit(folder / "dit")
+    folders["unet-variance"] = unet2d(folder / "unet-variance", variance, out_channels=6)
+    folders["unet-edm"] = unet2d(folder / "unet-edm", diffusers.EDMEulerScheduler(sigma_max=50.0))
+    folders["dit"] = dit(folder / "dit")
     for kind in TEXT:
         family, _, guided = kind.partition("-")
-        made[kind] = tiny_pipeline(family, **({"guidance": True} if guided else {}))
-    return made
+        folders[kind] = tiny_pipeline(family, **({"guidance": True} if guided else {}))
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -143,24 +143,24 @@ def test_ddims_pipeline_is_taken_where_its_rounding_allows(betas, exact, drawn):
     options = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
     kind = "scaled_linear" if betas[1] == 0.012 else "linear"
     scheduler = diffusers.DDIMScheduler(beta_start=betas[0], beta_end=betas[1], beta_schedule=kind, **options)
-    path = VP(scheduler.alphas_cumprod)
-    assert ddim_is_exact(scheduler, denoisers.EpsDenoiser(Line(), path)) == exact
+    schedule = VP(scheduler.alphas_cumprod)
+    assert ddim_is_exact(scheduler, denoisers.EpsDenoiser(Line(), schedule)) == exact
     z, x = torch.randn(4, 3, 8, 6), 0.5 * torch.randn(4, 3, 8, 6)
     last = torch.tensor([999.0])
-    f = (z - path.alpha(last) * x) / path.sigma(last)
-    denoiser = denoisers.EpsDenoiser(Given(f), path)
+    f = (z - schedule.alpha(last) * x) / schedule.sigma(last)
+    denoiser = denoisers.EpsDenoiser(Given(f), schedule)
     ours, n = Generator(denoiser)(z), one_step_coefficients(denoiser, (3, 8, 6))
     assert (ours - x).abs().max() < 1e-4
     assert (n["gain"] * (n["skip"] * z + n["out"] * f) - ours).abs().max() < 1e-6 * ours.std() * 10
     theirs = scheduler.step(f, torch.tensor(999), z, return_dict=False)[0]
-    if exact:  # else it depends on how the machine rounds a root
+    if exact:  # else it depends on how the processor rounds a root
         assert (theirs - ours).abs().max() < 1e-5 * ours.std()
     assert (drawn["unet"][2] / "pipeline.py").exists() is False
     assert (drawn["unet-ddpm"][2] / "pipeline.py").exists()
 
 
 class Given(nn.Module):
-    """F that answers with what it was given."""
+    """A network with a fixed output."""
 
     def __init__(self, f):
         super().__init__()
@@ -178,7 +178,7 @@ class Line(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"),
+    ("kind", "schedule"),
     [
         (denoisers.X0Denoiser, VP.linear_betas()),
         (denoisers.EpsDenoiser, VP.linear_betas()),
@@ -187,8 +187,8 @@ class Line(nn.Module):
         (denoisers.EDMDenoiser, EDM(sigma_max=50.0)),
     ],
 )
-def test_five_numbers_are_the_generator(kind, path):
-    denoiser = kind(Line(), path)
+def test_five_numbers_are_the_generator(kind, schedule):
+    denoiser = kind(Line(), schedule)
     denoiser.precision = torch.bfloat16
     n = one_step_coefficients(denoiser, (3, 4, 6))
     assert (abs(n["skip"]) <= 1, denoiser.precision) == (True, torch.bfloat16)
@@ -208,15 +208,15 @@ def test_a_denoiser_of_another_form_is_refused():
         one_step_coefficients(Odd(Line(), Flow()), (3, 4, 6))
 
 
-def card_of(folder):
-    """The head of a model card, and its body."""
+def read_card(folder):
+    """Return the head of a model card, and its body."""
     _, head, body = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(head), body
 
 
 @pytest.mark.parametrize("key", ["edm", "adm", "unet-classes", "unet-flow"])
-def test_half_precision_will_do(key, drawn, monkeypatch):
-    """What the network is asked and answers is then rounded, and nothing else."""
+def test_half_precision_is_enough(key, drawn, monkeypatch):
+    """Only the input and output of the network are rounded then."""
     monkeypatch.setattr("diffusers.utils.constants.HF_MODULES_CACHE", str(drawn[key][2].parent / "modules"))
     load, z = diffusers.DiffusionPipeline.from_pretrained, torch.load(f"{drawn[key][2]}.z.pt")
     half = load(drawn[key][2], trust_remote_code=True, dtype=torch.bfloat16)
@@ -239,7 +239,7 @@ def student(tiny_teacher, tmp_path):
     return tmp_path / "run"
 
 
-def test_the_card_says_all(student, tmp_path):
+def test_the_card_describes_the_student(student, tmp_path):
     row = {"images": 9, "seconds_per_image": 0.5, "metrics": {"frechet_judge": 1.25}}
     rows = {"teacher": {**row, "model": "tiny", "evaluations_per_image": 35}}
     rows["student"] = {**row, "model": "tiny-student", "evaluations_per_image": 1, "metrics": {"frechet_judge": 2.5}}
@@ -247,7 +247,7 @@ def test_the_card_says_all(student, tmp_path):
     for source in (student, student / "student"):
         out = tmp_path / f"of-{source.name}"
         main(["export", str(source), str(out)])
-        head, body = card_of(out)
+        head, body = read_card(out)
         assert (head["license"], head["library_name"]) == ("mit", "diffusers")
         assert "base_model" not in head
         assert "the teacher 'tiny'" in body
@@ -277,7 +277,7 @@ def test_a_teacher_of_the_hub_is_named(tiny_pipeline, tmp_path, monkeypatch):
         student_of("owner/thing", tmp_path / "student", rank=rank)
         out = tmp_path / f"out-{rank}"
         main(["export", str(tmp_path / "student"), str(out)])
-        head, body = card_of(out)
+        head, body = read_card(out)
         assert (head["license"], head["license_name"], head["base_model"]) == (
             "other",
             "strange-licence",
@@ -394,7 +394,7 @@ def test_a_failure_leaves_nothing_behind(student, tmp_path, line_of, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_latents_on_another_path_are_refused(tiny_pipeline, tmp_path, line_of):
+def test_latents_with_another_noise_schedule_are_refused(tiny_pipeline, tmp_path, line_of):
     source = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "odd")
     diffusers.EDMEulerScheduler().save_pretrained(source / "scheduler")
     student_of(str(source), tmp_path / "student")
@@ -429,9 +429,9 @@ def test_a_student_is_pushed_to_the_hub(student, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(OSError("401 Unauthorized\nlog in"), "401 Unauthorized"), (OSError(), "OSError")]
+    ("error", "text"), [(OSError("401 Unauthorized\nlog in"), "401 Unauthorized"), (OSError(), "OSError")]
 )
-def test_a_hub_that_fails_is_one_clear_line(error, said, student, tmp_path, monkeypatch, line_of):
+def test_a_hub_that_fails_is_one_clear_line(error, text, student, tmp_path, monkeypatch, line_of):
     def fail(*_, **__):
         raise error
 
@@ -440,5 +440,5 @@ def test_a_hub_that_fails_is_one_clear_line(error, said, student, tmp_path, monk
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     out = tmp_path / "out"
     line = line_of("export", student, out, "--push-to-hub", "me/owl")
-    assert line == f"dmdistill: {out} is written, but was not pushed to me/owl: {said}\n"
+    assert line == f"dmdistill: {out} is written, but was not pushed to me/owl: {text}\n"
     assert (out / "model_index.json").exists()

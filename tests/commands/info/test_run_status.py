@@ -53,7 +53,7 @@ def test_noise_levels_are_shown_in_order_with_the_trend_of_their_mean():
     assert "0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8, from least to most noise; their mean fell from 4.5 to 0.45" in text
 
 
-def log_of(key, values):
+def make_log(key, values):
     """A log of one metric, or of all noise levels of a metric that ends in an underscore."""
     keys = [f"{key}{i}" for i in range(8)] if key.endswith("_") else [key]
     return [{"step": i, "seconds": 1.0, **dict.fromkeys(keys, value)} for i, value in enumerate(values, 1)]
@@ -75,14 +75,14 @@ def log_of(key, values):
     ],
 )
 def test_the_verdict_names_what_is_wrong(key, healthy, unhealthy, problem):
-    assert verdict(log_of(key, healthy), 10.0).startswith(("healthy so far: ", "too early to tell: "))
-    assert verdict(log_of(key, unhealthy), 10.0).startswith(f"unhealthy: {problem}")
+    assert verdict(make_log(key, healthy), 10.0).startswith(("healthy so far: ", "too early to tell: "))
+    assert verdict(make_log(key, unhealthy), 10.0).startswith(f"unhealthy: {problem}")
 
 
 def test_the_verdict_waits_for_measurements():
-    """Finite values show nothing else; gradients are judged from five rows on, and only where the norm is known."""
+    """Finite values show nothing else; gradients count from five rows on, and only where the norm is known."""
     assert verdict([ROW], 10.0) == "too early to tell: all values are finite"
-    rows = log_of("gradient_fake", [99.0] * 5)
+    rows = make_log("gradient_fake", [99.0] * 5)
     assert verdict(rows, 10.0).startswith("unhealthy: gradient_fake")
     assert verdict(rows[:4], 10.0).startswith("too early to tell")
     assert verdict(rows, None).startswith("too early to tell")
@@ -159,7 +159,7 @@ MODEL = {"images": 5, "seconds_per_image": 0.1, "metrics": {"fid": 2.0}}
 def test_a_damaged_report_is_one_line(report, tmp_path, line_of):
     run = write_run(tmp_path / "run", [ROW])
     (run / "report.json").write_text(report)
-    if '"images": null' not in report:  # which is told as it is
+    if '"images": null' not in report:  # which is printed as it is
         assert "report.json" in line_of("info", run)
 
 

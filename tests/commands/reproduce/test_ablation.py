@@ -64,10 +64,10 @@ def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, t
 
 @pytest.fixture
 def small(tiny_teacher, tmp_path_factory, monkeypatch):
-    """The experiment's sizes, cut down to a tiny teacher's, which the bundled judge measures."""
-    teacher, folder = load_teacher(str(tiny_teacher)), tmp_path_factory.mktemp("judged")
-    judged = dataclasses.replace(teacher, config=teacher.config | {"feature_extractor": "fashion-classifier"})
-    save_model(folder, judged, card="")
+    """The experiment's sizes, cut down to a tiny teacher's, which the bundled classifier measures."""
+    teacher, folder = load_teacher(str(tiny_teacher)), tmp_path_factory.mktemp("measured")
+    measured = dataclasses.replace(teacher, config=teacher.config | {"feature_extractor": "fashion-classifier"})
+    save_model(folder, measured, card="")
     monkeypatch.setattr(ablating, "TEACHER_IMAGES", 6)
     monkeypatch.setattr(ablating, "STUDENT_IMAGES", 9)
     monkeypatch.setattr(ablating, "from_preset", lambda kind, name, **changes: tiny(str(folder), **changes))
@@ -80,7 +80,7 @@ def test_variants_get_equal_compute_and_finished_students_are_kept(small, tmp_pa
     _, *rows = table["rows"]
     assert [row["steps"] for row in rows] == [2, 11, 2, 1]
     for name, row in zip(ABLATION, rows, strict=True):
-        seeds = 1 if name == "no-matching" else 2  # regression alone draws nothing
+        seeds = 1 if name == "no-matching" else 2  # the regression draws nothing
         assert [len(row[key]["values"]) for key in ("frechet", "precision", "recall")] == [seeds, seeds, seeds]
         settings = load_model(str(tmp_path / name / f"seed-{seeds - 1}" / "student")).config["distilled"]
         assert (settings["steps"], settings["seed"]) == (row["steps"], seeds - 1)

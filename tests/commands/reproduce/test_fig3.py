@@ -144,7 +144,7 @@ def test_little_noise_gives_the_papers_three_outcomes(rng):
 
 @pytest.mark.slow
 def test_all_of_the_noise_shows_the_second_mode(rng):
-    """Unlike in the paper's picture: both scores find both modes, and the real score alone what lies between them."""
+    """Unlike in the paper's picture: both scores find both modes, and the real score only what lies between them."""
     initial = initialize(5, rng)
     left, right, std = final_coverage(initial, "b", FULL_RANGE, 1000)
     assert (torch.minimum(left, right) > 0.35).all()
