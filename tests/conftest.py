@@ -58,8 +58,8 @@ def tiny_teacher(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def line_of(capsys):
-    """Runs a command that must fail: exit code 2 and one line on stderr, which it answers with."""
+def error_line(capsys):
+    """Run a command that must fail with exit code 2 and one line on stderr, and return the line."""
 
     def run(*arguments: object) -> str:
         capsys.readouterr()

@@ -201,7 +201,18 @@ def test_pairs_that_cannot_be_are_refused(arguments, match, tiny_teacher, refuse
 def test_pairs_of_another_kind_are_refused(wrong, tiny_teacher, tmp_path, refused):
     pairs = tmp_path / "pairs"
     main(
-        ["pairs", "--teacher", str(tiny_teacher), "--pair-count", "6", "--out", str(pairs), "--solver-steps", "1", *MACHINE]
+        [
+            "pairs",
+            "--teacher",
+            str(tiny_teacher),
+            "--pair-count",
+            "6",
+            "--out",
+            str(pairs),
+            "--solver-steps",
+            "1",
+            *MACHINE,
+        ]
     )
     file = pairs / "shard-00000.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -261,7 +272,18 @@ def outputs(tiny_teacher, idx_folder, out):
         "distill": ["distill", "--teacher", tiny_teacher, "--out", out, *QUICK],
         "teach": ["teach", "--data", idx_folder, "--out", out, "--steps", "1", *MACHINE],
         "classifier": ["classifier", "--data", idx_folder, "--out", out, "--epochs", "1", "--batch", "50", *MACHINE],
-        "pairs": ["pairs", "--teacher", tiny_teacher, "--out", out, "--pair-count", "6", "--solver-steps", "1", *MACHINE],
+        "pairs": [
+            "pairs",
+            "--teacher",
+            tiny_teacher,
+            "--out",
+            out,
+            "--pair-count",
+            "6",
+            "--solver-steps",
+            "1",
+            *MACHINE,
+        ],
         "sample": ["sample", tiny_teacher, "--out", out / "x.png", "--count", "2", *MACHINE],
         "evaluate": ["evaluate", tiny_teacher, "--json", out / "x.json", "--images", "2", *MACHINE],
         "bench": ["bench", tiny_teacher, "--json", out / "x.json", "--repeats", "1", "--max-batch", "1", *MACHINE],

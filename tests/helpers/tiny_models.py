@@ -67,8 +67,8 @@ def dit(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def student_of(name: str, folder: Path, *, rank: int = 0) -> Student:
-    """A student, its weights moved away from its teacher's, in a folder as a distillation writes it."""
+def save_student(name: str, folder: Path, *, rank: int = 0) -> Student:
+    """Save a student whose weights differ from its teacher's, in a folder as a distillation writes it."""
     teacher = load_teacher(name)
     alpha = rank / 2  # another than the rank: the scale is to be kept
     denoiser = add_lora(teacher.denoiser, rank=rank, alpha=alpha) if rank else copy.deepcopy(teacher.denoiser)

@@ -15,7 +15,7 @@ from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
-from helpers.tiny_models import student_of, unet2d
+from helpers.tiny_models import save_student, unet2d
 
 CPU = torch.device("cpu")
 SIZES = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "channel_mult": [1, 2], "num_blocks": 1}
@@ -72,7 +72,7 @@ def test_networks_of_diffusers_and_adapters_draw_the_same_bit_for_bit(tmp_path, 
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("peft")
     unet2d(tmp_path / "teacher", diffusers.DDPMScheduler())
-    student_of(str(tmp_path / "teacher"), tmp_path / "student", rank=rank)
+    save_student(str(tmp_path / "teacher"), tmp_path / "student", rank=rank)
     teacher = load_teacher(str(tmp_path / "teacher"))
     student = load_model(str(tmp_path / "student"), teacher=teacher)
     before, after = pairs_of_images(student, torch.bfloat16)

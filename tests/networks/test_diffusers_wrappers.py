@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 from dmdistill.commands.export.latent import one_step_scheduler
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.models.diffusers_pipeline import load_diffusers
-from helpers.tiny_models import student_of, unet2d
+from helpers.tiny_models import save_student, unet2d
 
 KINDS = {
     "stable_diffusion": {},
@@ -58,7 +58,7 @@ def asked(kind, folder, tmp_path):
         path = teacher.denoiser.schedule
         teacher.denoiser(z, torch.full((2,), float(path.t_max)), teacher.condition(torch.tensor([0, 1])))
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    student = student_of(str(folder), tmp_path / "student")
+    student = save_student(str(folder), tmp_path / "student")
     pipeline.scheduler = one_step_scheduler(student)
     pipeline.set_progress_bar_config(disable=True)
     theirs = Call(getattr(pipeline, "unet", None) or pipeline.transformer)
@@ -98,12 +98,12 @@ def test_the_time_matters(tiny_pipeline, tmp_path):
 
 
 @pytest.fixture
-def refused(line_of, monkeypatch, tmp_path):
+def refused(error_line, monkeypatch, tmp_path):
     """Runs a command that must fail: one line, exit code 2, nothing written."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        line = line_of(*arguments)
+        line = error_line(*arguments)
         assert not (tmp_path / "out").exists()
         return line
 

@@ -234,14 +234,14 @@ def read_pixels(file):
         return np.asarray(image.convert("RGB")).tolist()
 
 
-def test_without_an_account_wandb_asks_nothing_and_nothing_is_begun(monkeypatch, tmp_path, line_of):
+def test_without_an_account_wandb_asks_nothing_and_nothing_is_begun(monkeypatch, tmp_path, error_line):
     pytest.importorskip("wandb")
     for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     importlib.import_module("wandb").teardown()
-    assert "WANDB_MODE=offline" in line_of("distill", "--out", tmp_path / "run", "--log-to", "wandb")
+    assert "WANDB_MODE=offline" in error_line("distill", "--out", tmp_path / "run", "--log-to", "wandb")
     assert not (tmp_path / "run").exists()
     importlib.import_module("wandb").teardown()
 
@@ -260,11 +260,11 @@ def test_an_error_ends_the_tracker_too(tracker, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
-def test_a_missing_package_is_one_line_and_named(name, monkeypatch, tmp_path, line_of):
+def test_a_missing_package_is_one_line_and_named(name, monkeypatch, tmp_path, error_line):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"--log-to {name} needs {name} "):
         require_logger(name)
     for command in ("distill", "teach"):
-        assert f"pip install 'dmdistill[{name}]'" in line_of(command, "--log-to", name)
+        assert f"pip install 'dmdistill[{name}]'" in error_line(command, "--log-to", name)
     assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ from dmdistill.data.conditions import LabelSpace
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Student, Teacher
-from helpers.tiny_models import student_of
+from helpers.tiny_models import save_student
 
 QUICK = ["--repeats", "1", "--max-batch", "2", "--device", "cpu", "--threads", "1"]
 SHAPE = (3, 4, 6)
@@ -228,7 +228,7 @@ def test_a_compiled_model_shares_its_weights_and_leaves_the_eager_one_alone(monk
     assert [row["speedup"] for row in rows] == pytest.approx([1, 12.1 / 8.1] * 2)
 
 
-def test_a_compiler_that_is_missing_is_one_line(tiny_teacher, line_of, monkeypatch):
+def test_a_compiler_that_is_missing_is_one_line(tiny_teacher, error_line, monkeypatch):
     def failing(network, **_):
         def call(*arguments):
             raise RuntimeError(
@@ -239,7 +239,7 @@ def test_a_compiler_that_is_missing_is_one_line(tiny_teacher, line_of, monkeypat
         return network
 
     monkeypatch.setattr(torch, "compile", failing)
-    line = line_of("bench", tiny_teacher, "--compile", *QUICK)
+    line = error_line("bench", tiny_teacher, "--compile", *QUICK)
     assert line.strip().endswith("torch.compile fails on tiny: InvalidCxxCompiler: No working C++ compiler found")
 
 
@@ -256,7 +256,7 @@ def test_torch_compiles_the_bundled_student(tmp_path):
 def student(tiny_teacher, tmp_path):
     """The folder of a student of the tiny teacher, whose pairs took two steps."""
     folder = tmp_path / "student"
-    student_of(str(tiny_teacher), folder)
+    save_student(str(tiny_teacher), folder)
     config = read_json(folder / "config.json")
     config["distilled"] |= {"solver": "ddim", "solver_steps": 2, "guidance": 3.0}
     write_json(folder / "config.json", config)
@@ -294,23 +294,23 @@ def test_the_teacher_is_sampled_as_for_the_pairs_by_default(student, tiny_teache
     assert (single.name, single.evaluations) == ("tiny", load_teacher(str(tiny_teacher)).evaluations)
 
 
-def test_impossible_settings_are_refused(student, tiny_teacher, line_of):
-    assert "--repeats 0, expected at least 1" in line_of("bench", student, "--repeats", 0)
-    assert "--max-batch 0, expected at least 1" in line_of("bench", student, "--max-batch", 0)
-    assert "unknown model 'tyni'" in line_of("bench", "tyni")
-    assert "expected a student" in line_of("bench", tiny_teacher, "--teacher", tiny_teacher)
-    assert "is a student, expected a teacher" in line_of("bench", student, "--teacher", student)
-    assert "makes (1, 28, 28), tiny-student (1, 8, 8): not its teacher" in line_of(
+def test_impossible_settings_are_refused(student, tiny_teacher, error_line):
+    assert "--repeats 0, expected at least 1" in error_line("bench", student, "--repeats", 0)
+    assert "--max-batch 0, expected at least 1" in error_line("bench", student, "--max-batch", 0)
+    assert "unknown model 'tyni'" in error_line("bench", "tyni")
+    assert "expected a student" in error_line("bench", tiny_teacher, "--teacher", tiny_teacher)
+    assert "is a student, expected a teacher" in error_line("bench", student, "--teacher", student)
+    assert "makes (1, 28, 28), tiny-student (1, 8, 8): not its teacher" in error_line(
         "bench", student, "--teacher", "fashion"
     )
     config = read_json(student / "config.json")
     write_json(student / "config.json", config | {"distilled": {"teacher": "gone"}})
-    assert "cannot be loaded, give --teacher: unknown model 'gone'" in line_of("bench", student)
+    assert "cannot be loaded, give --teacher: unknown model 'gone'" in error_line("bench", student)
     write_json(student / "config.json", config | {"distilled": None})
-    assert "does not name its teacher: give --teacher" in line_of("bench", student)
+    assert "does not name its teacher: give --teacher" in error_line("bench", student)
     for odd in ({"solver": "eluer"}, {"solver": 1}, {"solver_steps": "many"}, {"solver_steps": 0}, {"guidance": [3]}):
         write_json(student / "config.json", config | {"distilled": {"teacher": str(tiny_teacher), **odd}})
-        line = line_of("bench", student)
+        line = error_line("bench", student)
         assert str(next(iter(odd.values()))) in line
     write_json(student / "config.json", config | {"distilled": None})
     assert len(load_models(BenchConfig(str(student), teacher=str(tiny_teacher)))) == 2
@@ -338,7 +338,7 @@ def test_the_table_has_one_unit_a_column(monkeypatch):
 def test_a_pipeline_gets_a_prompt_and_decodes(tiny_pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
     folder = tiny_pipeline("stable_diffusion")
-    student_of(str(folder), tmp_path / "student")
+    save_student(str(folder), tmp_path / "student")
     cases = []
 
     def recorded(models, *rest, **options):

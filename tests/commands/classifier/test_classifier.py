@@ -38,7 +38,9 @@ def test_a_classifier_loads_with_the_statistics_of_its_images(feature_extractor,
         ("--seed -1", "--seed -1"),
     ],
 )
-def test_bad_settings_are_one_line(arguments, match, idx_folder, tmp_path, line_of):
-    line = line_of("classifier", "--data", idx_folder, "--out", tmp_path / "out", *arguments.split(), "--device", "cpu")
+def test_bad_settings_are_one_line(arguments, match, idx_folder, tmp_path, error_line):
+    line = error_line(
+        "classifier", "--data", idx_folder, "--out", tmp_path / "out", *arguments.split(), "--device", "cpu"
+    )
     assert match in line
     assert not (tmp_path / "out").exists()

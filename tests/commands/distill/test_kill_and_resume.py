@@ -73,10 +73,10 @@ def whole(settings):
     with pytest.MonkeyPatch.context() as patch:
         without_pictures.__wrapped__(patch)
         distilling.distill(settings("whole"))
-    return student_of(settings("whole").out)
+    return save_student(settings("whole").out)
 
 
-def student_of(folder):
+def save_student(folder):
     return (folder / "student" / "model.safetensors").read_bytes()
 
 
@@ -118,7 +118,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
     largest_file(None)
     assert f"{what} cannot be written: " in line
     run_to_its_end(config)
-    assert student_of(config.out) == whole
+    assert save_student(config.out) == whole
 
 
 @pytest.mark.parametrize("nth", [1, 2, 4, 5])
@@ -155,7 +155,7 @@ def test_no_room_at_any_file_keeps_the_ones_before_it(nth, settings, whole, monk
     saved = [file.name for file in (config.out / "checkpoints").glob("step-*")]
     assert saved == ([] if nth <= 2 else ["step-00000002.pt"])
     run_to_its_end(config)
-    assert student_of(config.out) == whole
+    assert save_student(config.out) == whole
 
 
 def no_room():
@@ -214,7 +214,7 @@ def resumed(folder):
         distilling.distill(with_run(DistillConfig(), folder))
     except (ValueError, OSError) as error:
         return str(error)
-    return student_of(folder)
+    return save_student(folder)
 
 
 READ = ("pairs/pairs.json", "pairs/shard-*", "checkpoints/step-*", "checkpoints/best-*")
@@ -235,7 +235,7 @@ def test_whatever_file_is_spoilt_a_resumed_run_is_right_or_refused(pattern, dama
     shutil.rmtree(folder / "student")
     outcome = resumed(folder)
     if "step-" in pattern or isinstance(outcome, bytes):
-        assert outcome == student_of(done)
+        assert outcome == save_student(done)
     else:
         assert str(file) in outcome or f"{file.parent} holds pairs of other settings" in outcome
         assert "\n" not in outcome

@@ -120,8 +120,8 @@ def test_processes_and_parts_change_rounding_alone(kind, settings, whole):
         ),
     ],
 )
-def test_a_batch_that_cannot_be_divided_is_refused(flags, line, line_of, tmp_path):
-    assert line_of("distill", "--out", tmp_path / "run", *flags) == f"dmdistill: {line}\n"
+def test_a_batch_that_cannot_be_divided_is_refused(flags, line, error_line, tmp_path):
+    assert error_line("distill", "--out", tmp_path / "run", *flags) == f"dmdistill: {line}\n"
     assert not (tmp_path / "run").exists()
 
 

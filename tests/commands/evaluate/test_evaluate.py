@@ -26,7 +26,7 @@ from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.extraction import FeatureExtraction
 from dmdistill.metrics.frechet import frechet_distance
 from helpers.feature_statistics import feature_statistics
-from helpers.tiny_models import student_of
+from helpers.tiny_models import save_student
 
 MACHINE = ComputeOptions(device="cpu", precision="fp32", threads=1)
 CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -71,7 +71,7 @@ def network(monkeypatch):
 def student(tiny_teacher, tmp_path_factory):
     """The folder of a student of 1 x 8 x 8 images without a feature extractor."""
     folder = tmp_path_factory.mktemp("models") / "student"
-    student_of(str(tiny_teacher), folder)
+    save_student(str(tiny_teacher), folder)
     return folder
 
 
@@ -336,29 +336,29 @@ def given(student, photos, tmp_path):
         ("nothing", "unknown model 'nothing'"),
     ],
 )
-def test_bad_input_is_one_line(arguments, match, given, line_of, network, monkeypatch):
+def test_bad_input_is_one_line(arguments, match, given, error_line, network, monkeypatch):
     if "x.npz --images" in arguments:
         network.weight = network.weight[:, :5]
         match = "statistics of 5 and of 6 features, expected the same features"
-    assert match in line_of("evaluate", *map(given, arguments.split()), *CPU)
+    assert match in error_line("evaluate", *map(given, arguments.split()), *CPU)
 
 
-def test_missing_weights_are_one_line(student, photos, line_of, monkeypatch):
+def test_missing_weights_are_one_line(student, photos, error_line, monkeypatch):
     monkeypatch.delenv("DMDISTILL_ASSETS", raising=False)
     monkeypatch.setenv("DMDISTILL_INCEPTION_URL", "http://127.0.0.1:9")
-    line = line_of("evaluate", student, "--reference", photos, "--images", 5, *CPU)
+    line = error_line("evaluate", student, "--reference", photos, "--images", 5, *CPU)
     assert "cannot be reached" in line
     assert "inception-2015-12-05.pt" in line
-    line = line_of("evaluate", student, "--reference", photos, "--inception", "none.pt", *CPU)
+    line = error_line("evaluate", student, "--reference", photos, "--inception", "none.pt", *CPU)
     assert "none.pt cannot be read" in line
 
 
-def test_a_file_without_classes_is_said_before_anything_is_drawn(student, network, line_of, monkeypatch):
+def test_a_file_without_classes_is_said_before_anything_is_drawn(student, network, error_line, monkeypatch):
     def classify(_):
         raise ValueError("this copy lacks the last layer")
 
     monkeypatch.setattr(network, "classify", classify)
-    assert "lacks the last layer" in line_of("evaluate", student, "--metrics", "is", "--images", 20, *CPU)
+    assert "lacks the last layer" in error_line("evaluate", student, "--metrics", "is", "--images", 20, *CPU)
 
 
 @pytest.mark.slow

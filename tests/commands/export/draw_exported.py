@@ -1,4 +1,4 @@
-"""Generates images with exported folders, in a process where dmdistill cannot be imported: `python -I draw_exported.py JOBS`.
+"""Generates images with exported folders, where dmdistill cannot be imported: `python -I draw_exported.py JOBS`.
 
 JOBS: a JSON list of {"folder", "base": the teacher of adapters, "prompts", "guidance"}. FOLDER.z.pt holds
 the noise; images, B C H W in [0, 1] or about it, go to FOLDER.out.pt.

@@ -28,7 +28,7 @@ from dmdistill.models.load import load_model, load_teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
 from helpers.killed_command import run_killed
-from helpers.tiny_models import dit, student_of, unet2d
+from helpers.tiny_models import dit, save_student, unet2d
 
 PROMPTS = ["a red square", "blue circle"]
 TEXT = ("stable_diffusion", "sdxl", "sd3", "flux", "flux-guided")
@@ -74,7 +74,7 @@ def drawn(teachers, tmp_path_factory):
         for name, teacher in teachers.items():
             for rank in (0, 2) if name in (*LORA, "edm", "dit", "unet") else (0,):
                 key = f"{name}-lora" if rank else name
-                student_of(str(teacher), folder / "students" / key, rank=rank)
+                save_student(str(teacher), folder / "students" / key, rank=rank)
                 ours[key], job = exported(key, folder, teacher if rank and name in LORA else None)
                 jobs.append(job)
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -235,7 +235,7 @@ def hub_modules(tmp_path, monkeypatch):
 @pytest.fixture
 def student(tiny_teacher, tmp_path):
     """The folder of a run with a student of the tiny teacher."""
-    student_of(str(tiny_teacher), tmp_path / "run" / "student")
+    save_student(str(tiny_teacher), tmp_path / "run" / "student")
     return tmp_path / "run"
 
 
@@ -274,7 +274,7 @@ def test_a_teacher_of_the_hub_is_named(tiny_pipeline, tmp_path, monkeypatch):
     (source / "vae" / "odd.py").write_text("raise SystemExit")
     monkeypatch.setattr("dmdistill.models.diffusers_folder.download", lambda _: source)
     for rank in (0, 2):
-        student_of("owner/thing", tmp_path / "student", rank=rank)
+        save_student("owner/thing", tmp_path / "student", rank=rank)
         out = tmp_path / f"out-{rank}"
         main(["export", str(tmp_path / "student"), str(out)])
         head, body = read_card(out)
@@ -336,8 +336,8 @@ def test_half_precision_stays_half(lora, tiny_pipeline, tmp_path):
     network = diffusers.UNet2DConditionModel.from_pretrained(half / "unet")
     nn.Module.to(network, torch.float16)
     network.save_pretrained(half / "unet")
-    student_of(str(half), tmp_path / "of-half", rank=2 * lora)
-    student_of(str(tiny_pipeline("stable_diffusion")), tmp_path / "stored-half", rank=2 * lora)
+    save_student(str(half), tmp_path / "of-half", rank=2 * lora)
+    save_student(str(tiny_pipeline("stable_diffusion")), tmp_path / "stored-half", rank=2 * lora)
     weights = tmp_path / "stored-half" / "model.safetensors"
     write_safetensors(weights, {key: tensor.half() for key, tensor in read_safetensors(weights).items()})
     for name in ("of-half", "stored-half"):
@@ -354,7 +354,7 @@ def test_the_card_of_a_pipeline_of_mixed_precision_runs(tiny_pipeline, tmp_path)
     mixed = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "mixed")
     for file in (mixed / "text_encoder").glob("*.safetensors"):
         save_file({key: tensor.half() for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
-    student_of(str(mixed), tmp_path / "student")
+    save_student(str(mixed), tmp_path / "student")
     main(["export", str(tmp_path / "student"), str(tmp_path / "out")])
     assert stored_dtypes(tmp_path / "out" / "text_encoder") == {"F16"}
     assert snippet(tmp_path / "out")["image"].size == (16, 16)
@@ -363,7 +363,7 @@ def test_the_card_of_a_pipeline_of_mixed_precision_runs(tiny_pipeline, tmp_path)
 def test_the_card_of_lora_weights_imports_first_and_names_where_the_teacher_goes(tiny_pipeline, tmp_path):
     """The code runs once the teacher's path is filled in."""
     teacher = tiny_pipeline("stable_diffusion")
-    student_of(str(teacher), tmp_path / "student", rank=2)
+    save_student(str(teacher), tmp_path / "student", rank=2)
     main(["export", str(tmp_path / "student"), str(tmp_path / "out")])
     card = tmp_path / "out" / "README.md"
     (code,) = re.findall(r"```python\n(.*?)```", card.read_text(), flags=re.S)
@@ -374,31 +374,31 @@ def test_the_card_of_lora_weights_imports_first_and_names_where_the_teacher_goes
     assert snippet(tmp_path / "out")["image"].size == (16, 16)
 
 
-def test_what_cannot_be_exported_is_one_clear_line(student, tiny_teacher, tmp_path, line_of):
+def test_what_cannot_be_exported_is_one_clear_line(student, tiny_teacher, tmp_path, error_line):
     out = tmp_path / "out"
-    assert "is a teacher, expected a student" in line_of("export", tiny_teacher, out)
-    assert "unknown model 'nothing'" in line_of("export", "nothing", out)
+    assert "is a teacher, expected a student" in error_line("export", tiny_teacher, out)
+    assert "unknown model 'nothing'" in error_line("export", "nothing", out)
     assert not out.exists()
-    assert "already exists: choose another folder" in line_of("export", student, student)
+    assert "already exists: choose another folder" in error_line("export", student, student)
     (tmp_path / "file").write_text("")
-    assert "already exists: choose another folder" in line_of("export", student, tmp_path / "file")
+    assert "already exists: choose another folder" in error_line("export", student, tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_failure_leaves_nothing_behind(student, tmp_path, line_of, monkeypatch):
+def test_a_failure_leaves_nothing_behind(student, tmp_path, error_line, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr("dmdistill.commands.export.command.export_card", full)
-    assert "no space left" in line_of("export", student, tmp_path / "out")
+    assert "no space left" in error_line("export", student, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_latents_with_another_noise_schedule_are_refused(tiny_pipeline, tmp_path, line_of):
+def test_latents_with_another_noise_schedule_are_refused(tiny_pipeline, tmp_path, error_line):
     source = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "odd")
     diffusers.EDMEulerScheduler().save_pretrained(source / "scheduler")
-    student_of(str(source), tmp_path / "student")
-    line = line_of("export", tmp_path / "student", tmp_path / "out")
+    save_student(str(source), tmp_path / "student")
+    line = error_line("export", tmp_path / "student", tmp_path / "out")
     assert all(
         word in line for word in ("StableDiffusionPipeline with", "schedule EDM", "StableDiffusionPipeline (VP)")
     )
@@ -431,7 +431,7 @@ def test_a_student_is_pushed_to_the_hub(student, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("error", "text"), [(OSError("401 Unauthorized\nlog in"), "401 Unauthorized"), (OSError(), "OSError")]
 )
-def test_a_hub_that_fails_is_one_clear_line(error, text, student, tmp_path, monkeypatch, line_of):
+def test_a_hub_that_fails_is_one_clear_line(error, text, student, tmp_path, monkeypatch, error_line):
     def fail(*_, **__):
         raise error
 
@@ -439,6 +439,6 @@ def test_a_hub_that_fails_is_one_clear_line(error, text, student, tmp_path, monk
     hub.upload_folder = fail
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     out = tmp_path / "out"
-    line = line_of("export", student, out, "--push-to-hub", "me/owl")
+    line = error_line("export", student, out, "--push-to-hub", "me/owl")
     assert line == f"dmdistill: {out} is written, but was not pushed to me/owl: {text}\n"
     assert (out / "model_index.json").exists()

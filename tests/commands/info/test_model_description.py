@@ -8,7 +8,7 @@ import pytest
 from dmdistill.commands.cli import main
 from dmdistill.commands.info.model_description import describe_model
 from dmdistill.models.load import load_model
-from helpers.tiny_models import student_of, unet2d
+from helpers.tiny_models import save_student, unet2d
 
 
 def test_a_pixel_model_is_described(tiny_teacher):
@@ -34,7 +34,7 @@ def test_a_pixel_model_is_described(tiny_teacher):
 def test_a_latent_model_and_its_student_are_described(family, pipeline, schedule, prediction, tiny_pipeline, tmp_path):
     """By the size of their latents and of their images, which are twice as large in a tiny pipeline."""
     folder = tiny_pipeline(family)
-    student_of(str(folder), tmp_path / "student")
+    save_student(str(folder), tmp_path / "student")
     for name in (str(folder), str(tmp_path / "student")):
         model = load_model(name)
         rows = describe_model(model)

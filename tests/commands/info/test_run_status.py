@@ -116,9 +116,9 @@ def test_the_final_report_is_told(tmp_path):
     ],
     ids=str,
 )
-def test_a_damaged_row_is_one_line(row, tmp_path, line_of):
+def test_a_damaged_row_is_one_line(row, tmp_path, error_line):
     run = write_run(tmp_path / "run", [ROW, row])
-    line = line_of("info", run)
+    line = error_line("info", run)
     assert "metrics.jsonl" in line
     assert "damaged" in line
     assert "20" in line or "line 2" in line
@@ -136,8 +136,8 @@ def test_a_damaged_row_is_one_line(row, tmp_path, line_of):
         "grad_clip = true false\n",
     ],
 )
-def test_a_damaged_configuration_is_one_line(config, tmp_path, line_of):
-    assert "config.toml" in line_of("info", write_run(tmp_path / "run", [ROW], config))
+def test_a_damaged_configuration_is_one_line(config, tmp_path, error_line):
+    assert "config.toml" in error_line("info", write_run(tmp_path / "run", [ROW], config))
 
 
 MODEL = {"images": 5, "seconds_per_image": 0.1, "metrics": {"fid": 2.0}}
@@ -156,11 +156,11 @@ MODEL = {"images": 5, "seconds_per_image": 0.1, "metrics": {"fid": 2.0}}
         json.dumps({"teacher": MODEL, "student": {**MODEL, "metrics": {"fid": "2"}}}),
     ],
 )
-def test_a_damaged_report_is_one_line(report, tmp_path, line_of):
+def test_a_damaged_report_is_one_line(report, tmp_path, error_line):
     run = write_run(tmp_path / "run", [ROW])
     (run / "report.json").write_text(report)
     if '"images": null' not in report:  # which is printed as it is
-        assert "report.json" in line_of("info", run)
+        assert "report.json" in error_line("info", run)
 
 
 def test_a_run_whose_student_is_damaged_is_told_before_the_error(tmp_path, capsys):

@@ -369,10 +369,10 @@ def test_phases_are_what_the_steps_do(settings):
         (["--preset", "fashoin"], "did you mean 'fashion'?"),
     ],
 )
-def test_what_cannot_be_is_one_line(arguments, match, tiny_teacher, line_of, tmp_path, monkeypatch):
+def test_what_cannot_be_is_one_line(arguments, match, tiny_teacher, error_line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["--teacher", tiny_teacher, "--batch", "6", "--peak-tflops", "1", "--device", "cpu"]
-    assert match in line_of("plan", *given, *arguments)
+    assert match in error_line("plan", *given, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -62,8 +62,8 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(arguments, match, tmp_pat
         ("fig4", "--guidance 1.0 --steps 3 --precision bf16"),
     ],
 )
-def test_a_setting_without_use_is_refused(experiment, flags, tmp_path, line_of):
-    line = line_of("reproduce", experiment, "--out", tmp_path / "new", *flags.split())
+def test_a_setting_without_use_is_refused(experiment, flags, tmp_path, error_line):
+    line = error_line("reproduce", experiment, "--out", tmp_path / "new", *flags.split())
     assert line == f"dmdistill: {experiment} does not use {flags}: omit it\n"
     assert list(tmp_path.iterdir()) == []
 

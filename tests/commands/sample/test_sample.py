@@ -9,14 +9,14 @@ from dmdistill.commands.options import ComputeOptions
 from dmdistill.commands.sample.command import sample
 from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.models.load import load_teacher
-from helpers.tiny_models import student_of
+from helpers.tiny_models import save_student
 
 COMPUTE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 
 
 @pytest.fixture
 def student(tiny_teacher, tmp_path):
-    return student_of(str(tiny_teacher), tmp_path / "student")
+    return save_student(str(tiny_teacher), tmp_path / "student")
 
 
 @pytest.mark.parametrize(
@@ -72,39 +72,39 @@ def test_the_folder_of_the_grid_is_created(student, tmp_path):
         (["--out", "grid.jpg"], "--out grid.jpg"),
     ],
 )
-def test_impossible_settings_are_refused(arguments, match, student, tmp_path, monkeypatch, line_of):
+def test_impossible_settings_are_refused(arguments, match, student, tmp_path, monkeypatch, error_line):
     monkeypatch.chdir(tmp_path)
-    assert match in line_of("sample", tmp_path / "student", *COMPUTE, *arguments)
+    assert match in error_line("sample", tmp_path / "student", *COMPUTE, *arguments)
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_an_unconditional_model_takes_no_labels(edm, tmp_path, line_of):
+def test_an_unconditional_model_takes_no_labels(edm, tmp_path, error_line):
     from dmdistill.networks.song_unet import SongUNet
 
     settings = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 0, "model_channels": 16}
     settings |= {"channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
     checkpoint = edm.write(tmp_path / "tiny.pkl", SongUNet(**settings), settings)
-    line = line_of("sample", checkpoint, "--labels", "1", "--out", tmp_path / "x.png", *COMPUTE)
+    line = error_line("sample", checkpoint, "--labels", "1", "--out", tmp_path / "x.png", *COMPUTE)
     assert "--labels 1: tiny is unconditional" in line
 
 
 @pytest.mark.parametrize("lora", [0, 2])
-def test_a_text_model_names_the_prompt_flag(lora, tiny_pipeline, tmp_path, line_of):
+def test_a_text_model_names_the_prompt_flag(lora, tiny_pipeline, tmp_path, error_line):
     """A full student and one of LoRA weights: both may be given one prompt, or a file of many."""
-    student_of(str(tiny_pipeline("stable_diffusion")), tmp_path / "text", rank=lora)
-    line = line_of("sample", tmp_path / "text", "--out", tmp_path / "x.png", *COMPUTE)
+    save_student(str(tiny_pipeline("stable_diffusion")), tmp_path / "text", rank=lora)
+    line = error_line("sample", tmp_path / "text", "--out", tmp_path / "x.png", *COMPUTE)
     assert "--prompt TEXT" in line
     assert "--prompts FILE" in line
-    line = line_of("sample", tmp_path / "text", "--labels", "1", "--out", tmp_path / "x.png", *COMPUTE)
+    line = error_line("sample", tmp_path / "text", "--labels", "1", "--out", tmp_path / "x.png", *COMPUTE)
     assert "--labels 1" in line
     assert "--prompt TEXT" in line
 
 
 @pytest.mark.parametrize("command", [["sample"], ["info"], ["export"], ["pairs", "--teacher"]], ids=lambda c: c[0])
-def test_a_python_file_is_no_model_and_its_function_is_named(command, tmp_path, monkeypatch, line_of):
+def test_a_python_file_is_no_model_and_its_function_is_named(command, tmp_path, monkeypatch, error_line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def teacher(): ...\n")
-    line = line_of(*command, "mine.py", *(["out"] if command == ["export"] else []))
+    line = error_line(*command, "mine.py", *(["out"] if command == ["export"] else []))
     assert "mine:function" in line
     assert "mine.py" in line
 
