@@ -27,7 +27,7 @@ def x(rng):
     return torch.nn.functional.interpolate(coarse, size=(16, 16), mode="bicubic")
 
 
-def test_untouched_is_untouched(x, rng):
+def test_no_augmentation_changes_nothing(x, rng):
     same, labels = NoAugmentation()(x, rng=rng)
     assert same is x
     assert labels is None
@@ -61,7 +61,7 @@ def test_told_nothing_is_done_nothing(x, rng):
     assert not (found[~nothing] == x[~nothing]).flatten(1).all(1).any()
 
 
-def test_each_change_is_as_frequent_as_asked(rng):
+def test_each_change_is_as_frequent_as_its_probability(rng):
     _, labels = GeometricAugmentation(0.3)(torch.zeros(20000, 1, 2, 2), rng=rng)
     rates = [
         (labels[:, part] != 0).reshape(20000, -1).any(1).double().mean().item()
@@ -117,7 +117,7 @@ def test_mirrors_are_told_which(part, labels, expected, monkeypatch):
 
 
 def test_what_is_told_describes_what_was_done(rng):
-    """Spots' middles, after zoom and shift alone, are where the labels say."""
+    """Spots' middles, after only zoom and shift, are where the labels say."""
     x = blob(0.15, -0.1, wide=0.1, tall=0.1).expand(600, -1, -1, -1)
     found, labels = GeometricAugmentation(0.3)(x, rng=rng)
     simple = ~labels[:, [0, 1, 3, 4, 5, 6]].any(1) & (labels[:, [ZOOM, 7, 8]].abs() < 1).all(1) & labels.any(1)

@@ -15,7 +15,7 @@ def test_labels_are_one_hot_rows_and_null_ones_are_zero():
     assert torch.equal(labels.null().one_hot, torch.zeros(4, 3))
 
 
-def test_parts_put_together_are_the_whole():
+def test_concatenated_parts_are_all_labels():
     labels = SPACE.select(torch.tensor([2, 0, 1, 2, 1]))
     assert torch.equal(labels[slice(0, 2)].concat(labels[slice(2, 9)]).one_hot, labels.one_hot)
 
@@ -30,7 +30,7 @@ def test_no_labels_are_labels_too():
     assert SPACE.select(torch.tensor([], dtype=torch.int64)).one_hot.shape == (0, 3)
 
 
-def test_dropping_forgets_whole_rows_as_often_as_asked(rng):
+def test_dropping_zeroes_rows_with_its_probability(rng):
     labels = SPACE.select(torch.randint(3, (20_000,), generator=rng))
     dropped = labels.drop(0.1, rng=rng).one_hot
     kept = dropped.sum(1) == 1

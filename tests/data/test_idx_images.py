@@ -82,3 +82,57 @@ def test_headers_that_lie_are_refused(head, tmp_path):
         file.write_bytes(gzip.compress(head) if file.suffix else head)
         with pytest.raises(ValueError, match=f"{file.name} "):
             read_idx(file)
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 3, 5), (2, 3, 5, 4)])
+def test_idx_files_are_read_whole(shape, tmp_path, idx_writer, rng):
+    values = torch.randint(256, shape, generator=rng, dtype=torch.uint8)
+    idx_writer(tmp_path / "x.gz", values)
+    assert torch.equal(read_idx(tmp_path / "x.gz"), values)
+
+
+def spoiled(good: bytes) -> dict[str, bytes]:
+    """A good file's bytes, spoiled in every way met in practice."""
+    plain = gzip.decompress(good)
+    return {
+        "download cut short": good[: len(good) // 2],
+        "damaged": good[:40] + bytes(b ^ 0xFF for b in good[40:60]) + good[60:],
+        "not gzip": b"<html>404</html>",
+        "empty": b"",
+        "empty inside": gzip.compress(b""),
+        "only the header": gzip.compress(plain[:6]),
+        "data cut short": gzip.compress(plain[:-1]),
+        "data too long": gzip.compress(plain + b"\0"),
+        "another type": gzip.compress(b"\0\0\x0d" + plain[3:]),
+        "foreign": gzip.compress(b"hello world, this is text"),
+    }
+
+
+@pytest.mark.parametrize("damage", spoiled(gzip.compress(b"\0" * 99)))
+def test_spoiled_idx_files_are_one_clear_line(damage, tmp_path, idx_writer, rng):
+    file = tmp_path / "x.gz"
+    idx_writer(file, torch.randint(256, (9, 5, 6), generator=rng, dtype=torch.uint8))
+    file.write_bytes(spoiled(file.read_bytes())[damage])
+    with pytest.raises(ValueError, match=r"x\.gz (cannot be read as|is not) an IDX file") as caught:
+        read_idx(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_data_set_is_images_with_their_labels(idx_folder):
+    for train, count in ((True, 200), (False, 60)):
+        data = load_idx_images(idx_folder, train=train)
+        assert data.images.shape == (len(data), 1, 12, 12) == (count, 1, 12, 12)
+        assert (data.images.dtype, data.labels.dtype) == (torch.uint8, torch.int64)
+        part = "train" if train else "t10k"
+        assert torch.equal(data.images[:, 0], read_idx(idx_folder / f"{part}-images-idx3-ubyte.gz"))
+        assert torch.equal(data.labels, read_idx(idx_folder / f"{part}-labels-idx1-ubyte.gz").long())
+        assert len(data.names) == 10
+
+
+def test_missing_and_mismatched_files_are_named(tmp_path, idx_writer):
+    with pytest.raises(ValueError, match=r"no train-images-idx3-ubyte\.gz in .*--data"):
+        load_idx_images(tmp_path)
+    idx_writer(tmp_path / "train-images-idx3-ubyte.gz", torch.zeros(4, 2, 3, dtype=torch.uint8))
+    idx_writer(tmp_path / "train-labels-idx1-ubyte.gz", torch.zeros(5, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"\(4, 2, 3\) and labels \(5,\)"):
+        load_idx_images(tmp_path)

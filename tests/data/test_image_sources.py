@@ -147,8 +147,8 @@ def test_fashion_is_read_from_its_official_files(idx_folder):
 def test_a_side_is_a_square_around_the_middle_by_lanczos(pixels, tmp_path):
     """The same of files, of zips and of tensors; cut and resized by PIL, image by image."""
     source = open_images(str(write_folder(tmp_path / "folder", pixels)), side=4)
-    whole = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
-    expected = [np.asarray(one.crop((1, 0, 6, 5)).resize((4, 4), Image.Resampling.LANCZOS)) for one in whole]
+    full = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    expected = [np.asarray(one.crop((1, 0, 6, 5)).resize((4, 4), Image.Resampling.LANCZOS)) for one in full]
     check(source, torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
     assert torch.equal(center_crop_batch(pixels, 4), source.images(range(11)))
     other = [pixels[0], pixels[1][:, :4, :4], *pixels[2:]]
@@ -182,7 +182,7 @@ def test_damaged_pictures_are_named_and_counted(damaged):
         open_images(str(damaged)).images(range(3))
 
 
-def test_damaged_pictures_are_left_out_where_asked(damaged, pixels):
+def test_damaged_pictures_are_left_out_by_skip_corrupt(damaged, pixels):
     source = open_images(str(damaged), skip_corrupt=True)
     assert source.shape == (3, 5, 7)
     found = [source.images(rows) for rows in (range(1), range(1, 6), range(6, 11))]

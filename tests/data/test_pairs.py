@@ -1,4 +1,4 @@
-"""Pairs on disk: the same whatever the batch, gone on with after a stop, refused when foreign."""
+"""Pairs on disk: the same whatever the batch, completed after a stop, refused when foreign."""
 
 import json
 from dataclasses import replace
@@ -82,13 +82,13 @@ def test_shards_are_their_seeds(tmp_path):
     assert len(open_pairs(tmp_path / "b")) == 17
 
 
-def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
-    make(tmp_path / "whole", batch=3)
-    asked = []
+def test_a_stopped_set_is_completed_byte_for_byte(tmp_path):
+    make(tmp_path / "complete", batch=3)
+    calls = []
 
     def stopping(z, index):
-        asked.append(len(z))
-        if len(asked) == 5:  # in the second shard, of three batches each
+        calls.append(len(z))
+        if len(calls) == 5:  # in the second shard, of three batches each
             raise KeyboardInterrupt
         return generate(z, index)
 
@@ -98,17 +98,17 @@ def test_a_stopped_set_is_gone_on_with_byte_for_byte(tmp_path):
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not exist"):
         open_pairs(tmp_path / "stopped")
 
-    asked.clear()
+    calls.clear()
     stamp = (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns
 
     def counting(z, index):
-        asked.append(len(z))
+        calls.append(len(z))
         return generate(z, index)
 
     made = make(tmp_path / "stopped", batch=3, generate=counting)
-    assert asked == [3, 3, 2, 3, 1]  # the second shard and the third, the first left alone
+    assert calls == [3, 3, 2, 3, 1]  # the second shard and the third, the first as it was
     assert (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns == stamp
-    assert shards(tmp_path / "stopped") == shards(tmp_path / "whole")
+    assert shards(tmp_path / "stopped") == shards(tmp_path / "complete")
     assert made.seconds_per_image > 0
     assert len(list((tmp_path / "stopped").iterdir())) == 4  # nothing temporary
 

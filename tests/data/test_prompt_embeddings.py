@@ -1,4 +1,4 @@
-"""Encoded prompts: each once, kept, gone on with after a stop, picked by number."""
+"""Encoded prompts: each once, stored, completed after a stop, selected by number."""
 
 import pytest
 import torch
@@ -10,21 +10,21 @@ TEXTS = ["red", "green", "red", "blue and green", "sky", "night", "red", "a", "b
 
 
 class Encoder:
-    """Tells a prompt by its letters: a stand-in that counts what it is asked."""
+    """Encoder of a prompt's letters, which records its calls."""
 
     def __init__(self, id="letters", *, dtype=torch.float32, stop_at=None):
         self.id, self.dtype, self.stop_at = id, dtype, stop_at
-        self.asked = []
+        self.calls = []
 
     def encode(self, prompts):
-        if self.stop_at is not None and len(self.asked) == self.stop_at:
+        if self.stop_at is not None and len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
-        self.asked.append(list(prompts))
+        self.calls.append(list(prompts))
         rows = torch.stack([row(text) for text in prompts])
         return {"prompt_embeds": rows.to(self.dtype), "pooled_prompt_embeds": rows.sum(2).to(self.dtype)}
 
     def empty(self):
-        self.asked.append([])
+        self.calls.append([])
         return {"prompt_embeds": torch.full((1, 4, 3), 0.5), "pooled_prompt_embeds": torch.full((1, 4), 7.0)}
 
 
@@ -37,14 +37,14 @@ def encode(folder, texts=TEXTS, encoder=None, **options):
     return encode_prompts(texts, encoder or Encoder(), folder, **{"batch": 2, "shard_size": 3} | options)
 
 
-def everything(told):
-    return told.select(torch.arange(len(told)))
+def select_all(prompts):
+    return prompts.select(torch.arange(len(prompts)))
 
 
 def test_each_number_is_its_text(tmp_path):
-    told = everything(encode(tmp_path))
-    assert torch.equal(told.tensors["prompt_embeds"], torch.stack([row(text) for text in TEXTS]))
-    assert torch.equal(told.tensors["pooled_prompt_embeds"], torch.stack([row(text).sum(1) for text in TEXTS]))
+    prompts = select_all(encode(tmp_path))
+    assert torch.equal(prompts.tensors["prompt_embeds"], torch.stack([row(text) for text in TEXTS]))
+    assert torch.equal(prompts.tensors["pooled_prompt_embeds"], torch.stack([row(text).sum(1) for text in TEXTS]))
     some = encode(tmp_path).select(torch.tensor([8, 2, 5, 2]))
     assert torch.equal(some.tensors["prompt_embeds"], torch.stack([row(TEXTS[i]) for i in (8, 2, 5, 2)]))
 
@@ -52,20 +52,20 @@ def test_each_number_is_its_text(tmp_path):
 def test_a_text_that_comes_twice_is_encoded_once(tmp_path):
     encoder = Encoder()
     encode(tmp_path, encoder=encoder)
-    asked = [text for batch in encoder.asked for text in batch]
-    assert sorted(asked) == sorted(set(TEXTS))
-    assert encoder.asked == [[], ["red", "green"], ["blue and green"], ["sky", "night"], ["a"], ["b"]]
+    calls = [text for batch in encoder.calls for text in batch]
+    assert sorted(calls) == sorted(set(TEXTS))
+    assert encoder.calls == [[], ["red", "green"], ["blue and green"], ["sky", "night"], ["a"], ["b"]]
 
 
-def test_what_is_kept_is_not_encoded_again(tmp_path):
+def test_stored_prompts_are_not_encoded_again(tmp_path):
     first, again = Encoder(), Encoder()
     made, opened = encode(tmp_path, encoder=first), encode(tmp_path, encoder=again, batch=5)
-    assert again.asked == []
-    for name, tensor in everything(made).tensors.items():
-        assert torch.equal(tensor, everything(opened).tensors[name])
+    assert again.calls == []
+    for name, tensor in select_all(made).tensors.items():
+        assert torch.equal(tensor, select_all(opened).tensors[name])
     shuffled = Encoder()
     encode(tmp_path, texts=[*TEXTS, "red", "b"], encoder=shuffled)  # more of the same
-    assert shuffled.asked == []
+    assert shuffled.calls == []
 
 
 @pytest.mark.parametrize("change", [{"encoder": "other"}, {"texts": TEXTS[:-1]}, {"texts": TEXTS[::-1]}])
@@ -73,48 +73,48 @@ def test_other_texts_and_other_encoders_lie_beside(change, tmp_path):
     encode(tmp_path)
     other = Encoder(change.get("encoder", "letters"))
     encode(tmp_path, texts=change.get("texts", TEXTS), encoder=other)
-    assert other.asked != []
+    assert other.calls != []
     again = Encoder()
     encode(tmp_path, encoder=again)
-    assert again.asked == []
+    assert again.calls == []
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_an_interrupted_encoding_goes_on(stop, tmp_path):
+def test_an_interrupted_encoding_is_completed(stop, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path, encoder=Encoder(stop_at=stop))
     rest = Encoder()
-    told = encode(tmp_path, encoder=rest)
-    whole = [["red", "green"], ["blue and green"], ["sky", "night"], ["a"], ["b"]]
-    assert rest.asked == whole[{1: 0, 2: 0, 4: 2}[stop] :]  # finished shards stay
-    assert torch.equal(everything(told).tensors["prompt_embeds"], torch.stack([row(text) for text in TEXTS]))
+    prompts = encode(tmp_path, encoder=rest)
+    complete = [["red", "green"], ["blue and green"], ["sky", "night"], ["a"], ["b"]]
+    assert rest.calls == complete[{1: 0, 2: 0, 4: 2}[stop] :]  # finished shards stay
+    assert torch.equal(select_all(prompts).tensors["prompt_embeds"], torch.stack([row(text) for text in TEXTS]))
     assert [file.name for file in tmp_path.rglob(".*")] == []  # nothing temporary
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_storage_is_the_encoders_and_what_is_told_is_fp32(dtype, tmp_path):
-    told = encode(tmp_path, encoder=Encoder(dtype=dtype))
+    prompts = encode(tmp_path, encoder=Encoder(dtype=dtype))
     file = next(tmp_path.rglob("shard-00001.safetensors"))
     assert {tensor.dtype for tensor in load_file(file).values()} == {dtype}
-    rows = everything(told).tensors["prompt_embeds"]
+    rows = select_all(prompts).tensors["prompt_embeds"]
     assert rows.dtype == torch.float32
     assert torch.equal(rows, torch.stack([row(text) for text in TEXTS]).to(dtype).float())
-    assert everything(told).empty["pooled_prompt_embeds"].dtype == torch.float32
+    assert select_all(prompts).empty["pooled_prompt_embeds"].dtype == torch.float32
 
 
 def test_the_null_prompt_is_the_empty_one_in_every_row(tmp_path):
-    told = encode(tmp_path).select(torch.tensor([1, 4, 6, 0, 3]))
-    null = told.null()
+    prompts = encode(tmp_path).select(torch.tensor([1, 4, 6, 0, 3]))
+    null = prompts.null()
     assert len(null) == 5
     assert torch.equal(null.tensors["prompt_embeds"], torch.full((5, 4, 3), 0.5))
     assert torch.equal(null.tensors["pooled_prompt_embeds"], torch.full((5, 4), 7.0))
-    both = null.concat(told)
+    both = null.concat(prompts)
     assert len(both) == 10
-    for name, tensor in told.tensors.items():
+    for name, tensor in prompts.tensors.items():
         assert torch.equal(both[slice(5, 10)].tensors[name], tensor)
         assert torch.equal(both[slice(0, 5)].tensors[name], null.tensors[name])
     assert torch.equal(both.null().tensors["prompt_embeds"], torch.full((10, 4, 3), 0.5))
-    moved = told.to(torch.device("cpu"))
+    moved = prompts.to(torch.device("cpu"))
     assert isinstance(moved, Prompts)
     assert torch.equal(moved.null().tensors["prompt_embeds"], null.tensors["prompt_embeds"])
 
@@ -141,8 +141,8 @@ def test_a_set_tells_itself_from_others(tmp_path):
 
 def test_shards_need_not_be_files():
     rows = {"prompt_embeds": torch.arange(6.0).reshape(3, 2)}
-    told = PromptSet(["a", "b", "c"], [rows], {"prompt_embeds": torch.zeros(1, 2)})
-    assert told.select(torch.tensor([2, 0])).tensors["prompt_embeds"].tolist() == [[4, 5], [0, 1]]
+    prompts = PromptSet(["a", "b", "c"], [rows], {"prompt_embeds": torch.zeros(1, 2)})
+    assert prompts.select(torch.tensor([2, 0])).tensors["prompt_embeds"].tolist() == [[4, 5], [0, 1]]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "fewer rows", "other names"])
@@ -168,7 +168,7 @@ def test_numbers_below_one_are_refused_before_anything_is_written(texts, options
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_is_never_kept(tmp_path):
+def test_nan_is_never_stored(tmp_path):
     class Broken(Encoder):
         def encode(self, prompts):
             return {name: tensor / 0 for name, tensor in super().encode(prompts).items()}

@@ -147,7 +147,7 @@ def test_parquet_is_a_table_too(tmp_path):
 
 
 class Table:
-    """As much of a data set as is asked of it."""
+    """A data set's columns."""
 
     column_names = ("image", "caption", "long")
 

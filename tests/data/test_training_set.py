@@ -1,4 +1,4 @@
-"""Examples: each of the data's images, with its own label, and what was done to it."""
+"""Training sets: each image with its own label and augmentation."""
 
 import torch
 
@@ -23,12 +23,12 @@ def test_every_image_is_drawn_with_its_label(rng):
     assert (numbers.bincount(minlength=12) > 25).all()
 
 
-def test_labels_are_forgotten_as_often_as_asked(rng):
+def test_labels_are_dropped_with_their_probability(rng):
     _, cond = TrainingSet(data(), rng=rng, label_dropout=0.25).draw(4000)
     assert abs((cond.one_hot.sum(1) == 0).double().mean().item() - 0.25) < 0.03
 
 
-def test_what_was_done_goes_with_the_labels(rng):
+def test_augmentation_labels_come_with_the_labels(rng):
     _, cond = TrainingSet(data(), rng=rng, augmentation=GeometricAugmentation(0.5)).draw(7)
     assert isinstance(cond, AugmentedLabels)
     assert (cond.one_hot.shape, cond.augment.shape) == ((7, 4), (7, 9))

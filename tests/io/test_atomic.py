@@ -1,4 +1,4 @@
-"""Files and folders: whole or not at all, and in one process's hands at a time."""
+"""Files and folders: in full or not at all, and of one process at a time."""
 
 import errno
 import fcntl
@@ -71,7 +71,7 @@ def test_folders_beside_and_within_are_others(tmp_path):
         pass
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
     kept = [tmp_path / "config.toml", tmp_path / "checkpoints" / "step-1.pt", tmp_path / ".hidden"]
     left = [tmp_path / ".config.toml.12-34.tmp", tmp_path / "checkpoints" / ".step-2.pt.12-34.tmp"]
     for file in (*kept, *left, tmp_path / ".student-ab1.tmp" / "model.safetensors"):
@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path, monkeypatch):
         assert os.listdir(tmp_path) == []
 
 
-def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
+def test_files_of_others_are_left(tmp_path):
     """A hidden file of the user's own, and what a run within this folder is writing."""
     mine, theirs = tmp_path / "sub" / ".precious.tmp", tmp_path / "run" / ".step-2.pt.77-88.tmp"
     for file in (mine, theirs):
@@ -115,27 +115,27 @@ def test_what_is_not_of_ours_or_anothers_is_left(tmp_path):
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
 
-    def told(name, original, *given):
+    def record(name, original, *given):
         done.append(name)
         return original(*given)
 
     for name in ("fsync", "replace"):
-        monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
+        monkeypatch.setattr(os, name, partial(record, name, getattr(os, name)))
     with atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("content")
     assert done == ["fsync", "replace"]
 
 
-def test_no_flipped_bit_of_tensors_is_believed(tmp_path):
+def test_no_flipped_bit_of_tensors_goes_undetected(tmp_path):
     """Of 300 single flips anywhere in the file each is found, or changes nothing; others read it as ever."""
     tensors = {"a": torch.randn(5, 3), "b": torch.arange(7)}
     file, rng = tmp_path / "tensors.safetensors", random.Random(0)
     write_safetensors(file, tensors)
-    whole, found = file.read_bytes(), 0
+    content, found = file.read_bytes(), 0
     assert all(torch.equal(load_file(file)[name], tensor) for name, tensor in tensors.items())
     for _ in range(300):
-        at = rng.randrange(8 * len(whole))
-        file.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
+        at = rng.randrange(8 * len(content))
+        file.write_bytes(content[: at // 8] + bytes([content[at // 8] ^ 1 << at % 8]) + content[at // 8 + 1 :])
         try:
             read = read_safetensors(file)
         except ValueError as error:

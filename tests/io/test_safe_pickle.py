@@ -1,4 +1,4 @@
-"""Checkpoints that are pickles: what EDM writes comes back, and nothing that a file asks for is ever done."""
+"""Checkpoints that are pickles: what EDM writes comes back, and nothing that a file requests is run."""
 
 import collections
 import copyreg
@@ -121,7 +121,7 @@ ATTACKS = {
     "storage": None,
     "torch.load": b"ctorch.serialization\nload\n" + COMMAND + b"\x85R.",
     "partial": b"cfunctools\npartial\ncposix\nsystem\n" + COMMAND + b"\x86R)R.",
-    "name alone": b"cposix\nsystem\n.",
+    "name without a call": b"cposix\nsystem\n.",
     "name of no module": b"cno_such_module\nname\n.",
     "PERSID": b"Pcanary\n.",
     "BINPERSID": COMMAND + b"Q.",
@@ -250,7 +250,7 @@ def stored(data):
     return Call(torch.storage._load_from_bytes, data)
 
 
-def test_the_lies_are_told_from_the_truth(tmp_path):
+def test_a_true_storage_is_read(tmp_path):
     assert torch.equal(read(tmp_path, stored(saved())), torch.zeros(3))
 
 
@@ -298,7 +298,7 @@ def many(function, argument, times):
     ],
     ids=["storage", "set"],
 )
-def test_a_small_file_cannot_ask_for_much(data, tmp_path):
+def test_a_small_file_cannot_allocate_much(data, tmp_path):
     began = time.perf_counter()
     refused(tmp_path, data, "asks for more than it holds")
     assert time.perf_counter() - began < 2
@@ -326,7 +326,7 @@ def test_a_small_file_cannot_ask_for_much(data, tmp_path):
     ],
     ids=range(16),
 )
-def test_claimed_sizes_are_not_believed(data, tmp_path):
+def test_claimed_sizes_are_not_allocated(data, tmp_path):
     refused(tmp_path, START + data, "cannot be read as a checkpoint")
 
 
@@ -371,11 +371,11 @@ def test_damaged_files_are_refused_or_harmless(edm, tmp_path, monkeypatch):
     """Three thousand mutations of a small checkpoint: flipped bytes, cuts, splices."""
     monkeypatch.chdir(tmp_path)
     layer = nn.Linear(2, 3)
-    edm.dump(tmp_path / "whole.pkl", {"ema": edm.Persistent("Linear", dict(layer.__dict__)), "scale": np.float64(2)})
-    whole = (tmp_path / "whole.pkl").read_bytes()
+    edm.dump(tmp_path / "intact.pkl", {"ema": edm.Persistent("Linear", dict(layer.__dict__)), "scale": np.float64(2)})
+    intact = (tmp_path / "intact.pkl").read_bytes()
     rng, refusals = random.Random(0), 0
     for i in range(3000):
-        data = bytearray(whole)
+        data = bytearray(intact)
         if i % 3 == 0:
             for _ in range(rng.randint(1, 4)):
                 data[rng.randrange(len(data))] = rng.randrange(256)
@@ -444,7 +444,7 @@ def test_time_and_memory_are_bounded(tmp_path):
 
 
 def test_the_largest_checkpoint_has_room(edm, tmp_path):
-    """EDM's network for ImageNet has 296 M weights in 541 tensors; opcodes depend on the number of tensors alone."""
+    """EDM's network for ImageNet has 296 M weights in 541 tensors; opcodes depend only on the number of tensors."""
     layers = {str(i): edm.Persistent("Linear", dict(nn.Linear(2, 3).__dict__)) for i in range(1000)}
     edm.dump(tmp_path / "file.pkl", {"ema": edm.Persistent("Whole", {"_modules": layers})})
     assert len(read_pickle(tmp_path / "file.pkl")["ema"].state["_modules"]) == 1000
