@@ -155,6 +155,14 @@ def test_shares_of_processes_add_up_to_the_whole(photos):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_the_report_is_written_as_json(tiny_teacher, tmp_path):
+    """Of a model without a feature extractor: its speed only, and no image is generated."""
+    report = run(tiny_teacher, None, images=4, json=tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == report
+    assert (report["model"], report["evaluations_per_image"], report["images"]) == ("tiny", 35, 0)
+    assert report["metrics"] == {}
+
+
 def test_a_set_compared_with_itself_is_itself(photos, tmp_path, network):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for file in photos.iterdir():

@@ -45,6 +45,15 @@ def test_labels_are_repeated_as_needed(student, tmp_path):
     torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_teacher_is_sampled_by_its_solver(tiny_teacher, tmp_path):
+    compute = ComputeOptions(device="cpu", precision="fp32", threads=1)
+    images = sample(SampleConfig(str(tiny_teacher), tmp_path / "x.png", count=5, labels=(7, 2), compute=compute))
+    teacher = load_teacher(str(tiny_teacher))
+    z, _ = teacher.sample_noise(5, rng=torch.Generator().manual_seed(0))
+    expected = teacher.images(z, teacher.condition(torch.tensor([7, 2, 7, 2, 7])))
+    torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_every_class_in_turn_is_the_default(student, tmp_path):
     compute = ComputeOptions(device="cpu", precision="fp32", threads=1)
     images = sample(SampleConfig(str(tmp_path / "student"), tmp_path / "x.png", count=12, compute=compute))
