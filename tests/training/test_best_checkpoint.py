@@ -33,11 +33,11 @@ def run(tmp_path):
         if resume:
             trainer.restore()
 
-        def look(step):
+        def evaluate(step):
             state = {"step": torch.tensor(step)}
             best.update(step, "x", values[step - 1], lambda: state)
             if step == until < 8:
-                raise KeyError("killed")  # after the state is kept, before the log has its row
+                raise KeyError("killed")  # after the weights are stored, before the log has its row
             return {"metric_x": values[step - 1], "metric_y": values[step - 1] + 1, "other": 0.0}
 
         def iterate(_):
@@ -46,7 +46,7 @@ def run(tmp_path):
             return {"loss": loss.detach()}
 
         with contextlib.suppress(KeyError):
-            trainer.fit(iterate, hooks=[(1, look)], name="")
+            trainer.fit(iterate, hooks=[(1, evaluate)], name="")
         return best
 
     return train
@@ -83,3 +83,38 @@ def test_few_files_stay_on_disk(run, tmp_path):
 
 def test_nan_is_never_the_best(run):
     assert run(values=[float("nan"), 3.0, *[float("nan")] * 6]).step == 2
+
+
+def test_the_best_does_not_depend_on_the_log(run, tmp_path):
+    """Whatever becomes of metrics.jsonl, a resumed run has the best of before."""
+    run(until=5)
+    (tmp_path / "metrics.jsonl").unlink()
+    best = run(resume=True, values=[9.0] * 8)
+    assert (best.value, best.step, int(best.weights()["step"])) == (3.0, 2, 2)
+
+
+def test_damaged_best_weights_are_one_line_when_a_run_resumes(run, tmp_path):
+    run(until=5)
+    [file] = (tmp_path / "checkpoints").glob("best-00000002.*")
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ValueError, match=r"best-00000002\.safetensors .*; remove it") as caught:
+        run(resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_best_weights_are_reported_and_replaced(run, tmp_path, capsys):
+    run(until=5)
+    [file] = (tmp_path / "checkpoints").glob("best-00000002.*")
+    file.unlink()
+    best = run(resume=True, values=[9.0, 9.0, 9.0, 5.0, *[9.0] * 4])
+    assert f"{file} is missing" in capsys.readouterr().out
+    assert (best.value, best.step, int(best.weights()["step"])) == (5.0, 4, 4)
+
+
+def test_a_run_that_returns_to_a_checkpoint_returns_to_its_best(run, tmp_path):
+    best = run()
+    assert best.step == 7
+    (tmp_path / "checkpoints" / "step-00000008.pt").unlink()
+    assert best.trainer.load()
+    assert (best.trainer.step, best.value, best.step, int(best.weights()["step"])) == (6, 2.0, 4, 4)
+    assert not (tmp_path / "checkpoints" / "best-00000007.safetensors").exists()

@@ -107,7 +107,7 @@ class Trainer:
                 the metrics that it returns join the log.
             name: of the progress bar.
         """
-        self.processes.on_main(lambda: self.metrics_log.truncate(self.step))
+        self.processes.on_main(self.metrics_log.truncate)
         single = self.processes.world_size == 1
         with interrupt_event(single=single) as interrupted, progress_bar(name, self.steps, start=self.step) as progress:
             try:
@@ -203,7 +203,7 @@ class Trainer:
             raise NonFiniteError(
                 f"step {self.step} or shortly before: a value is not finite, and no checkpoint is left"
             )
-        self.processes.on_main(lambda: self.metrics_log.truncate(self.step))
+        self.processes.on_main(self.metrics_log.truncate)
         self.started = time.perf_counter() - self.seconds
 
     def log(self, metrics: Mapping[str, float], progress: Callable[..., None]) -> None:
@@ -230,6 +230,7 @@ class Trainer:
             "sums": self.sums,
             "counts": self.counts,
             "rng": self.rng.get_state(),
+            "log": self.metrics_log.checksum,
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
             "stateful": {name: one.state_dict() for name, one in self.stateful.items()},
         }
@@ -247,6 +248,7 @@ class Trainer:
             self.step, self.seconds = state["step"], state["seconds"]
             self.sums, self.counts = state["sums"], state["counts"]
             self.rng.set_state(state["rng"])
+            self.metrics_log.checksum = state["log"]
             for name, update in self.updates.items():
                 update.load_state_dict(state["updates"][name])
             for name in self.stateful.keys() & state["stateful"].keys():
