@@ -13,10 +13,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from dmdistill import load_teacher
-from dmdistill.core.denoisers import Condition, Denoiser, EpsDenoiser, FlowDenoiser, VDenoiser
-from dmdistill.core.schedules import VP, Flow, NoiseSchedule, expand
-from dmdistill.models.model import Teacher
+from dmdistill import VP, Denoiser, EpsDenoiser, Flow, FlowDenoiser, NoiseSchedule, Teacher, VDenoiser, load_teacher
+from dmdistill.core.denoisers import Condition
+from dmdistill.core.schedules import expand
 
 
 class Reparameterisation(nn.Module):

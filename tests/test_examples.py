@@ -45,21 +45,21 @@ def test_the_generators_start_alike(name, teachers, rng):
     torch.testing.assert_close(Generator(teachers[name].denoiser)(z, cond), expected, rtol=1e-2, atol=2e-2)
 
 
-def test_teachers_of_ones_own_are_checked(tmp_path, monkeypatch):
+def test_own_teachers_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "def three() -> 'Teacher':\n    return 3\n\n\ndef bare():\n    raise SystemExit\n"
     source += "\n\ndef wants(x) -> 'Teacher':\n    return x\n\n\ndef fails() -> 'Teacher':\n    return 1 / 0\n"
     (tmp_path / "mine_for_a_test.py").write_text(source)
-    (tmp_path / "torn_for_a_test.py").write_text("def teacher(:")
+    (tmp_path / "broken_for_a_test.py").write_text("def teacher(:")
     for name, match in (
-        ("mine_for_a_test:three", "answers with a int, expected a Teacher"),
+        ("mine_for_a_test:three", "int, expected a Teacher"),
         ("mine_for_a_test:bare", "expected a function that is annotated"),
         ("os:abort", "expected a function that is annotated"),
         ("mine_for_a_test:four", "no attribute 'four'"),
         ("no_such_module:teacher", "No module named 'no_such_module'"),
         ("mine_for_a_test:wants", "TypeError: .* missing 1 required positional argument"),
         ("mine_for_a_test:fails", r"ZeroDivisionError: division by zero \(.*mine_for_a_test.py, line 14\)"),
-        ("torn_for_a_test:teacher", "SyntaxError: .*torn_for_a_test.py, line 1"),
+        ("broken_for_a_test:teacher", "SyntaxError: .*broken_for_a_test.py, line 1"),
     ):
         with pytest.raises(ValueError, match=match):
             load_teacher(name)
