@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor
 
 from dmdistill.data.image_tensors import from_uint8
-from dmdistill.io.atomic import read_json
-from dmdistill.io.weights import bundled_models, load_weights
+from dmdistill.io.atomic import read_json, read_safetensors
+from dmdistill.io.weights import bundled_models, check_weights, copy_weights
 from dmdistill.metrics.features import check_uint8
 from dmdistill.metrics.frechet import Statistics, load_statistics
 from dmdistill.networks.image_classifier import Classifier
 
 __all__ = ["ClassifierFeatures", "load_classifier_features"]
+
+SIZES = {"in_channels": 3, "classes": 100_000, "width": 4096}  # arguments of the network, and the largest sensible
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,35 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
         device: where it computes.
     """
     folder = bundled_models().get(name, Path(name))
-    config = read_json(folder / "config.json")
-    try:
-        classifier = Classifier(**config["network"])
-        name = config["name"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} describes no classifier of dmdistill: {error!r}") from None
-    load_weights(folder / "model.safetensors", classifier)
+    config_file, weights_file, reference_file = (
+        folder / file for file in ("config.json", "model.safetensors", "reference.safetensors")
+    )
+    name, network = read_config(config_file)
+    weights = read_safetensors(weights_file)
+    with torch.device("meta"):  # sizes are compared before memory is taken
+        check_weights(weights, Classifier(**network), weights_file)
+    classifier, reference = Classifier(**network), load_statistics(reference_file)
+    copy_weights(weights, classifier)
+    if len(reference.mean) != classifier.num_features:
+        raise ValueError(
+            f"{reference_file} has {len(reference.mean)} features, the classifier has {classifier.num_features}"
+        )
     classifier.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     classifier.eval().requires_grad_(False)
-    return ClassifierFeatures(name, classifier, load_statistics(folder / "reference.safetensors"))
+    return ClassifierFeatures(name, classifier, reference)
+
+
+def read_config(file: Path) -> tuple[str, dict[str, int]]:
+    """Read name and network of a classifier's config.json. ValueError, naming the file, for unexpected values."""
+    config = read_json(file)
+    if not isinstance(config, dict) or config.get("kind") != "feature_extractor":
+        raise ValueError(f"{file} describes no classifier of dmdistill")
+    name, network = config.get("name"), config.get("network")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,200}", name):
+        raise ValueError(f"{file}: name is {name!r:.200}, expected a word")
+    if not isinstance(network, dict) or not {"in_channels", "classes"} <= network.keys() <= set(SIZES):
+        raise ValueError(f"{file}: network is {network!r:.200}, expected {', '.join(SIZES)}")
+    for key, value in network.items():
+        if type(value) is not int or not 1 <= value <= SIZES[key]:
+            raise ValueError(f"{file}: {key} is {value!r:.200}, expected an integer from 1 to {SIZES[key]}")
+    return name, network

@@ -8,7 +8,6 @@ biased by the number of samples: compare only distances from equally many.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.io.errors import first_line
+from dmdistill.io.limits import check_expansion
 
 __all__ = [
     "Moments",
@@ -156,10 +156,12 @@ def load_edm_statistics(path: Path) -> Statistics:
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_expansion(sum(part.file_size for part in archive.infolist()), path.stat().st_size)
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
-    except (AttributeError, LookupError, OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f"{path} is damaged, or no .npz with mu and sigma: {first_line(e)}") from None
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+        raise ValueError(f"{path} is damaged, or no .npz with mu and sigma: {first_line(error)}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}"
         raise ValueError(f"{path} holds {shapes}, expected (D,) and (D, D)")

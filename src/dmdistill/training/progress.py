@@ -33,7 +33,7 @@ def progress_bar(name: str, total: int, *, start: int = 0) -> Iterator[Advance]:
         yield line_progress(console, name, total, start)
         return
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -63,7 +63,7 @@ def line_progress(console: Console, name: str, total: int, start: int) -> Advanc
             left = (time.perf_counter() - started) / max(completed - start, 1) * (total - completed)
             eta = timedelta(seconds=round(left))
             text = f"{name} {completed}/{total} ETA {eta} {format_metrics(metrics)}"
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     return advance
 

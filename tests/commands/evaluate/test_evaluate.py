@@ -22,6 +22,7 @@ from dmdistill.commands.options import ComputeOptions
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.distributed.process_group import ProcessGroup
+from dmdistill.io.atomic import write_safetensors
 from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.extraction import FeatureExtraction
 from dmdistill.metrics.frechet import frechet_distance
@@ -203,6 +204,90 @@ def test_features_of_a_reference_are_extracted_once(student, photos, network, ca
     assert network.images == 60 + 20 + 20 + 61 + 20
 
 
+@pytest.mark.parametrize("part", ["features", "statistics", "digests"])
+@pytest.mark.parametrize("damage", ["a bit", "truncated", "another set"])
+def test_a_damaged_cache_is_extracted_again(part, damage, student, photos, network, cache, tmp_path, capsys):
+    first = run(student, photos, metrics="fid,recall", images=20)
+    [file] = (tmp_path / "cache").rglob(f"{part}*.safetensors" if part != "digests" else "digests/*.json")
+    content = file.read_bytes()
+    if damage == "a bit":
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+    elif damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif part == "digests":
+        file.write_text('{"sha256": ["x"]}')
+    else:
+        write_safetensors(file, {"features": torch.zeros(7, 6)})
+    network.images = 0
+    assert run(student, photos, metrics="fid,recall", images=20) == first
+    if part != "digests":
+        assert network.images == 60 + 20
+        assert "cannot be used and are extracted again" in capsys.readouterr().err
+    network.images = 0
+    assert run(student, photos, metrics="fid,recall", images=20) == first
+    assert network.images == 20 or part == "digests"
+
+
+@pytest.mark.parametrize("kind", ["a file", "within a file", "a dangling link"])
+def test_a_cache_that_cannot_be_written_is_no_error(kind, student, photos, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial_results, "SAVE_SECONDS", 0.0)
+    expected = run(student, photos, metrics="fid,recall", images=20)
+    place = tmp_path / "place"
+    if kind == "a dangling link":
+        place.symlink_to("/proc/nothing")
+    else:
+        place.write_text("no folder")
+    monkeypatch.setenv("DMDISTILL_CACHE", str(place / "below" if kind == "within a file" else place))
+    network.images = 0
+    assert run(student, photos, metrics="fid,recall", images=20) == expected
+    assert network.images == 60 + 20
+
+
+@pytest.fixture
+def interrupted(tmp_path, photos):
+    """The folder of a run that has sample grids and no student yet."""
+    folder = tmp_path / "interrupted"
+    folder.mkdir()
+    for name in ("config.toml", "metrics.jsonl"):
+        (folder / name).write_text("")
+    photos.rename(folder / "samples")
+    return folder
+
+
+def test_grids_of_an_interrupted_run_are_not_measured(interrupted, student, line_of, network):
+    """Neither as the images to measure nor as those to compare with."""
+    line = line_of("evaluate", interrupted, "--metrics", "fid", "--reference", interrupted, *CPU)
+    assert line == line_of("sample", interrupted, *CPU)
+    assert f"{interrupted} holds no config.json, student/" in line
+    line = line_of("evaluate", student, "--reference", interrupted, *CPU)
+    assert f"--reference {interrupted} is the folder of a model or run" in line
+    assert f"model:{interrupted}" in line
+
+
+def test_names_with_brackets_are_printed_as_they_are(photos, network, tmp_path, capsys):
+    """Square brackets are markup for the library that prints tables."""
+    (tmp_path / "[bold]a[").mkdir()
+    folder = photos.rename(tmp_path / "[bold]a[" / "red]")
+    run(folder, folder, metrics="fid")
+    captured = capsys.readouterr()
+    assert f"compared with {folder}" in captured.out
+    assert f"extracting features of {folder} 1/1" in captured.out
+    assert "FID of 60 images" in captured.err
+
+
+def test_a_report_says_what_is_compared_and_which_direction_is_better(student, photos, network, capsys):
+    run(student, photos, metrics="kid,recall", images=20)
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == ["images", "KID", "KID error", "recall", "evaluations/image", "ms/image"]
+    assert [row[2] for row in rows[:4]] == ["", "lower is better", "", "higher is better"]
+    assert f"compared with {photos}" in printed
+    run("fashion-student", metrics="frechet", images=20)
+    printed = capsys.readouterr().out
+    assert "Frechet distance (fashion-classifier)" in printed
+    assert "for FID, KID, precision, recall, density, coverage give real images by --reference" in printed
+
+
 @pytest.mark.parametrize("left", ["whole", "damaged"])
 @pytest.mark.parametrize("killed", [1, 2, 4, 7])
 def test_a_killed_evaluation_is_resumed(killed, left, student, photos, network, cache, tmp_path, monkeypatch):
@@ -313,6 +398,7 @@ def given(student, photos, tmp_path):
     ("arguments", "match"),
     [
         ("STUDENT --metrics fdi", "unknown metric 'fdi'; did you mean 'fid'?"),
+        ("STUDENT --metrics fid,,kid --reference PHOTOS", "--metrics 'fid,,kid' has an empty name"),
         ("STUDENT --metrics ,", "--metrics ',' has an empty name"),
         ("STUDENT --metrics fid", "--metrics fid compares with real images: give them by --reference"),
         ("STUDENT --metrics clip", "--metrics clip needs --clip"),

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dmdistill.commands.evaluate.generated_images import image_shape
-from dmdistill.commands.evaluate.reference_cache import Reference, reference_features
-from dmdistill.data.image_sources import open_images
+from dmdistill.commands.evaluate.reference_cache import open_reference, reference_features
 from dmdistill.data.image_tensors import to_uint8
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.extraction import FeatureExtraction
 from dmdistill.metrics.features import FeatureExtractor
-from dmdistill.metrics.frechet import Moments, Statistics, accumulate_moments, load_edm_statistics
+from dmdistill.metrics.frechet import Moments, Statistics, accumulate_moments
 from dmdistill.metrics.inception import load_inception
 from dmdistill.models.model import Teacher
 
@@ -71,12 +69,10 @@ def load_validation_metric(
             return None
         classifier = load_classifier_features(teacher.feature_extractor, device)
         return ValidationMetric(classifier, classifier.reference)
-    if reference.endswith(".npz"):
-        return ValidationMetric(load_inception(device=device), load_edm_statistics(Path(reference)))
-    source = open_images(reference)
-    if source.shape != (shape := image_shape(teacher, device)):
-        raise ValueError(f"--reference {reference} has images {source.shape}, {teacher.name}'s are {shape}")
+    images = open_reference(reference)
+    if images.source is not None and images.source.shape != (shape := image_shape(teacher, device)):
+        raise ValueError(f"--reference {reference} has images {images.source.shape}, {teacher.name}'s are {shape}")
     inception = load_inception(device=device)
-    images, extraction = Reference(reference, source), FeatureExtraction(inception)
+    extraction = FeatureExtraction(inception)
     features = reference_features(images, [extraction], batch=500, processes=processes, say=say)
     return ValidationMetric(inception, processes.broadcast([one.statistics for one in features])[0])

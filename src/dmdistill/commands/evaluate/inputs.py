@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import GeneratedImages, sampling_batch_size
-from dmdistill.commands.evaluate.reference_cache import Reference
+from dmdistill.commands.evaluate.reference_cache import Reference, open_reference
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.data.image_sources import ImageSource, is_images, open_images
 from dmdistill.data.prompt_files import read_prompts
 from dmdistill.metrics.classifier_features import ClassifierFeatures, load_classifier_features
-from dmdistill.metrics.frechet import load_edm_statistics
 from dmdistill.metrics.registry import METRICS, parse_metrics
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
@@ -67,9 +65,11 @@ def open_evaluation(
     """
     if model is None and not is_images(config.model):
         model = load(config.model, config, device, precision)
-    source = source or (open_source(config.model, config) if model is None else generated(model, config, config.seed))
+    if source is None:
+        options = {"side": config.side, "skip_corrupt": config.skip_corrupt}
+        source = generated(model, config, config.seed) if model is not None else open_images(config.model, **options)
     classifier = open_classifier(config, model, source, device)
-    reference = open_reference(config, device, precision)
+    reference = open_config_reference(config, device, precision)
     metrics = choose_metrics(config, reference, classifier)
     evaluation = Evaluation(
         config,
@@ -98,22 +98,15 @@ def generated(model: Model, config: EvaluateConfig, seed: int) -> GeneratedImage
     return GeneratedImages(model, config.images or IMAGES, seed=seed, side=config.side)
 
 
-def open_source(name: str, config: EvaluateConfig) -> ImageSource:
-    """Open a set of images."""
-    return open_images(name, side=config.side, skip_corrupt=config.skip_corrupt)
-
-
-def open_reference(config: EvaluateConfig, device: torch.device, precision: torch.dtype | None) -> Reference | None:
+def open_config_reference(
+    config: EvaluateConfig, device: torch.device, precision: torch.dtype | None
+) -> Reference | None:
     """Open --reference: EDM's statistics, a model's images or a set of images."""
     name = config.reference
-    if name is None:
-        return None
-    if name.endswith(".npz"):
-        return Reference(name, None, load_edm_statistics(Path(name)))
-    if name.startswith(MODEL_PREFIX):
+    if name is not None and name.startswith(MODEL_PREFIX):
         model = load(name.removeprefix(MODEL_PREFIX), config, device, precision)
         return Reference(name, generated(model, config, config.seed + 1))  # of noise of its own
-    return Reference(name, open_source(name, config))
+    return None if name is None else open_reference(name, side=config.side, skip_corrupt=config.skip_corrupt)
 
 
 def open_classifier(

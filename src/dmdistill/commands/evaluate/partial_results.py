@@ -80,7 +80,10 @@ class PartialResults:
 
     def exists(self) -> bool:
         """Whether there is such a file; without any file the key is not computed."""
-        return self.folder.is_dir() and any(self.folder.iterdir()) and self.file.is_file()
+        try:
+            return self.folder.is_dir() and any(self.folder.iterdir()) and self.file.is_file()
+        except OSError:
+            return False
 
 
 def restore(*, moments: dict[str, Any], classes: dict[str, Any], **others: Any) -> FeatureAccumulator:

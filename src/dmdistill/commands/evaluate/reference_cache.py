@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmdistill.commands.evaluate.feature_extraction import extract_features
-from dmdistill.data.image_sources import ImageSource
+from dmdistill.data.image_sources import ImageSource, is_model_or_run, open_images
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.io.folders import cache_folder
 from dmdistill.metrics.accumulate import CAPACITY, FeatureStatistics
 from dmdistill.metrics.extraction import FeatureExtraction
 from dmdistill.metrics.features import FeatureExtractor
-from dmdistill.metrics.frechet import Statistics, load_statistics, save_statistics
+from dmdistill.metrics.frechet import Statistics, load_edm_statistics, load_statistics, save_statistics
 
-__all__ = ["Reference", "reference_features"]
+__all__ = ["Reference", "open_reference", "reference_features"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,21 @@ class Reference:
     def count(self) -> int | None:
         """Number of images, where it is known."""
         return len(self.source) if self.source is not None else None
+
+
+def open_reference(name: str, *, side: int | None = None, skip_corrupt: bool = False) -> Reference:
+    """Open EDM's statistics (.npz) or a set of images. ValueError where it is neither, or the folder of a model or run.
+
+    Args:
+        name: of a file or folder.
+        side: see `open_images`.
+        skip_corrupt: see `open_images`.
+    """
+    if name.endswith(".npz"):
+        return Reference(name, None, load_edm_statistics(Path(name)))
+    if is_model_or_run(Path(name)):
+        raise ValueError(f"--reference {name} is the folder of a model or run, expected real images, or model:{name}")
+    return Reference(name, open_images(name, side=side, skip_corrupt=skip_corrupt))
 
 
 def reference_features(
@@ -83,13 +98,15 @@ def cache_entry(source: ImageSource, extractor: FeatureExtractor) -> Path:
 def load_cached(folder: Path, extraction: FeatureExtraction, say: Callable[[str], None]) -> FeatureStatistics | None:
     """Read one entry; None where it is missing, or damaged, which is said."""
     files = [folder / f"{name}.safetensors" for name in ("statistics", "features")[: 1 + extraction.store_features]]
-    if not all(file.is_file() for file in files):
-        return None
     try:
-        features = read_safetensors(files[1])["features"] if extraction.store_features else None
+        if not all(file.is_file() for file in files):
+            return None
         statistics = load_statistics(files[0])
-    except (ValueError, LookupError) as error:
-        say(f"the cached features are not usable and are extracted again: {error}")
+        features = read_safetensors(files[1])["features"] if extraction.store_features else None
+        if features is not None and features.shape != (min(statistics.count or 0, CAPACITY), len(statistics.mean)):
+            raise ValueError(f"{files[1]} has features of another set")
+    except (OSError, ValueError, LookupError) as error:
+        say(f"the cached features cannot be used and are extracted again: {error}")
         return None
     return FeatureStatistics(extraction.extractor.id, extraction.extractor.name, statistics, features)
 

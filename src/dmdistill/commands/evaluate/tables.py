@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dmdistill.metrics.registry import METRICS, metric_label
@@ -18,12 +19,12 @@ Report = dict[str, Any]
 
 def print_report(report: Report) -> None:
     """Print one model's report, a row for each value, and what its values are relative to."""
-    table = Table("", report["model"], "")
+    table = Table("", escape(report["model"]), "")
     if report["images"]:
         table.add_row("images", str(report["images"]))
     for key, value in report["metrics"].items():
         label, direction = metric_label(key)
-        table.add_row(label, f"{value:.4g}", direction)
+        table.add_row(escape(label), f"{value:.4g}", direction)
     if report["seconds_per_image"] is not None:
         table.add_row("evaluations/image", str(report["evaluations_per_image"]))
         table.add_row("ms/image", f"{1e3 * report['seconds_per_image']:.3f}")
@@ -33,12 +34,12 @@ def print_report(report: Report) -> None:
 def print_comparison(reports: Sequence[Report]) -> None:
     """Print a row for each model, and the ratio of the last to the first."""
     keys = list(dict.fromkeys(key for report in reports for key in report["metrics"]))
-    headings = ["\n".join(filter(None, metric_label(key))) for key in keys]
+    headings = [escape("\n".join(filter(None, metric_label(key)))) for key in keys]
     table = Table("model", "evaluations/image", *headings, "ms/image")
     for report in reports:
         values = [f"{report['metrics'][key]:.4g}" if key in report["metrics"] else "-" for key in keys]
         milliseconds = f"{1e3 * report['seconds_per_image']:.3f}"
-        table.add_row(report["model"], str(report["evaluations_per_image"]), *values, milliseconds)
+        table.add_row(escape(report["model"]), str(report["evaluations_per_image"]), *values, milliseconds)
     first, last = reports[0], reports[-1]
     ratios = [f"{last['metrics'][key] / first['metrics'][key]:.2f} x" for key in keys]
     speed = first["seconds_per_image"] / last["seconds_per_image"]
