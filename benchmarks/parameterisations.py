@@ -61,7 +61,8 @@ def shared_pairs(teacher: str, out: Path) -> Path:
     maker.to(*setup_compute(ComputeOptions(threads=1)))
     make_teacher_pairs(maker, pairs, count=PAIRS, seed=0, batch=100)
     named = shutil.copytree(pairs, out / f"pairs-{teacher.rpartition(':')[2]}", dirs_exist_ok=True)
-    write_json(named / "pairs.json", read_json(pairs / "pairs.json") | {"teacher": fingerprint(load_teacher(teacher))})
+    settings = read_json(pairs / "pairs.json") | {"teacher": fingerprint(load_teacher(teacher))}
+    write_json(named / "pairs.json", {name: value for name, value in settings.items() if name != "crc32"})
     return named
 
 

@@ -187,6 +187,19 @@ def test_a_description_with_a_value_that_cannot_be_is_named(name, value, tmp_pat
         open_pairs(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", 6), ("guidance", 1.5), ("solver", "ddim"), ("count", 17)])
+def test_a_changed_description_is_detected(name, value, tmp_path):
+    """One digit of the seed would be another order of the batches."""
+    make(tmp_path)
+    described = json.loads((tmp_path / "pairs.json").read_text())
+    (tmp_path / "pairs.json").write_text(json.dumps(described | {name: value}))
+    with pytest.raises(ValueError, match=r"pairs\.json .*checksum"):
+        open_pairs(tmp_path)
+    del described["crc32"]  # as written by hand
+    (tmp_path / "pairs.json").write_text(json.dumps(described))
+    assert open_pairs(tmp_path).settings == SETTINGS
+
+
 def test_nan_from_the_solver_is_never_stored(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinity"):
         make(tmp_path, generate=lambda z, index: z / 0)

@@ -8,6 +8,7 @@ where there are any.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from dmdistill.data.seeds import derive_seed
 from dmdistill.data.shards import ShardLayout, Track, gather_rows, read_shard, write_shards
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.atomic import read_json, read_safetensors, write_json
+from dmdistill.io.checksums import json_checksum
 from dmdistill.io.folders import exclusive_folder
 
 __all__ = ["PairDataset", "PairSettings", "make_pairs", "open_pairs"]
@@ -153,7 +155,7 @@ def make_pairs(
         processes.barrier()
         if missing and processes.is_main:
             seconds = (time.perf_counter() - started) / sum(map(layout.rows, missing))
-            write_json(folder / "pairs.json", {**asdict(settings), "seconds_per_image": seconds})
+            write_settings(folder / "pairs.json", settings, seconds)
         processes.barrier()
     return open_pairs(folder)
 
@@ -180,24 +182,34 @@ def batch_maker(
 def write_or_compare(file: Path, settings: PairSettings) -> None:
     """Write pairs.json where there is none. ValueError where it is of other settings."""
     if not file.exists():
-        return write_json(file, {**asdict(settings), "seconds_per_image": None})
+        return write_settings(file, settings, None)
     stored, _ = read_settings(file)
     if odd := [key for key, value in asdict(settings).items() if getattr(stored, key) != value]:
         raise ValueError(f"{file.parent} holds pairs of other settings: {', '.join(odd)} differ; choose another folder")
     return None
 
 
+def write_settings(file: Path, settings: PairSettings, seconds: float | None) -> None:
+    """Write pairs.json: the settings, the seconds an image took, where known, and a checksum."""
+    values = {**asdict(settings), "seconds_per_image": seconds}
+    write_json(file, values | {"crc32": json_checksum(values)})
+
+
 def read_settings(file: Path) -> tuple[PairSettings, float | None]:
-    """Read pairs.json: the settings, and the seconds an image took, where known. ValueError where it is damaged."""
+    """Read pairs.json. ValueError, naming the file, where it is damaged."""
     values = read_json(file)
     fields = {field.name: str(field.type) for field in dataclasses.fields(PairSettings)}
     if not isinstance(values, dict):
         raise ValueError(f"{file} does not describe pairs: it holds a {type(values).__name__}")
+    written = values.pop("crc32", None)  # written by hand it may lack one
+    checksum = json_checksum(values)
     if odd := values.keys() ^ {*fields, "seconds_per_image"}:
         raise ValueError(f"{file} does not describe pairs: too much or too little of {', '.join(sorted(odd))}")
     seconds = values.pop("seconds_per_image")
     for name, kind in fields.items():
         value = values[name]
         if type(value).__name__ not in JSON_TYPES[kind] or (name in ("count", "shard_size") and value < 1):
-            raise ValueError(f"{file} does not describe pairs: {name} is {value!r}")
+            raise ValueError(f"{file} does not describe pairs: {name} is {reprlib.repr(value)}")
+    if written not in (None, checksum):
+        raise ValueError(f"{file} is damaged or was changed: its checksum is {checksum}, {written} was written")
     return PairSettings(**values), seconds

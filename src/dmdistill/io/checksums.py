@@ -1,4 +1,4 @@
-"""Checksums inside safetensors files: damage by a disk, a copy or a power cut is found when a file is read."""
+"""Checksums inside files: damage by a disk, a copy or a power cut is detected when a file is read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_tensor_checksum", "check_tensor_checksum"]
+__all__ = ["add_tensor_checksum", "check_tensor_checksum", "json_checksum"]
 
 
 def add_tensor_checksum(file: bytes) -> bytes:
@@ -36,6 +36,11 @@ def check_tensor_checksum(path: Path) -> None:
             crc = zlib.crc32(block, crc)
     if written != f"{crc:08x}":
         raise ValueError(f"its checksum is {crc:08x}, {written} was written")
+
+
+def json_checksum(values: dict[str, Any]) -> str:
+    """Return the CRC-32, hexadecimal, of a dict as JSON, in whatever order its keys are."""
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 def compact_json(header: dict[str, Any]) -> bytes:
