@@ -125,6 +125,16 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_files_of_the_tour_exist():
+    """Files without a folder are in commands/distill, as the tour says."""
+    package = ROOT / "src" / "dmdistill"
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    names = re.findall(r"`([a-z_/]+\.py)`", text.split("## Follow one distillation")[1])
+    assert len(names) > 30
+    for name in names:
+        assert (package / name).is_file() or (package / "commands" / "distill" / name).is_file(), name
+
+
 def test_every_page_is_in_the_contents():
     names = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"index.md"}
     top = {name for name in names if "/" not in name}
