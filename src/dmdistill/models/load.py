@@ -65,9 +65,10 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
             return load_diffusers(str(folder))
         if (folder / "config.json").is_file():
             return load_own_folder(folder, teacher)
-    if path.is_file() and path.suffix == ".py":
-        module = ".".join([*(() if path.is_absolute() else path.parent.parts), path.stem])
-        raise ValueError(f"{name} is a Python file: give {module}:function, a function annotated `-> Teacher`")
+    if (python := re.fullmatch(r"(.+)\.py(:\w+)?", name)) and Path(f"{python[1]}.py").is_file():
+        parts = Path(python[1]).parts
+        module = ".".join(parts) if not {"/", ".."} & {*parts} else parts[-1]
+        raise ValueError(f"{name}: give {module}{python[2] or ':function'}, a function annotated `-> Teacher`")
     if path.exists():
         raise ValueError(f"{name} holds no config.json, student/ or teacher/: not the folder of a model or run")
     if is_python_function(name):

@@ -1,5 +1,7 @@
 """`dmdistill sample`: which image shows what, where the grid goes, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -110,12 +112,24 @@ def test_a_text_model_names_the_prompt_flag(lora, tiny_pipeline, tmp_path, error
 
 
 @pytest.mark.parametrize("command", [["sample"], ["info"], ["export"], ["pairs", "--teacher"]], ids=lambda c: c[0])
-def test_a_python_file_is_no_model_and_its_function_is_named(command, tmp_path, monkeypatch, error_line):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("def teacher(): ...\n")
-    line = error_line(*command, "mine.py", *(["out"] if command == ["export"] else []))
-    assert "mine:function" in line
-    assert "mine.py" in line
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("mine.py", "mine:function"),
+        ("mine.py:teacher", "mine:teacher"),
+        ("part/mine.py", "part.mine:function"),
+        ("../mine.py", "mine:function"),
+    ],
+)
+def test_a_python_file_is_no_model_and_its_function_is_named(
+    command, name, function, tmp_path, monkeypatch, error_line
+):
+    (tmp_path / "here" / "part").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for file in ("mine.py", "part/mine.py", "../mine.py"):
+        Path(file).write_text("def teacher(): ...\n")
+    line = error_line(*command, name, *(["out"] if command == ["export"] else []))
+    assert f"{name}: give {function}" in line
 
 
 def test_a_teacher_of_a_python_function_is_sampled(tiny_teacher, tmp_path, monkeypatch):
