@@ -79,18 +79,18 @@ def uninterrupted(tmp_path):
     return toy
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 @pytest.mark.parametrize("stop", [0, 4, 5, 9])
 def test_stopped_and_resumed_equals_never_stopped(stop, number, uninterrupted, tmp_path):
     """Weights, optimizers, EMAs, random draws and the log, bit for bit."""
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(number)
     folder = tmp_path / "stopped"
     first = Toy(folder)
     first.before = stop_at(stop, number)
     assert not first.fit()
     assert first.steps_taken == list(range(stop + 1))  # the step in hand is ended
     assert checkpoints(folder)[-1] == f"step-{stop + 1:08d}.pt"
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(number)) == handlers
 
     second = Toy(folder, resume=True)
     assert second.fit()

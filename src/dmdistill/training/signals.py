@@ -1,4 +1,4 @@
-"""Signals that end training after the present step, with a checkpoint."""
+"""Signals, and a closed stdout, that end training after the present step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["exit_on_interrupt", "interrupt_event", "stop_signals"]
+__all__ = ["exit_on_interrupt", "interrupt_event", "interrupt_if_closed", "stop_signals"]
 
 VARIABLE = "DMDISTILL_STOP_SIGNALS"
 DEFAULT = "SIGTERM SIGHUP SIGUSR1"  # of kill, of a closed terminal, of Slurm's --signal
@@ -61,6 +61,18 @@ def interrupt_event(*, single: bool = True) -> Iterator[threading.Event]:
 def is_ignored(number: signal.Signals) -> bool:
     """Whether the process ignores a signal."""
     return signal.getsignal(number) is signal.SIG_IGN
+
+
+def interrupt_if_closed(show: Callable[..., None], event: threading.Event) -> Callable[..., None]:
+    """Return a function that prints like `show`, and sets the event if nobody reads stdout any longer."""
+
+    def guarded(*args: Any) -> None:
+        try:
+            show(*args)
+        except (BrokenPipeError, SystemExit):  # rich makes the one into the other
+            event.set()
+
+    return guarded
 
 
 @contextmanager

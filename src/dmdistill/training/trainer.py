@@ -20,7 +20,7 @@ from dmdistill.training.metrics_log import MetricsLog
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.progress import progress_bar
-from dmdistill.training.signals import interrupt_event
+from dmdistill.training.signals import interrupt_event, interrupt_if_closed
 
 __all__ = ["Stateful", "Trainer"]
 
@@ -99,7 +99,9 @@ class Trainer:
         return restored
 
     def fit(self, iterate: Iteration, *, hooks: Sequence[tuple[int, Hook]] = (), name: str) -> bool:
-        """Train until `steps` are done; return False if a signal ended training early, after a checkpoint.
+        """Train until `steps` are done; return False if training ended early, after a checkpoint.
+
+        That is so after a signal (see `stop_signals`), and if stdout is closed, as by `dmdistill distill | head`.
 
         Args:
             iterate: takes the index of a step, trains the networks, returns the step's losses; the log has their means.
@@ -111,7 +113,7 @@ class Trainer:
         single = self.processes.world_size == 1
         with interrupt_event(single=single) as interrupted, progress_bar(name, self.steps, start=self.step) as progress:
             try:
-                completed = self.train(iterate, hooks, interrupted, progress)
+                completed = self.train(iterate, hooks, interrupted, interrupt_if_closed(progress, interrupted))
             except BaseException:
                 self.checkpoints.wait_quietly()
                 raise
