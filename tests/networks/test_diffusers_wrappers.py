@@ -120,14 +120,15 @@ def prompts(tmp_path):
 def test_guidance_wants_a_condition(command, tmp_path, refused):
     folder = unet2d(tmp_path / "unet", diffusers.DDPMScheduler())
     line = refused(command, "--teacher", folder, "--out", "out", "--guidance", "2", *MACHINE)
-    assert "--guidance 2.0 with an unconditional teacher: it allows 1 only" in line
+    assert "--guidance 2.0 with an unconditional teacher" in line
 
 
 def test_guidance_wants_a_null_class(tmp_path, refused):
     folder = unet2d(tmp_path / "unet", diffusers.DDPMScheduler(), num_class_embeds=5)
     for command in ("pairs", "distill"):
         line = refused(command, "--teacher", folder, "--out", "out", "--guidance", "2", *MACHINE)
-        assert "no class that means none" in line
+        assert "--guidance 2.0" in line
+        assert "null class" in line
 
 
 def test_what_is_told_must_fit(tiny_pipeline, tmp_path, prompts, refused):

@@ -161,12 +161,12 @@ def test_merged_is_the_same_without_adapters(case):
 
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Linear(2, 3)), nn.ModuleDict({"to_q": nn.Embedding(2, 3)})])
 def test_a_network_with_nothing_to_adapt_is_refused(net):
-    with pytest.raises(ValueError, match=r"no layer to adapt, looked for .*to_q.*; or qkv, proj"):
+    with pytest.raises(ValueError, match=r"for LoRA, of a name that ends in to_q.*; or qkv, proj"):
         add_lora(net, rank=2)
 
 
 def test_a_rank_that_cannot_be_is_refused(case):
-    with pytest.raises(ValueError, match="adapters of rank 0, expected at least 1"):
+    with pytest.raises(ValueError, match="LoRA of rank 0, expected at least 1"):
         add_lora(case[0], rank=0)
 
 
@@ -232,7 +232,7 @@ def test_another_teacher_is_refused(student):
     ("lora", "match"),
     [
         ({"rank": 3, "alpha": 3.0}, r"lora_A\.default\.weight is \(2, .*\), the network's is \(3, "),
-        ({"rank": 0}, "adapters of rank 0, expected at least 1"),
+        ({"rank": 0}, "LoRA of rank 0, expected at least 1"),
         ({"alpha": 3.0}, "rank"),
         ({"rank": "two"}, "which is needed"),
         (7, "which is needed"),

@@ -56,12 +56,12 @@ def test_a_block_without_its_branch_is_its_skip(adaptive):
 
 def test_the_noise_level_scales_and_shifts_the_second_norm():
     made, h, emb = block(4, 6, 5), torch.randn(2, 6, 3, 5), torch.randn(2, 12, 1, 1)
-    torch.testing.assert_close(made.told(h, emb), made.norm1(h) * (1 + emb[:, :6]) + emb[:, 6:])
+    torch.testing.assert_close(made.condition(h, emb), made.norm1(h) * (1 + emb[:, :6]) + emb[:, 6:])
 
 
 def test_the_noise_level_is_added_before_the_second_norm():
     made, h, emb = block(4, 6, 5, adaptive_scale=False), torch.randn(2, 6, 3, 5), torch.randn(2, 6, 1, 1)
-    torch.testing.assert_close(made.told(h.clone(), emb), made.norm1(h + emb))
+    torch.testing.assert_close(made.condition(h.clone(), emb), made.norm1(h + emb))
 
 
 @pytest.mark.parametrize(("project", "weights"), [(True, True), (False, False)])

@@ -215,7 +215,7 @@ def test_augmentation_is_heard_where_it_is_told():
     heard = net(x, noise, AugmentedLabels(labels, told))
     assert torch.equal(heard[0], plain[0])
     assert (heard[1] - plain[1]).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="9 labels of augmentation, this network was built for 0"):
+    with pytest.raises(ValueError, match="9 augmentation labels, this network was built for 0"):
         build()(x, noise, AugmentedLabels(labels, told))
 
 

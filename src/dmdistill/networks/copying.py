@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def copy_sharing_frozen(module: Module) -> Module:
-    """A deep copy whose frozen parameters are the very tensors of `module`, and whose trainable ones are its own.
+    """Return a deep copy that shares the frozen parameters of `module` and has trainable ones of its own.
 
     Buffers are shared where their module is in evaluation mode, in which nothing changes them.
     """
@@ -22,7 +22,7 @@ def copy_sharing_frozen(module: Module) -> Module:
 
 
 def constant_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """The tensors that training leaves alone."""
+    """Iterate over the tensors that training does not change."""
     yield from (parameter for parameter in module.parameters() if not parameter.requires_grad)
     for part in module.modules():
         if not part.training:

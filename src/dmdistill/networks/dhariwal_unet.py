@@ -8,7 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmdistill.networks.edm_unet import UNet, beside, plan
+from dmdistill.networks.edm_unet import UNet, concat_skip, plan_levels
 from dmdistill.networks.layers import PositionalEmbedding, convolution, group_norm
 from dmdistill.networks.residual_block import UNetBlock
 
@@ -16,16 +16,21 @@ __all__ = ["DhariwalUNet"]
 
 
 class DhariwalUNet(UNet):
-    """ADM: F(x, noise, cond) of Karras et al. (2022), appendix F. The arguments are EDM's.
+    """The network F(x, noise, cond) of ADM (Karras et al. 2022, appendix F), with EDM's arguments.
 
     Args:
         img_resolution: height and width in pixels; halved at each further level of `channel_mult`.
-        in_channels, out_channels: of the image.
+        in_channels: of the input.
+        out_channels: of the output.
         label_dim: number of classes; 0 for an unconditional network.
-        augment_dim: how many numbers say what was done to an image in training; in use they are zero.
-        model_channels: what `channel_mult` multiplies per level, and `channel_mult_emb` for the embedding.
+        augment_dim: length of the augmentation labels, which are zero outside training.
+        model_channels: of a level with multiplier 1.
+        channel_mult: multiplier of each level.
+        channel_mult_emb: multiplier of the blocks' embedding.
+        num_blocks: per level.
         attn_resolutions: the resolutions whose blocks attend, with a head per 64 channels.
-        label_dropout: how often a label is forgotten in training.
+        dropout: probability in the blocks.
+        label_dropout: probability with which labels are dropped in training.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class DhariwalUNet(UNet):
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__(label_dim=label_dim, label_dropout=label_dropout, augment_dim=augment_dim)
-        levels = plan(img_resolution, model_channels, channel_mult, attn_resolutions=attn_resolutions)
+        levels = plan_levels(img_resolution, model_channels, channel_mult, attn_resolutions=attn_resolutions)
         emb_channels = model_channels * channel_mult_emb
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
         self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
@@ -61,7 +66,7 @@ class DhariwalUNet(UNet):
         self.initialise()
 
     def initialise(self) -> None:
-        """PyTorch's own, but that labels have unit variance, and what ends a branch, or the network, is zero."""
+        """Initialise as PyTorch does, but labels with unit variance, and the last layer of each branch with zero."""
         for name, parameter in self.named_parameters():
             if name.rpartition(".")[0].endswith(("conv1", "proj", "out_conv", "map_augment")):
                 nn.init.zeros_(parameter)
@@ -69,8 +74,9 @@ class DhariwalUNet(UNet):
             nn.init.normal_(self.map_label.weight)
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        clock = self.map_noise(noise)
-        emb = clock.roll(clock.shape[1] // 2, dims=1)  # here the cosines come first
+        """Return the blocks' embedding (B emb_channels)."""
+        emb = self.map_noise(noise)
+        emb = emb.roll(emb.shape[1] // 2, dims=1)  # ADM has the cosines first
         if augment is not None and self.map_augment is not None:
             emb = emb + self.map_augment(augment)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
@@ -79,7 +85,8 @@ class DhariwalUNet(UNet):
         return F.silu(emb)
 
     def decode(self, outputs: list[Tensor], emb: Tensor) -> Tensor:
+        """Return F from the encoder's outputs."""
         x = outputs[-1]
         for block in self.dec.values():
-            x = block(beside(x, outputs, block), emb)
+            x = block(concat_skip(x, outputs, block), emb)
         return self.out_conv(F.silu(self.out_norm(x)))

@@ -163,7 +163,7 @@ def class_numbers(cond: NetworkCondition | None, classes: int, *, null: int | No
         null = classes - 1
     none = one_hot.sum(1) == 0
     if null is None and none.any():
-        raise ValueError("the network has no class that means none, which guidance needs: only guidance 1 is possible")
+        raise ValueError("the network has no null class, which guidance needs: only guidance 1 is possible")
     return torch.where(none, null or 0, one_hot.argmax(1))
 
 

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): small trained matrices beside the weights of a frozen network."""
+"""LoRA (Hu et al. 2021): trainable low-rank updates of a frozen network's weights."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ __all__ = ["adapter_weights", "add_lora", "merge_lora"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
-TARGETS = (  # names of layers by their end; the first group that finds any is taken
+TARGETS = (  # ends of the names of layers with LoRA; the first group that a network has any of applies
     ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),  # diffusers
     ("qkv", "proj", "affine", "conv0", "conv1"),  # the EDM family
 )
 
 
 def add_lora(network: Network, *, rank: int, alpha: float | None = None) -> Network:
-    """A copy in which W x becomes W x + alpha/rank B A x: A and B are trained, in fp32, and W is frozen.
+    """Return a copy in which W x becomes W x + alpha/rank B A x: A and B are trainable, in fp32, and W is frozen.
 
-    Weights that are frozen already are shared with `network`. A comes of torch's seed and B is zero: the copy starts as
-    `network`. ValueError where there is no layer to adapt.
+    A is drawn from torch's global generator and B is zero, so that the copy starts as `network`.
 
     Args:
+        network: whose frozen weights the copy shares.
         rank: rows of A, columns of B.
-        alpha: None for the rank, at which the scale is 1.
+        alpha: of the scale; None for the rank, with which the scale is 1.
+
+    Raises:
+        ValueError: rank is out of range, or the network has no layer for LoRA.
     """
     if rank < 1:
-        raise ValueError(f"adapters of rank {rank}, expected at least 1")
+        raise ValueError(f"LoRA of rank {rank}, expected at least 1")
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = layers(network)
+    names = find_target_layers(network)
     if rank > (widest := max(max(network.get_submodule(name).weight.shape[:2]) for name in names)):  # type: ignore[arg-type, union-attr]
-        raise ValueError(f"adapters of rank {rank}, expected at most {widest}, the channels of the widest layer")
+        raise ValueError(f"LoRA of rank {rank}, expected at most {widest}, the channels of the widest layer")
     adapted = copy_sharing_frozen(network)
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=names)  # pyright: ignore[reportArgumentType]
     inject_adapter_in_model(config, adapted)
-    del adapted.peft_config  # peft's note to itself
+    del adapted.peft_config  # which only peft's own model classes need
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(is_adapter(name))
         if parameter.requires_grad:
@@ -47,29 +50,30 @@ def add_lora(network: Network, *, rank: int, alpha: float | None = None) -> Netw
     return adapted
 
 
-def layers(network: nn.Module) -> list[str]:
-    """Names of the layers to adapt."""
-    plain = [name for name, module in network.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
+def find_target_layers(network: nn.Module) -> list[str]:
+    """Return the names of the layers for LoRA."""
+    candidates = [name for name, module in network.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
     for ends in TARGETS:
-        if found := [name for name in plain if f".{name}".endswith(tuple(f".{end}" for end in ends))]:
-            return found
+        if names := [name for name in candidates if f".{name}".endswith(tuple(f".{end}" for end in ends))]:
+            return names
     wanted = "; or ".join(", ".join(ends) for ends in TARGETS)
     raise ValueError(
-        f"{type(network).__name__} has no layer to adapt, looked for linear ones and convolutions: {wanted}"
+        f"{type(network).__name__} has no linear layer or convolution for LoRA, of a name that ends in {wanted}"
     )
 
 
 def is_adapter(name: str) -> bool:
+    """Return whether a parameter is an A or a B."""
     return ".lora_" in name
 
 
 def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The A and B of a network, by name; none where it has no adapters."""
+    """Return the A and B of a network by name; an empty dict for a network without LoRA."""
     return {name: tensor for name, tensor in network.state_dict().items() if is_adapter(name)}
 
 
 def merge_lora(network: Network) -> Network:
-    """A copy with plain layers, W + alpha/rank B A, that shares nothing with `network`."""
+    """Return a copy with plain layers, W + alpha/rank B A, which shares nothing with `network`."""
     merged = copy.deepcopy(network)
     for name, layer in list(merged.named_modules()):
         if hasattr(layer, "lora_A"):

@@ -1,4 +1,4 @@
-"""The residual block that DDPM++, NCSN++ and ADM have in common."""
+"""The residual block of DDPM++, NCSN++ and ADM."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ __all__ = ["UNetBlock"]
 
 
 class UNetBlock(nn.Module):
-    """Two convolutions, told the noise level between them, beside a skip; then optional self-attention.
+    """A residual block of two convolutions, conditioned on the noise level between them; then optional self-attention.
 
     Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        emb_channels: of the embedding of noise level and class.
         resample: "down" or "up" halves or doubles height and width, in front of the first convolution and in the skip.
-        attends: whether there is attention, of `heads` heads; where that is None, one per 64 channels.
-        adaptive_scale: the noise embedding scales and shifts the second norm (ADM), or is added in front (DDPM++).
-        project_resampled: the skip of a resampling block has a convolution even where channels stay (DDPM++).
-        skip_scale: of both sums; sqrt(1/2) lets a sum of two branches of unit variance keep unit variance (DDPM++).
+        attends: whether there is self-attention.
+        heads: of the attention; None for one per 64 channels.
+        dropout: probability, in front of the second convolution.
+        skip_scale: factor of both sums; sqrt(1/2) keeps the variance of a sum of two branches (DDPM++).
+        norm: builds a group norm of so many channels.
+        resample_filter: taps of the resampling filter.
+        project_resampled: whether the skip of a resampling block always has a convolution (DDPM++).
+        adaptive_scale: whether the embedding scales and shifts the second norm (ADM), or is added in front (DDPM++).
     """
 
     def __init__(
@@ -60,35 +67,36 @@ class UNetBlock(nn.Module):
             self.proj = convolution(out_channels, out_channels, kernel=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x: B in_channels H W; emb: B emb_channels. Returns B out_channels and H W, halved or doubled."""
+        """Return B out_channels H W, resampled, of x (B in_channels H W) and emb (B emb_channels)."""
         h = self.second(self.first(x), self.affine(emb)[:, :, None, None])
-        x = self.joined(h, self.skip(self.resample(x)))
-        return self.joined(self.attend(x), x) if self.heads else x
+        x = self.add(h, self.skip(self.resample(x)))
+        return self.add(self.attend(x), x) if self.heads else x
 
     def first(self, x: Tensor) -> Tensor:
-        """Norm, SiLU and convolution: what `checkpoint_norms` computes again, but for the convolution."""
+        """Apply the first norm, SiLU and convolution."""
         return self.conv0(self.resample(F.silu(self.norm0(x))))
 
     def second(self, h: Tensor, emb: Tensor) -> Tensor:
-        """The same, told the noise level."""
-        h = F.silu(self.told(h, emb))
+        """Apply the second norm, conditioned on the noise level, SiLU and convolution."""
+        h = F.silu(self.condition(h, emb))
         return self.conv1(F.dropout(h, self.dropout, self.training))
 
-    def told(self, h: Tensor, emb: Tensor) -> Tensor:
-        """The second norm, knowing the noise level."""
+    def condition(self, h: Tensor, emb: Tensor) -> Tensor:
+        """Apply the second norm and the embedding."""
         if not self.adaptive_scale:
             return self.norm1(h + emb)
         scale, shift = emb.chunk(2, dim=1)
         return torch.addcmul(shift, self.norm1(h), scale + 1)
 
-    def joined(self, branch: Tensor, x: Tensor) -> Tensor:
+    def add(self, branch: Tensor, x: Tensor) -> Tensor:
+        """Return the sum of a branch and its skip, scaled."""
         total = branch + x
         return total.mul_(self.skip_scale) if self.skip_scale != 1 else total
 
     def attend(self, x: Tensor) -> Tensor:
-        """Self-attention over all places. The checkpoints keep heads apart, and in them interleave q, k and v."""
+        """Apply self-attention over all positions; within a head the checkpoints interleave q, k and v."""
         b, c, height, width = x.shape
         qkv = self.qkv(self.norm2(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous()  # 3 B heads places C, contiguous: what the fused kernels take
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous()  # 3 B heads positions C; the fused kernels want it contiguous
         a = F.scaled_dot_product_attention(q, k, v)
         return self.proj(a.transpose(2, 3).reshape(b, c, height, width))

@@ -9,7 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmdistill.networks.edm_unet import HasLabels, Level, UNet, beside, plan
+from dmdistill.networks.edm_unet import LabelCondition, Level, UNet, concat_skip, plan_levels
 from dmdistill.networks.layers import (
     ConvolutionDown,
     FourierEmbedding,
@@ -22,8 +22,13 @@ from dmdistill.networks.residual_block import UNetBlock
 
 __all__ = ["SongUNet"]
 
-SKIP_SCALE = math.sqrt(0.5)  # a sum of two unit-variance branches keeps unit variance
-GAINS = {"conv1": 1e-5, "proj": 1e-5, "aux_conv": 1e-5, "qkv": math.sqrt(0.2)}  # of fresh weights, by the name's end
+SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches
+GAINS = {
+    "conv1": 1e-5,
+    "proj": 1e-5,
+    "aux_conv": 1e-5,
+    "qkv": math.sqrt(0.2),
+}  # of the initialisation, by the end of a layer's name
 EMBEDDINGS = {"positional": PositionalEmbedding, "fourier": FourierEmbedding}
 CHOICES = {
     "embedding_type": tuple(EMBEDDINGS),
@@ -33,24 +38,29 @@ CHOICES = {
 
 
 class SongUNet(UNet):
-    """DDPM++ and NCSN++: F(x, noise, cond) of Karras et al. (2022), appendix F. The arguments are EDM's.
+    """The network F(x, noise, cond) of DDPM++ and NCSN++ (Karras et al. 2022, appendix F), with EDM's arguments.
 
     Args:
         img_resolution: height and width in pixels; halved at each further level of `channel_mult`.
-        in_channels, out_channels: of the image.
+        in_channels: of the input.
+        out_channels: of the output.
         label_dim: number of classes; 0 for an unconditional network.
-        augment_dim: how many numbers say what was done to an image in training (9 in EDM); in use they are zero.
-        model_channels: what `channel_mult` multiplies per level, `channel_mult_emb` and `channel_mult_noise` for the
-            embedding and for what it is made of.
+        augment_dim: length of the augmentation labels (9 in EDM), which are zero outside training.
+        model_channels: of a level with multiplier 1.
+        channel_mult: multiplier of each level.
+        channel_mult_emb: multiplier of the blocks' embedding.
+        num_blocks: per level.
         attn_resolutions: the resolutions whose blocks attend.
-        label_dropout: how often a label is forgotten in training.
-        embedding_type: "positional" in DDPM++, "fourier" in NCSN++.
-        encoder_type: "standard" in DDPM++, "residual" in NCSN++, where the image, halved, comes in at each level.
-        decoder_type: "standard", or "skip" for an image at each level, their sum being the answer.
+        dropout: probability in the blocks.
+        label_dropout: probability with which labels are dropped in training.
+        embedding_type: of the noise level: "positional" in DDPM++, "fourier" in NCSN++.
+        channel_mult_noise: multiplier of the embedding of the noise level.
+        encoder_type: "standard" in DDPM++; "residual" in NCSN++, with the downsampled image at each level; "skip".
+        decoder_type: "standard", or "skip" for an image at each level, whose sum is the output.
         resample_filter: [1, 1] in DDPM++, [1, 3, 3, 1] in NCSN++.
-        group_channels: least channels per normalisation group. The published networks have 4; with 16, PyTorch's
+        group_channels: minimum of channels per normalisation group. The published networks have 4; with 16, PyTorch's
             CPU kernel for channels_last is an order of magnitude faster.
-        patch_size: pixels on a side that become channels at the door; 1 in the published networks.
+        patch_size: pixels on a side of the patches that become channels of the input; 1 in the published networks.
     """
 
     def __init__(
@@ -78,7 +88,7 @@ class SongUNet(UNet):
     ) -> None:
         check_choices(embedding_type=embedding_type, encoder_type=encoder_type, decoder_type=decoder_type)
         super().__init__(label_dim=label_dim, label_dropout=label_dropout, augment_dim=augment_dim)
-        levels = plan(
+        levels = plan_levels(
             img_resolution, model_channels, channel_mult, attn_resolutions=attn_resolutions, patch_size=patch_size
         )
         self.patch_size, self.resample_filter = patch_size, resample_filter
@@ -107,6 +117,7 @@ class SongUNet(UNet):
         self.initialise()
 
     def image_in(self, level: Level, channels: int) -> dict[str, nn.Module]:
+        """Return modules that add the downsampled image to a level of the encoder."""
         if self.encoder_type == "standard":
             return {}
         if self.encoder_type == "skip":
@@ -115,10 +126,11 @@ class SongUNet(UNet):
                 f"{level.name}_aux_skip": convolution(self.image_channels, channels, kernel=1),
             }
         down = ConvolutionDown(self.image_channels, channels, self.resample_filter)
-        self.image_channels = channels  # from here on the image is what this level made of it
+        self.image_channels = channels  # the next level downsamples this level's output
         return {f"{level.name}_aux_residual": down}
 
     def image_out(self, level: Level, *, first: bool, last: bool) -> dict[str, nn.Module]:
+        """Return modules that map a decoder level's output to the image."""
         if not first and self.decoder_type == "standard":
             return {}
         up = {} if last or self.decoder_type == "standard" else {"aux_up": Resample("up", self.resample_filter)}
@@ -126,7 +138,7 @@ class SongUNet(UNet):
         return {f"{level.name}_{name}": module for name, module in (up | head).items()}
 
     def initialise(self) -> None:
-        """Xavier-uniform weights, zero biases; what ends a branch, or the network, starts next to zero."""
+        """Initialise: Xavier-uniform weights, zero biases, and nearly zero in the last layer of each branch."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 gain = next((gain for end, gain in GAINS.items() if name.endswith(end)), 1.0)
@@ -134,10 +146,12 @@ class SongUNet(UNet):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, noise: Tensor, cond: HasLabels | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, cond: LabelCondition | None = None) -> Tensor:
+        """Return F (B out_channels H W) of x (B in_channels H W) at noise levels (B)."""
         return F.pixel_shuffle(super().forward(F.pixel_unshuffle(x, self.patch_size), noise, cond), self.patch_size)
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Return the blocks' embedding (B emb_channels)."""
         emb = self.map_noise(noise)
         if labels is not None and self.map_label is not None:
             emb = emb + self.map_label(labels * math.sqrt(self.label_dim))
@@ -146,6 +160,7 @@ class SongUNet(UNet):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Return the encoder's outputs, in order."""
         outputs, image = [], x
         for name, module in self.enc.items():
             match name.partition("_")[2]:
@@ -162,6 +177,7 @@ class SongUNet(UNet):
         return outputs
 
     def decode(self, outputs: list[Tensor], emb: Tensor) -> Tensor:
+        """Return F from the encoder's outputs."""
         x = outputs[-1]
         image = normed = x.new_zeros(())
         for name, module in self.dec.items():
@@ -173,12 +189,12 @@ class SongUNet(UNet):
                 case "aux_conv":
                     image = image + module(normed)
                 case _:
-                    x = module(beside(x, outputs, module), emb)
+                    x = module(concat_skip(x, outputs, module), emb)
         return image
 
 
 def check_choices(**given: str) -> None:
-    """ValueError where an architecture's part is none that there is."""
+    """Raise ValueError where an argument is none of its choices."""
     for name, choice in given.items():
         if choice not in CHOICES[name]:
             raise ValueError(f"{name} {choice!r}: expected one of {', '.join(CHOICES[name])}")
