@@ -133,7 +133,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 def test_a_presets_teacher_is_found(server, tmp_path):
     """From the preset's name to pairs on disk, in the words of the command line."""
-    main(["pairs", "--preset", "cifar10", "--out", str(tmp_path / "pairs"), "--count", "2", "--device", "cpu"])
+    main(["pairs", "--preset", "cifar10", "--out", str(tmp_path / "pairs"), "--pair-count", "2", "--device", "cpu"])
     assert open_pairs(tmp_path / "pairs").shape == (3, 32, 32)
     assert server.asked == [None]
 
