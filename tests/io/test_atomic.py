@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dmdistill.io.atomic import atomic_write, read_json, read_safetensors, write_safetensors
 from dmdistill.io.folders import exclusive_folder, new_folder
@@ -145,6 +145,16 @@ def test_no_flipped_bit_of_tensors_goes_undetected(tmp_path):
             assert read.keys() == tensors.keys(), f"byte {at // 8}, bit {at % 8}"
             assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     assert found > 200, "most flips are found"
+
+
+def test_a_checksum_whose_name_is_damaged_is_one(tmp_path):
+    file = tmp_path / "tensors.safetensors"
+    write_safetensors(file, {"a": torch.ones(3)})
+    file.write_bytes(file.read_bytes().replace(b"crc32", b"crc30").replace(b"\x80?", b"\x00@"))
+    with pytest.raises(ValueError, match="checksum is damaged"):
+        read_safetensors(file)
+    save_file({"a": torch.ones(3)}, file, metadata={"format": "pt", "title": "a model"})  # others have none
+    assert read_safetensors(file)["a"].tolist() == [1, 1, 1]
 
 
 def test_equal_tensors_make_equal_files(tmp_path):

@@ -28,8 +28,11 @@ def check_tensor_checksum(path: Path) -> None:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-        written = header.get("__metadata__", {}).pop("crc32", None)
+        metadata = header.get("__metadata__", {})
+        written = metadata.pop("crc32", None)
         if written is None:
+            if any(len(name) == 5 and len(value) == 8 for name, value in metadata.items()):
+                raise ValueError("the name of its checksum is damaged")
             return
         crc = zlib.crc32(compact_json(header))
         while block := file.read(1 << 20):
