@@ -47,6 +47,8 @@ def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
     code = write(student, folder, choose_dtype(config.save_dtype, student, config.student))
     card = export_card(student, code, read_report(config.student))
     (folder / "README.md").write_text(card, encoding="utf-8")
+    for file in filter(Path.is_file, folder.rglob("*")):  # safetensors' files are readable by their owner only
+        file.chmod((folder / "README.md").stat().st_mode)
 
 
 def read_report(name: str) -> dict[str, Any]:

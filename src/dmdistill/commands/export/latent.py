@@ -157,5 +157,7 @@ def usage_code(
     return f"""import torch
 from diffusers import {imports}
 
-pipeline = DiffusionPipeline.from_pretrained("{source}", torch_dtype={dtype}{options})
+pipeline = DiffusionPipeline.from_pretrained(
+    "{source}", torch_dtype={dtype}{options}
+)
 {setup}{call}"""
