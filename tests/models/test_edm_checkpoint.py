@@ -146,6 +146,16 @@ def test_a_precond_that_makes_no_sense_is_refused(changes, match, edm, tmp_path)
     refused(edm.write(tmp_path / "mine.pkl", network(), KWARGS, **changes), match)
 
 
+def test_values_whose_text_would_be_endless_are_not_printed(edm, tmp_path):
+    """A tree of 2^60 leaves, in 60 tuples."""
+    tree = ()
+    for _ in range(60):
+        tree = (tree, tree)
+    refused(edm.write(tmp_path / "mine.pkl", network(), KWARGS, sigma_data=tree), "sigma_data is")
+    config, _ = read_edm(edm.write(tmp_path / "mine.pkl", network(), KWARGS, data=tree))
+    assert config["classes"][0] == "class 0"
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

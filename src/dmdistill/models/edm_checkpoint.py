@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def read_edm(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         weights = read_state_dict(model)
         return make_config(file, data, precond.state, read_arguments(model, len(weights))), weights
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        why = error if type(error) is ValueError else f"it holds no model under 'ema' ({error!r})"
+        why = error if type(error) is ValueError else f"it holds no model under 'ema' ({type(error).__name__}: {error})"
         raise ValueError(f"{file} is no checkpoint of EDM: {' '.join(str(why).split())[:300]}") from None
 
 
@@ -76,9 +77,9 @@ def make_config(file: Path, data: dict[str, Any], precond: dict[str, Any], netwo
     if not 0 <= classes <= MAX_CLASSES:
         raise ValueError(f"it has {classes} classes, expected 0 to {MAX_CLASSES}")
     if type(precond["sigma_data"]) not in (int, float) or not 0 < precond["sigma_data"] < 1e6:
-        raise ValueError(f"its sigma_data is {precond['sigma_data']!r:.40}, expected a number above 0")
-    about = f"{file.stem} {(data.get('dataset_kwargs') or {}).get('path')}"
-    cifar10 = classes == 10 and "cifar10" in about
+        raise ValueError(f"its sigma_data is {reprlib.repr(precond['sigma_data'])}, expected a number above 0")
+    path = (data.get("dataset_kwargs") or {}).get("path")
+    cifar10 = classes == 10 and ("cifar10" in file.stem or (isinstance(path, str) and "cifar10" in path))
     return {
         "kind": "teacher",
         "name": file.stem,
