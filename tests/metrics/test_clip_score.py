@@ -1,4 +1,4 @@
-"""The CLIP score with a tiny CLIP of random weights: it stands or falls by what is asked of the model."""
+"""The CLIP score with a tiny CLIP of random weights: what the model gets decides it."""
 
 import pytest
 import torch
@@ -97,8 +97,8 @@ def test_batches_and_grey_do_not_matter(clip):
     grey = draw(3, 1, 14, 19)
     whole = clip(grey, PROMPTS[:3])
     torch.testing.assert_close(whole, clip(grey.expand(-1, 3, -1, -1), PROMPTS[:3]))
-    alone = torch.cat([clip(grey[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(whole, alone, atol=1e-4, rtol=1e-4)
+    singly = torch.cat([clip(grey[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(whole, singly, atol=1e-4, rtol=1e-4)
 
 
 def test_one_line_for_what_is_no_clip(clip, tmp_path):

@@ -215,8 +215,8 @@ def test_edms_references(tmp_path):
     assert torch.equal(loaded.mean, statistics.mean)
     assert torch.equal(loaded.covariance, statistics.covariance)
     assert loaded.count is None
-    save_statistics(tmp_path / "kept.safetensors", loaded)
-    assert load_statistics(tmp_path / "kept.safetensors").count is None
+    save_statistics(tmp_path / "stored.safetensors", loaded)
+    assert load_statistics(tmp_path / "stored.safetensors").count is None
 
 
 def test_damaged_references_are_named(tmp_path):

@@ -54,12 +54,12 @@ def test_resizes_bilinearly(small):
     assert torch.equal(small(x, y), expected)
 
 
-def test_kept_features_are_recomputed_ones(small):
+def test_stored_features_are_recomputed_ones(small):
     x, y = draw(2, 3, 11, 13).requires_grad_(), draw(2, 3, 11, 13, seed=1)
-    kept = small.features(y)
-    assert torch.equal(small(x, kept), small(x, y))
-    from_kept, from_images = (torch.autograd.grad(small(x, target).sum(), x)[0] for target in (kept, y))
-    assert torch.equal(from_kept, from_images)
+    features = small.features(y)
+    assert torch.equal(small(x, features), small(x, y))
+    from_features, from_images = (torch.autograd.grad(small(x, target).sum(), x)[0] for target in (features, y))
+    assert torch.equal(from_features, from_images)
 
 
 def test_gradient_reaches_the_first_image_only(small):
@@ -138,7 +138,7 @@ def test_truncated_weights_are_refused(weight_file, tmp_path):
 
 
 def plain_lpips(weights, x, y):
-    """LPIPS again, from the file's tensors alone."""
+    """LPIPS again, from the file's tensors."""
     total = torch.zeros(len(x))
     shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
     scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]

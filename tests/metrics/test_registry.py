@@ -96,7 +96,7 @@ def test_the_metrics_order_what_an_eye_orders():
     check_orders(Named(), pictures(300), pictures(300, seed=50))
 
 
-def test_grey_and_colour_are_compared_by_what_is_seen():
+def test_grey_and_colour_are_compared_as_displayed():
     grey = pictures(150)[:, :1]
     assert values(Named(), grey, grey.expand(-1, 3, -1, -1), ["fid"])["fid"] == pytest.approx(0, abs=1e-6)
 

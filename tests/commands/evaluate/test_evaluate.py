@@ -104,16 +104,16 @@ def test_batches_change_no_digit(student, photos, network):
 
 
 def processes(count, *arguments):
-    """The command in some processes, told of each other as torchrun tells them; what each wrote."""
+    """Run the command in some processes, with torchrun's environment; return what each wrote and its exit code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    told |= {"WORLD_SIZE": str(count), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"WORLD_SIZE": str(count), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "dmdistill", *map(str, arguments)]
     started = [
         subprocess.Popen(
-            command, env={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=-1, stderr=-1
+            command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=-1, stderr=-1
         )
         for rank in range(count)
     ]
@@ -125,8 +125,8 @@ def test_processes_change_no_digit(student, photos, tmp_path, monkeypatch):
     metrics = "frechet,kid,precision,recall,density,coverage"
     settings = {"metrics": metrics, "feature_extractor": "fashion-classifier", "images": 100, "batch": 7}
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    told = ["--reference", photos, "--json", tmp_path / "two.json", *CPU]
-    (out, _, code), (nothing, _, other) = processes(2, "evaluate", student, *flags, *told)
+    options = ["--reference", photos, "--json", tmp_path / "two.json", *CPU]
+    (out, _, code), (nothing, _, other) = processes(2, "evaluate", student, *flags, *options)
     assert (code, other, nothing) == (0, 0, "")
     assert "tiny-student" in out
     two = json.loads((tmp_path / "two.json").read_text())
@@ -136,8 +136,8 @@ def test_processes_change_no_digit(student, photos, tmp_path, monkeypatch):
     assert {name.partition("_")[0] for name in one["metrics"]} >= {"frechet", "kid", "precision", "coverage"}
 
 
-def test_shares_of_processes_add_up_to_the_whole(photos):
-    """Image for image: sums, hands of the Inception score, and whose features are kept."""
+def test_shares_of_processes_add_up_to_all(photos):
+    """Image for image: sums, splits of the Inception score, and whose features are stored."""
     source = open_images(str(photos))
 
     def extract(share):
@@ -172,8 +172,8 @@ def test_a_set_compared_with_itself_is_itself(photos, tmp_path, network):
     values = report["metrics"]
     assert values["fid"] == pytest.approx(0, abs=1e-5)
     assert (values["precision"], values["recall"], values["coverage"]) == (1, 1, 1)
-    told = [report[name] for name in ("evaluations_per_image", "seconds_per_image", "seed", "images")]
-    assert told == [None, None, None, 60]
+    others = [report[name] for name in ("evaluations_per_image", "seconds_per_image", "seed", "images")]
+    assert others == [None, None, None, 60]
 
 
 def test_values_are_those_of_all_features_at_once(student, photos, network):
@@ -254,12 +254,12 @@ def interrupted(tmp_path, photos):
     return folder
 
 
-def test_grids_of_an_interrupted_run_are_not_measured(interrupted, student, line_of, network):
+def test_grids_of_an_interrupted_run_are_not_measured(interrupted, student, error_line, network):
     """Neither as the images to measure nor as those to compare with."""
-    line = line_of("evaluate", interrupted, "--metrics", "fid", "--reference", interrupted, *CPU)
-    assert line == line_of("sample", interrupted, *CPU)
+    line = error_line("evaluate", interrupted, "--metrics", "fid", "--reference", interrupted, *CPU)
+    assert line == error_line("sample", interrupted, *CPU)
     assert f"{interrupted} holds no config.json, student/" in line
-    line = line_of("evaluate", student, "--reference", interrupted, *CPU)
+    line = error_line("evaluate", student, "--reference", interrupted, *CPU)
     assert f"--reference {interrupted} is the folder of a model or run" in line
     assert f"model:{interrupted}" in line
 
@@ -288,13 +288,13 @@ def test_a_report_says_what_is_compared_and_which_direction_is_better(student, p
     assert "for FID, KID, precision, recall, density, coverage give real images by --reference" in printed
 
 
-@pytest.mark.parametrize("left", ["whole", "damaged"])
+@pytest.mark.parametrize("left", ["intact", "damaged"])
 @pytest.mark.parametrize("killed", [1, 2, 4, 7])
 def test_a_killed_evaluation_is_resumed(killed, left, student, photos, network, cache, tmp_path, monkeypatch):
     """To the same digits, without extracting what was saved: all but the current block."""
-    asked = {"metrics": ALL, "images": 400, "batch": 50}  # a block of the pictures, and seven of what is drawn
+    settings = {"metrics": ALL, "images": 400, "batch": 50}  # one block of the reference, seven of the student
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "another"))
-    whole = run(student, photos, **asked)
+    whole = run(student, photos, **settings)
     assert not list((tmp_path / "another").glob("extractions/*")), "what takes no minute keeps nothing"
     monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(partial_results, "SAVE_SECONDS", 0.0)
@@ -309,14 +309,14 @@ def test_a_killed_evaluation_is_resumed(killed, left, student, photos, network, 
     with monkeypatch.context() as patch:
         patch.setattr(SmallNetwork, "__call__", interrupted)
         with pytest.raises(KeyError, match="killed"):
-            run(student, photos, **asked)
+            run(student, photos, **settings)
     for file in (tmp_path / "cache").glob("extractions/*"):
         if left == "damaged":
             file.write_bytes(file.read_bytes()[:-30])
     network.images = 0
-    assert run(student, photos, **asked) == whole
+    assert run(student, photos, **settings) == whole
     reference = 0 if killed > 1 else 60
-    drawn = 400 - (64 * max(0, killed - 2) if left == "whole" else 0)
+    drawn = 400 - (64 * max(0, killed - 2) if left == "intact" else 0)
     assert network.images == probe + reference + drawn
     assert not list((tmp_path / "cache").glob("extractions/*"))
 
@@ -346,14 +346,14 @@ def test_prompts_belong_to_pictures_by_number(photos, tmp_path, monkeypatch):
     pixels = open_images(str(photos)).images(range(60))[:, 0, 0, 0].tolist()
     (tmp_path / "prompts.txt").write_text("\n".join(map(str, pixels)))
 
-    class Told(ClipScore):
+    class FirstPixel(ClipScore):
         def __init__(self) -> None:
-            self.id = "told"
+            self.id = "first-pixel"
 
         def __call__(self, images, prompts):
             return torch.tensor([float(int(image[0, 0, 0]) == int(text)) for image, text in zip(images, prompts)])  # noqa: B905
 
-    monkeypatch.setattr(compute, "load_clip", lambda *_, **__: Told())
+    monkeypatch.setattr(compute, "load_clip", lambda *_, **__: FirstPixel())
     settings = {"metrics": "clip", "clip": "any", "prompts": str(tmp_path / "prompts.txt")}
     assert run(photos, batch=7, **settings)["metrics"] == {"clip": 1.0}
 

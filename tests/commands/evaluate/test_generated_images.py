@@ -1,4 +1,4 @@
-"""A model's images by number: noise and condition are functions of the seed and the number alone."""
+"""A model's images by number: noise and condition are functions of the seed and the number."""
 
 import dataclasses
 
@@ -45,8 +45,8 @@ def test_noise_is_normal_and_of_no_other_image_or_seed(teacher):
 
 
 def test_prompts_take_their_turns(teacher):
-    told = dataclasses.replace(teacher, text=object())
-    _, cond = generator_inputs(told, range(17, 31), seed=0)
+    prompted = dataclasses.replace(teacher, text=object())
+    _, cond = generator_inputs(prompted, range(17, 31), seed=0)
     assert cond.one_hot.argmax(1).tolist() == [i % 10 for i in range(17, 31)]
 
 
