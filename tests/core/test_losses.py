@@ -10,6 +10,7 @@ from dmdistill.core.denoisers import Denoiser, X0Denoiser
 from dmdistill.core.losses import (
     FLOOR,
     WEIGHTS,
+    Estimates,
     denoising_loss,
     distribution_matching_loss,
     pseudo_huber,
@@ -60,7 +61,8 @@ def test_matching_gradient_is_its_definition(schedule, mixture, rng, name):
     with torch.no_grad():
         x_t = schedule.diffuse(x, eps, t)
         mu_real, mu_fake = real(x_t, t), fake(x_t, t)
-        weight = WEIGHTS[name](x, mu_real, expand(schedule.alpha(t), x), expand(schedule.sigma(t), x))
+        alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+        weight = WEIGHTS[name](Estimates(x, x_t, t, None, mu_real, mu_fake, alpha, sigma))
     expected = weight * (mu_fake - mu_real) / x.numel()
     torch.testing.assert_close(
         gradient(x, real, fake, t, eps, weight=WEIGHTS[name]), expected, rtol=1e-12, atol=1e-15 * x.abs().max().item()
@@ -79,7 +81,7 @@ def test_weights_are_the_papers(schedule, rng, name, w_t):
     """Each is w_t alpha^2/sigma^2, what is left of w_t alpha (s_fake - s_real); eq8 leaves one alpha to the caller."""
     x, t, mu_real = draw(schedule, rng)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    ours = WEIGHTS[name](x, mu_real, expand(alpha, x), expand(sigma, x)).flatten(1)
+    ours = WEIGHTS[name](Estimates(x, x, t, None, mu_real, mu_real, expand(alpha, x), expand(sigma, x))).flatten(1)
     norm = (mu_real - x).abs().flatten(1).sum(1)
     paper = w_t(alpha, sigma, norm, x[0].numel()) * alpha**2 / sigma**2
     assert ours.shape == (7, 1)
@@ -172,7 +174,7 @@ def test_matching_gradient_is_that_of_the_diffused_kl(schedule, dim):
             fake,
             t.expand(len(z)),
             eps,
-            weight=lambda x, mu_real, alpha, sigma: (alpha / sigma) ** 2,
+            weight=lambda at: (at.alpha / at.sigma) ** 2,
         )
         ours = torch.autograd.grad(loss * dim, (theta, s))  # the loss is a mean over dimensions, the KL a sum
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
@@ -265,3 +267,22 @@ def test_pseudo_huber_is_a_distance_between_l2_and_l1(rng):
     only = x.clone()
     only[3] += 1
     assert pseudo_huber(only, x).nonzero().tolist() == [[3]]
+
+
+def test_a_weight_sees_all_that_the_gradient_is_made_of(schedule, mixture, rng):
+    """Times, conditions and both estimates: a weight of any of them needs no other parameter."""
+    records = []
+
+    def weight(at):
+        records.append(at)
+        return torch.ones_like(at.alpha)
+
+    real, fake = mixture(schedule), X0Denoiser(Linear(rng), schedule)
+    x, t, eps = draw(schedule, rng)
+    gradient(x, real, fake, t, eps, weight=weight)
+    [at] = records
+    assert torch.equal(at.x_t, schedule.diffuse(x, eps, t))
+    assert torch.equal(at.mu_real, real(at.x_t, t))
+    assert torch.equal(at.mu_fake, fake(at.x_t, t))
+    assert torch.equal(at.t, t)
+    assert not any(tensor.requires_grad for tensor in (at.x, at.x_t, at.mu_real, at.mu_fake))

@@ -26,7 +26,7 @@ def test_edm_grid_is_karras():
     """Eq. 5 of Karras et al. (2022), one sigma at a time."""
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
     expected = [(high + i / 17 * (low - high)) ** 7 for i in range(18)] + [0]
-    assert EDM().times(18).tolist() == pytest.approx(expected, rel=1e-12)
+    assert EDM().solver_times(18).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_vp_against_a_plain_product(schedules):
@@ -55,12 +55,12 @@ def test_flow_is_a_straight_line(schedules):
 
 
 def test_flow_shift_moves_the_grid_towards_noise():
-    assert Flow(shift=3.0).times(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    assert Flow(shift=3.0).solver_times(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
 
 
 def test_times_start_at_last_fall_and_end_clean(schedule):
     for steps in (1, 2, 18, 50, 333, 999, 1000):
-        t = schedule.times(steps)
+        t = schedule.solver_times(steps)
         assert len(t) == steps + 1
         assert t[0].item() == pytest.approx(schedule.t_max, rel=1e-12)
         assert schedule.sigma(t)[-1] == 0
@@ -138,7 +138,7 @@ def test_bad_time_ranges_say_what_is_allowed(schedule, rng, low, high):
         (lambda: VP(torch.ones(2, 3)), "falling"),
         (lambda: VP(torch.ones(0)), "falling"),
         (lambda: Flow(shift=0), "expected shift > 0"),
-        (lambda: VP.linear_betas(10).times(11), r"expected 1 \.\.\. 10"),
+        (lambda: VP.linear_betas(10).solver_times(11), r"expected 1 \.\.\. 10"),
     ],
 )
 def test_bad_paths_say_what_is_allowed(build, match):

@@ -84,7 +84,7 @@ def test_a_flow_is_that_of_diffusers(folder):
     teacher = load_diffusers(str(folder(network, scheduler)))
     assert isinstance(teacher.denoiser, FlowDenoiser)
     z = torch.randn(3, 2, 8, 12)
-    times = teacher.denoiser.schedule.times(10)
+    times = teacher.denoiser.schedule.solver_times(10)
     scheduler.set_timesteps(sigmas=(torch.linspace(1, 0, 11)[:-1]).tolist())
     torch.testing.assert_close(scheduler.sigmas.double(), times, rtol=0, atol=1e-6)
     x = z
@@ -114,7 +114,7 @@ def test_a_dynamic_shift_is_that_of_flux():
     path = read_schedule(config, tokens=1000).schedule
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 6)[:-1].tolist(), mu=calculate_shift(1000, max_shift=1.1))
-    torch.testing.assert_close(scheduler.sigmas.double(), path.times(5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scheduler.sigmas.double(), path.solver_times(5), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("classes", "taught_none"), [(3, False), (4, True)])

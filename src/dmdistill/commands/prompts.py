@@ -57,8 +57,10 @@ def with_prompt_texts(
     """Return a text-to-image model with these prompts as its conditions. Its text encoder is released afterwards.
 
     Args:
-        model: the model. texts: the prompts.
-        folder: for the encoded prompts; in the cache where None. device: to encode on.
+        model: the model.
+        texts: the prompts.
+        folder: for the encoded prompts; in the cache where None.
+        device: to encode on.
     """
     check_text(model, f"--prompt {texts[0]!r}")
     assert model.text is not None

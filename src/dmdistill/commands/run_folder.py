@@ -82,7 +82,8 @@ def open_run(config: Any, processes: ProcessGroup = SINGLE_PROCESS) -> RunFolder
     """Check a run's folder and choose its device; nothing is written.
 
     Args:
-        config: of `teach` or `distill`. processes: that train together.
+        config: of `teach` or `distill`.
+        processes: that train together.
 
     Raises:
         ValueError: the folder of a new run exists, or that of a run to resume does not; the device cannot be used.

@@ -1,6 +1,6 @@
 """Denoisers: every kind of diffusion network as its posterior mean, mu(x_t, t, c) = E[x | x_t, c] (Eq. 11).
 
-In terms of mu and the path's (alpha, sigma) the algorithm needs no score, no SNR and no parameterisation. To bring a
+In terms of mu and the noise schedule's (alpha, sigma) the algorithm needs no score, no SNR and no parameterisation. To bring a
 model of your own, subclass `Denoiser`.
 """
 
@@ -26,33 +26,33 @@ __all__ = [
 
 
 class Condition(Protocol):
-    """What a network is told about each sample: labels, prompts. Opaque to the core but for these."""
+    """Conditions of a batch of samples: labels, prompts. The core uses these methods only."""
 
     def null(self) -> Self:
-        """The same number of samples, told nothing: the unconditional branch of guidance."""
+        """Return as many null conditions: the unconditional branch of classifier-free guidance."""
         ...
 
     def concat(self, other: Self) -> Self:
-        """These samples, then those of `other`."""
+        """Return these conditions, followed by those of `other`."""
         ...
 
     def __getitem__(self, rows: slice) -> Self:
-        """Some of the samples."""
+        """Return the conditions of some samples."""
         ...
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """Return the conditions on a device."""
         ...
 
 
 class Denoiser(nn.Module):
-    """A network F and its path, answering with the posterior mean.
+    """A diffusion network F with its noise schedule, called as its posterior mean.
 
     Subclasses say how F's output becomes mu (`mean`) and how the base model was trained (`weight`); one whose network
     wants other inputs overrides `forward`.
 
     Attributes:
-        precision: dtype in which F computes, by autocast; None for that of its weights. All else stays in x_t's.
+        precision: dtype in which F computes, by autocast; None leaves autocast as it is. All else stays in x_t's.
     """
 
     precision: torch.dtype | None = None
@@ -63,23 +63,24 @@ class Denoiser(nn.Module):
         self.schedule = schedule
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """mu of x_t (B ...) at times t (B): same shape, fp32 (fp64 where x_t is), whatever precision F runs in."""
+        """Return mu of x_t (B ...) at times t (B): in the shape and dtype of x_t, whatever precision F computes in."""
         alpha, sigma = expand(self.schedule.alpha(t), x_t), expand(self.schedule.sigma(t), x_t)
-        return self.mean(self.ask(x_t, t, cond), x_t, alpha, sigma)
+        return self.mean(self.network_output(x_t, t, cond), x_t, alpha, sigma)
 
-    def ask(self, x: Tensor, noise: Tensor, cond: Condition | None) -> Tensor:
-        """F's answer, computed in `precision`, in the dtype of x."""
-        lower = self.precision is not None
+    def network_output(self, x: Tensor, noise: Tensor, cond: Condition | None) -> Tensor:
+        """Return F's output, computed in `precision`, in the dtype of x."""
+        if self.precision is None:  # an autocast of the caller's stays as it is
+            return self.net(x, noise, cond).to(x.dtype)
         # without a cache: a weight that was cast would stay until the pass ends
-        with torch.autocast(x.device.type, self.precision or torch.bfloat16, enabled=lower, cache_enabled=False):
+        with torch.autocast(x.device.type, self.precision, cache_enabled=False):
             return self.net(x, noise, cond).to(x.dtype)
 
     def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """mu from the network's output f."""
+        """Return mu from the network's output f. All but f are B ... or broadcast over it."""
         raise NotImplementedError
 
     def weight(self, t: Tensor) -> Tensor:
-        """The factor on |mu - x|^2 under which the base model was trained: what Eq. 6 uses for mu_fake. Shape of t."""
+        """Return the factor on |mu - x|^2 with which the base model was trained, as Eq. 6 uses it. Shape (B,), as t."""
         raise NotImplementedError
 
 
@@ -142,7 +143,7 @@ class EDMDenoiser(Denoiser):
         sigma = expand(self.schedule.sigma(t), x_t)
         total = sigma**2 + self.sigma_data**2
         c_skip, c_out, c_in = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), total.rsqrt()
-        return c_skip * x_t + c_out * self.ask(c_in * x_t, self.schedule.sigma(t).log() / 4, cond)
+        return c_skip * x_t + c_out * self.network_output(c_in * x_t, self.schedule.sigma(t).log() / 4, cond)
 
     def weight(self, t: Tensor) -> Tensor:
         return self.schedule.sigma(t) ** -2 + self.sigma_data**-2

@@ -29,11 +29,15 @@ def dmd(
     """Build the objective of DMD (Yin et al., CVPR 2024), with the updates "generator" and "fake".
 
     Args:
-        generator: G. real: mu_real, frozen, guided where wanted. fake: mu_fake, never guided.
-        distance: of the regression loss, per sample. lambda_reg: its weight; 0 needs no pairs.
+        generator: G.
+        real: mu_real, frozen, guided where wanted.
+        fake: mu_fake, never guided.
+        distance: of the regression loss, per sample.
+        lambda_reg: its weight; 0 needs no pairs.
         match_pairs: the images of the pairs' noise are matched and learned from too, as in the paper's LAION runs.
         weight: of the distribution-matching gradient, Eq. 8 by default.
-        low, high: the fractions of the time range that Eq. 7 draws from.
+        low: the fractions of the time range that Eq. 7 draws from.
+        high: see `low`.
     """
     rows = "all" if match_pairs else "fresh"
     matching = DistributionMatching(real, fake, low=low, high=high, weight=weight, rows=rows)
@@ -48,7 +52,9 @@ def regression(
     """Build the regression on its own, as a phase before distribution matching.
 
     Args:
-        generator: G. distance: of the regression loss, per sample. lambda_reg: its weight.
+        generator: G.
+        distance: of the regression loss, per sample.
+        lambda_reg: its weight.
         fake: mu_fake, where it learns the images of the pairs' noise meanwhile; None where it does not.
     """
     critics: dict[str, dict[Term, float]] = {} if fake is None else {"fake": {FakeScore(fake, rows="paired"): 1.0}}

@@ -26,7 +26,8 @@ def select_part(rows: Any, sizes: Sequence[int], index: int, count: int) -> Any:
     Args:
         rows: a tensor, a list or a `Condition`; None stays None.
         sizes: of the groups, multiples of `count`.
-        index: which part. count: how many parts there are.
+        index: which part.
+        count: how many parts there are.
     """
     if count == 1 or rows is None:
         return rows

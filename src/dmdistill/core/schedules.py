@@ -1,6 +1,6 @@
-"""Paths from image to noise: x_t = alpha(t) x + sigma(t) eps, eps ~ N(0, I) (Eq. 3).
+"""Noise schedules: x_t = alpha(t) x + sigma(t) eps, eps ~ N(0, I) (Eq. 3).
 
-Every path keeps (alpha, sigma) and never sigma alone: a flow has alpha = 0 at its last time, which is exactly where a
+Every schedule keeps (alpha, sigma) and never sigma alone: a flow has alpha = 0 at its last time, which is exactly where a
 one-step generator is asked.
 """
 
@@ -22,12 +22,14 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 
 class NoiseSchedule:
-    """One family of blurred distributions. Times are tensors of shape (B,); alpha and sigma answer in that shape.
+    """Noise schedule: how much of the image and of the noise x_t has at time t.
+
+    Times are tensors of shape (B,), and so are alpha and sigma.
 
     Attributes:
-        last: the time of pure noise, where solvers start and a one-step generator is asked.
-        prior_std: x at `last` is prior_std * z, z ~ N(0, I).
-        bins: how many discrete times `sample_t` draws from.
+        t_max: time of pure noise, where solvers start and a one-step generator is evaluated.
+        prior_std: x at `t_max` is prior_std * z, z ~ N(0, I).
+        bins: number of discrete times that `sample_t` draws from.
     """
 
     t_max: float
@@ -38,27 +40,27 @@ class NoiseSchedule:
         return self  # nothing in it changes: copies of a network share it
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Coefficient of the image at time t."""
+        """Return the coefficient of the image at time t."""
         raise NotImplementedError
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Coefficient of the noise at time t."""
+        """Return the coefficient of the noise at time t."""
         raise NotImplementedError
 
     def time(self, index: Tensor) -> Tensor:
-        """The time of bin `index` (integers in [0, bins)), rising with the noise."""
+        """Return the time of bin `index` (integers in [0, bins)); it rises with the noise."""
         raise NotImplementedError
 
-    def times(self, steps: int) -> Tensor:
-        """A solver's grid: from `last` down to the clean image, sigma = 0. fp64, shape (steps + 1,)."""
+    def solver_times(self, steps: int) -> Tensor:
+        """Return a solver's grid of times, from `t_max` down to the clean image, sigma = 0. fp64, shape (steps + 1,)."""
         raise NotImplementedError
 
     def diffuse(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha(t) x + sigma(t) eps (Eq. 3). x, eps: B ...; t: B."""
+        """Return x_t = alpha(t) x + sigma(t) eps (Eq. 3). x, eps: B ...; t: B."""
         return expand(self.alpha(t), x) * x + expand(self.sigma(t), x) * eps
 
     def sample_t(self, n: int, low: float = 0.0, high: float = 1.0, *, rng: torch.Generator) -> Tensor:
-        """n times, uniform over the bins between the fractions low and high of the range. fp32, on rng's device."""
+        """Draw n times uniformly from the bins between two fractions of the range. fp32, on the device of `rng`."""
         if not 0 <= low < high <= 1:
             raise ValueError(f"time range is [{low}, {high}], expected 0 <= low < high <= 1")
         first, end = min(round(low * self.bins), self.bins - 1), min(round(high * self.bins) + 1, self.bins)
@@ -90,7 +92,7 @@ class EDM(NoiseSchedule):
     def time(self, index: Tensor) -> Tensor:
         return self.karras(index.double() / (self.bins - 1)).float()
 
-    def times(self, steps: int) -> Tensor:
+    def solver_times(self, steps: int) -> Tensor:
         return torch.cat([self.karras(torch.linspace(1, 0, steps, dtype=torch.float64)), torch.zeros(1).double()])
 
     def karras(self, u: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class VP(NoiseSchedule):
 
     @classmethod
     def linear_betas(cls, steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> VP:
-        """The schedule of DDPM (Ho et al. 2020)."""
+        """Build the schedule of DDPM (Ho et al. 2020)."""
         return cls((1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0))
 
     def abar(self, t: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ class VP(NoiseSchedule):
     def time(self, index: Tensor) -> Tensor:
         return index.float()
 
-    def times(self, steps: int) -> Tensor:
+    def solver_times(self, steps: int) -> Tensor:
         if not 1 <= steps <= self.bins:
             raise ValueError(f"{steps} solver steps, expected 1 ... {self.bins}: the path has that many times")
         return torch.linspace(self.t_max, -1, steps + 1, dtype=torch.float64).round()
@@ -165,6 +167,6 @@ class Flow(NoiseSchedule):
     def time(self, index: Tensor) -> Tensor:
         return ((index.double() + 1) / self.bins).float()
 
-    def times(self, steps: int) -> Tensor:
+    def solver_times(self, steps: int) -> Tensor:
         t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         return self.shift * t / (1 + (self.shift - 1) * t)

@@ -19,49 +19,52 @@ Solver = Callable[..., Tensor]
 
 
 class Trajectory:
-    """The state of one solve: coefficients at the times of the grid, and the teacher's answers."""
+    """The path of one solve: the grid's coefficients, and the denoiser at its times."""
 
     def __init__(self, denoiser: Denoiser, z: Tensor, cond: Condition | None, steps: int) -> None:
         if steps < 1:
             raise ValueError(f"{steps} solver steps, expected at least 1")
         self.denoiser, self.cond = denoiser, cond
-        times = denoiser.schedule.times(steps).to(z.device)
+        times = denoiser.schedule.solver_times(steps).to(z.device)
         self.t = times.to(z.dtype)
         self.alpha = denoiser.schedule.alpha(times).to(z.dtype)
         self.sigma = denoiser.schedule.sigma(times).to(z.dtype)
         self.x = denoiser.schedule.prior_std * z
 
-    def ask(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """(mu, eps) of x at the i-th time."""
+    def evaluate(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Return (mu, eps) of x at the i-th time."""
         mu = self.denoiser(x, self.t[i].expand(len(x)), self.cond)
         return mu, (x - self.alpha[i] * mu) / self.sigma[i]
 
-    def move(self, x: Tensor, mu: Tensor, eps: Tensor, i: int) -> Tensor:
-        """x at the i-th time, carried along (mu, eps) to the next."""
+    def step(self, x: Tensor, mu: Tensor, eps: Tensor, i: int) -> Tensor:
+        """Return x of the i-th time, moved along (mu, eps) to the next."""
         return x + (self.alpha[i + 1] - self.alpha[i]) * mu + (self.sigma[i + 1] - self.sigma[i]) * eps
 
 
 @torch.no_grad()
 def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 50) -> Tensor:
-    """DDIM (Song et al. 2021): first order, `steps` evaluations. z ~ N(0, I), B ...; returns images of that shape."""
-    line = Trajectory(denoiser, z, cond, steps)
-    x = line.x
+    """Sample with DDIM (Song et al. 2021): first order, `steps` evaluations.
+
+    z ~ N(0, I), B ...; returns images of that shape.
+    """
+    path = Trajectory(denoiser, z, cond, steps)
+    x = path.x
     for i in range(steps):
-        x = line.move(x, *line.ask(x, i), i)
+        x = path.step(x, *path.evaluate(x, i), i)
     return x
 
 
 @torch.no_grad()
 def heun(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
-    """Heun's method (Karras et al. 2022, algorithm 1, S_churn 0): second order, 2 steps - 1 evaluations."""
-    line = Trajectory(denoiser, z, cond, steps)
-    x = line.x
+    """Sample with Heun's method (Karras et al. 2022, algorithm 1, S_churn 0): second order, 2 steps - 1 evaluations."""
+    path = Trajectory(denoiser, z, cond, steps)
+    x = path.x
     for i in range(steps):
-        mu, eps = line.ask(x, i)
-        ahead = line.move(x, mu, eps, i)
+        mu, eps = path.evaluate(x, i)
+        ahead = path.step(x, mu, eps, i)
         if i + 1 < steps:  # at the clean image there is no eps to ask for: the last step is Euler's
-            mu_ahead, eps_ahead = line.ask(ahead, i + 1)
-            ahead = line.move(x, (mu + mu_ahead) / 2, (eps + eps_ahead) / 2, i)
+            mu_ahead, eps_ahead = path.evaluate(ahead, i + 1)
+            ahead = path.step(x, (mu + mu_ahead) / 2, (eps + eps_ahead) / 2, i)
         x = ahead
     return x
 
@@ -71,35 +74,37 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 @torch.no_grad()
 def pndm(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 50) -> Tensor:
-    """PNDM in its linear multi-step form (Liu et al. 2022), as Stable Diffusion is sampled: steps + 1 evaluations.
+    """Sample with PNDM in its linear multi-step form (Liu et al. 2022), as for Stable Diffusion: steps + 1 evaluations.
 
     The noise of the last four steps, extrapolated by Adams-Bashforth, makes each DDIM step; the first step is a
-    trapezium, for which the second time is asked once more.
+    trapezium, for which the denoiser is evaluated at the second time once more.
     """
-    line = Trajectory(denoiser, z, cond, steps)
-    if line.alpha[0] == 0:
-        raise ValueError("pndm on a path that starts at alpha = 0, where noise alone gives no image: use heun or ddim")
-    x, past = line.x, []
+    path = Trajectory(denoiser, z, cond, steps)
+    if path.alpha[0] == 0:
+        raise ValueError(
+            "pndm on a noise schedule that starts at alpha = 0, where noise alone gives no image: use heun or ddim"
+        )
+    x, past = path.x, []
     for i in range(steps):
-        _, eps = line.ask(x, i)
+        _, eps = path.evaluate(x, i)
         past = [eps, *past[:3]]
         if i == 0 and steps > 1:
-            _, ahead = line.ask(carry(line, x, eps, 0), 1)
+            _, ahead = path.evaluate(step_along_noise(path, x, eps, 0), 1)
             eps = (eps + ahead) / 2
         else:
             eps = sum((c * e for c, e in zip(ADAMS_BASHFORTH[len(past) - 1], past, strict=True)), torch.zeros_like(x))
-        x = carry(line, x, eps, i)
+        x = step_along_noise(path, x, eps, i)
     return x
 
 
-def carry(line: Trajectory, x: Tensor, eps: Tensor, i: int) -> Tensor:
-    """DDIM's step for a given noise: mu is what that noise leaves of x."""
-    return line.move(x, (x - line.sigma[i] * eps) / line.alpha[i], eps, i)
+def step_along_noise(path: Trajectory, x: Tensor, eps: Tensor, i: int) -> Tensor:
+    """Take DDIM's step for a given noise: mu is what that noise leaves of x."""
+    return path.step(x, (x - path.sigma[i] * eps) / path.alpha[i], eps, i)
 
 
 SOLVERS: dict[str, Solver] = {"heun": heun, "ddim": ddim, "pndm": pndm}
 
 
 def evaluations(solver: str, steps: int) -> int:
-    """How often a solver asks the denoiser for one image."""
+    """Count a solver's evaluations of the denoiser for one image."""
     return {"heun": 2 * steps - 1, "ddim": steps, "pndm": steps + (steps > 1)}[solver]

@@ -18,7 +18,7 @@ from dmdistill.commands.reproduce.fig3.experiment import (
     mode_coverage,
     train,
 )
-from dmdistill.core.losses import WEIGHTS, distribution_matching_loss
+from dmdistill.core.losses import Estimates, distribution_matching_loss, weight_eq8
 from dmdistill.core.schedules import EDM, VP
 from dmdistill.models.gaussian_mixture import two_modes
 
@@ -47,7 +47,8 @@ def test_a_zero_fake_score_leaves_the_real_score_only(schedule, rng):
     x_t = schedule.diffuse(x.detach(), eps, t).requires_grad_()
     (score,) = torch.autograd.grad(real.log_prob(x_t, t).sum(), x_t)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-    weight = WEIGHTS["eq8"](x.detach(), real(x_t, t).detach(), alpha, sigma)
+    mu_real = real(x_t, t).detach()
+    weight = weight_eq8(Estimates(x.detach(), x_t, t, None, mu_real, mu_real, alpha, sigma))
     torch.testing.assert_close(gradient, -weight * sigma**2 / alpha * score, atol=1e-9, rtol=1e-9)
 
 

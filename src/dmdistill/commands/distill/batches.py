@@ -67,7 +67,8 @@ class BatchSource:
 
         Args:
             step: its number, which decides the pairs.
-            paired: whether it has pairs. fake_steps: updates of the fake score; those after the first get fresh noise.
+            paired: whether it has pairs.
+            fake_steps: updates of the fake score; those after the first get fresh noise.
         """
         z, cond = self.noise(1)
         z_ref = y_ref = cond_ref = z_fake = cond_fake = None

@@ -25,7 +25,8 @@ def import_function(name: str, flag: str) -> Callable[..., Any]:
     """Import the function that an option names as module:function, from the current folder too.
 
     Args:
-        name: module:function. flag: of the option, for the message.
+        name: module:function.
+        flag: of the option, for the message.
 
     Raises:
         ValueError: there is no such module or function.
@@ -53,8 +54,10 @@ def load_distance(
     """Return the distance of the regression; LPIPS compares images, decoded where the teacher has latents.
 
     Args:
-        options: which distance. teacher: its autoencoder decodes, where no other one is given.
-        device, precision: where and how LPIPS computes.
+        options: which distance.
+        teacher: its autoencoder decodes, where no other one is given.
+        device: where and how LPIPS computes.
+        precision: see `device`.
     """
     if ":" in options.distance:
         return import_function(options.distance, "--distance")

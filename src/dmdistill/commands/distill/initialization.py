@@ -37,7 +37,9 @@ def initial_generator(config: DistillConfig, teacher: Teacher, copy_denoiser: Co
     """Build the generator, as the teacher or as the student of --start.
 
     Args:
-        config: the options. teacher: the teacher. copy_denoiser: copies the teacher's denoiser for training.
+        config: the options.
+        teacher: the teacher.
+        copy_denoiser: copies the teacher's denoiser for training.
 
     Raises:
         ValueError: the student of --start is of another kind of teacher, or has no adapters of this run's form.

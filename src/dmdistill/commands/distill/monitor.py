@@ -28,7 +28,9 @@ def build_probe(distillation: Distillation, *, seed: int, images: int) -> Probe:
     """Draw the noise that all diagnostics of a run use.
 
     Args:
-        distillation: its teacher decides shapes and conditions. seed: of the noise. images: how many.
+        distillation: its teacher decides shapes and conditions.
+        seed: of the noise.
+        images: how many.
     """
     rng = torch.Generator(distillation.rng.device).manual_seed(seed)
     z, cond = distillation.teacher.sample_inputs(images, rng=rng)

@@ -43,8 +43,11 @@ def make_own_pairs(
     """Make the run's own pairs, in its folder.
 
     Args:
-        config: how many, and the seed. teacher: the teacher. run: its folder and device.
-        batch: pairs made at once. network_device: where the teacher's network goes afterwards.
+        config: how many, and the seed.
+        teacher: the teacher.
+        run: its folder and device.
+        batch: pairs made at once.
+        network_device: where the teacher's network goes afterwards.
     """
     teacher.to(run.device, run.precision)
     count, seed = config.pair_set.pair_count, config.seed

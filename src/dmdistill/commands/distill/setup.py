@@ -78,7 +78,8 @@ def set_up(
     Args:
         config: the options.
         teacher, generator, fake: the networks, on their device, or in the host's memory where they will be sharded.
-        distance: of the regression. pairs: None where there is no regression.
+        distance: of the regression.
+        pairs: None where there is no regression.
         parallel: how processes and microbatches share a batch.
         rng: of every random draw, on the networks' device.
     """

@@ -17,8 +17,11 @@ def build_student(config: DistillConfig, teacher: Teacher, generator: Generator,
     """Build the student of a trained generator, frozen.
 
     Args:
-        config: the options of its distillation. teacher: its teacher. generator: with the student's weights.
-        average: the EMA that it is. step: of the run.
+        config: the options of its distillation.
+        teacher: its teacher.
+        generator: with the student's weights.
+        average: the EMA that it is.
+        step: of the run.
     """
     name = f"{teacher.name}-student"
     inherited = {key: teacher.config.get(key) for key in INHERITED_KEYS}

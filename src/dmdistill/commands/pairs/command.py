@@ -55,9 +55,12 @@ def make_teacher_pairs(
     """Make a teacher's pairs on its device; those that the folder has already are kept.
 
     Args:
-        teacher: the teacher. folder: to write to.
-        count: how many pairs. seed: of noise and conditions.
-        shard_size: pairs per file. batch: pairs made at once.
+        teacher: the teacher.
+        folder: to write to.
+        count: how many pairs.
+        seed: of noise and conditions.
+        shard_size: pairs per file.
+        batch: pairs made at once.
         processes: that make them together.
     """
     settings = PairSettings(

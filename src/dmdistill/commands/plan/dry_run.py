@@ -130,8 +130,10 @@ def dry_run(
     """Set up a distillation that leaves nothing on disk, on noise in place of pairs.
 
     Args:
-        config: the options, with one process's batches. teacher: the teacher.
-        device, precision: where and how networks compute.
+        config: the options, with one process's batches.
+        teacher: the teacher.
+        device: where and how networks compute.
+        precision: see `device`.
         data: False for networks with shapes only, whose memory is always counted.
         ledger: count the memory with data too; one step of the last kind is computed first, for the optimizers' states.
         processes: how many share the batch; this is one of them.

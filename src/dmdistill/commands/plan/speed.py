@@ -35,7 +35,8 @@ def measure_speed(run: DryRun, costs: dict[str, Cost], *, sampling: str) -> Spee
     """Time a step of each phase, and the teacher's evaluation.
 
     Args:
-        run: with data. costs: of a step of each phase, and of sampling, at the full batch.
+        run: with data.
+        costs: of a step of each phase, and of sampling, at the full batch.
         sampling: the name of sampling in `costs` and in the result.
     """
     config, device = run.config, run.distillation.rng.device
