@@ -36,8 +36,8 @@ def dmd(
         lambda_reg: its weight; 0 needs no pairs.
         match_pairs: the images of the pairs' noise are matched and learned from too, as in the paper's LAION runs.
         weight: of the distribution-matching gradient, Eq. 8 by default.
-        low: the fractions of the time range that Eq. 7 draws from.
-        high: see `low`.
+        low: lower end of the times that Eq. 7 draws, as a fraction of the range.
+        high: upper end of these times.
     """
     rows = "all" if match_pairs else "fresh"
     matching = DistributionMatching(real, fake, low=low, high=high, weight=weight, rows=rows)

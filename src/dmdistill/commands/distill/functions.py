@@ -56,8 +56,8 @@ def load_distance(
     Args:
         options: which distance.
         teacher: its autoencoder decodes, where no other one is given.
-        device: where and how LPIPS computes.
-        precision: see `device`.
+        device: where LPIPS computes.
+        precision: in which LPIPS computes; None for fp32.
     """
     if ":" in options.distance:
         return import_function(options.distance, "--distance")

@@ -77,7 +77,9 @@ def set_up(
 
     Args:
         config: the options.
-        teacher, generator, fake: the networks, on their device, or in the host's memory where they will be sharded.
+        teacher: the teacher, on its device, or in the host's memory where it will be sharded.
+        generator: the generator, there too.
+        fake: the fake score, there too.
         distance: of the regression.
         pairs: None where there is no regression.
         parallel: how processes and microbatches share a batch.

@@ -132,8 +132,8 @@ def dry_run(
     Args:
         config: the options, with one process's batches.
         teacher: the teacher.
-        device: where and how networks compute.
-        precision: see `device`.
+        device: where networks compute.
+        precision: in which networks compute; None for fp32.
         data: False for networks with shapes only, whose memory is always counted.
         ledger: count the memory with data too; one step of the last kind is computed first, for the optimizers' states.
         processes: how many share the batch; this is one of them.

@@ -1,8 +1,9 @@
-"""What FSDP2 holds of sharded networks while they work, foretold in one process and told to a ledger.
+"""The memory that FSDP2 needs for sharded networks, predicted in one process.
 
-The order of events is that of torch's fully_shard with reshard_after_forward=True. A block's weights come in one buffer
-and are copied out of it; forward, the buffer stays until the next block has its own. Backward, the next block's buffer
-is asked for ahead, and a block's gradients are whole until it is done; then they are copied, to be exchanged.
+The order of events is that of torch's fully_shard with reshard_after_forward=True. A block's weights are gathered in one
+buffer and copied out of it; in the forward pass the buffer stays until the next block has its own. In the backward pass
+the next block's buffer is prefetched, and a block's gradients are unsharded until it is done; then they are copied, to be
+reduced.
 """
 
 from __future__ import annotations
@@ -44,107 +45,110 @@ class ShardingRecorder:
 
 
 class Group:
-    """Weights that are gathered together: a block's, or what is outside of all blocks."""
+    """Weights that are gathered together: a block's, or those outside of all blocks."""
 
     def __init__(self, parameters: list[nn.Parameter], world_size: int) -> None:
-        self.parameters = [one for one in parameters if one.requires_grad]
-        self.full = sum(world_size * shard_bytes(one, world_size) for one in parameters)
-        self.trained = sum(world_size * shard_bytes(one, world_size) for one in self.parameters)
-        self.gradients = 0  # bytes that are whole at present
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.full_bytes = sum(world_size * shard_bytes(parameter, world_size) for parameter in parameters)
+        self.trained_bytes = sum(world_size * shard_bytes(parameter, world_size) for parameter in self.parameters)
+        self.gradient_bytes = 0  # unsharded at present
 
 
 class Sharded:
-    """Follows the passes of one network.
+    """Follows the forward and backward passes of one network by hooks.
 
     Attributes:
-        root: the group of what is outside of all blocks.
-        order: the groups in the order in which they were done forward; the root is the last.
-        at: index of the one that backward is at; None while there is no backward pass.
+        root: the group of weights outside of all blocks.
+        order: the groups in the order of the forward pass; the root is the last.
+        current: index of the group in the backward pass; None outside of one.
     """
 
     def __init__(self, network: nn.Module, ledger: Ledger, *, world_size: int) -> None:
         self.ledger = ledger
         self.order: list[Group] = []
-        self.at: int | None = None
-        self.buffer = self.all_gather = 0  # bytes
-        self.asked: set[int] = set()  # indices of what backward asked for ahead
-        self.turned: set[int] = set()  # of what it came to
+        self.current: int | None = None
+        self.buffer_bytes = self.reduced_bytes = 0
+        self.prefetched: set[int] = set()  # indices of the groups that backward gathered ahead
+        self.visited: set[int] = set()  # indices of the groups that backward reached
         inner = [*blocks(network)]
-        taken = {parameter for block in inner for parameter in block.parameters()}
+        in_blocks = {parameter for block in inner for parameter in block.parameters()}
         for block in inner:
             self.watch(block, Group([*block.parameters()], world_size))
-        self.root = Group([one for one in network.parameters() if one not in taken], world_size)
+        outside = [parameter for parameter in network.parameters() if parameter not in in_blocks]
+        self.root = Group(outside, world_size)
         self.watch(network, self.root)
 
     def watch(self, module: nn.Module, group: Group) -> None:
-        module.register_forward_pre_hook(lambda *_: self.enter(group))
-        module.register_forward_hook(lambda _, __, answer: self.leave(group, answer))
+        """Register the hooks of a group."""
+        module.register_forward_pre_hook(lambda *_: self.before_forward(group))
+        module.register_forward_hook(lambda _, __, output: self.after_forward(group, output))
         for parameter in group.parameters:
-            parameter.register_post_accumulate_grad_hook(lambda one: self.learn(group, one))
+            parameter.register_post_accumulate_grad_hook(lambda one: self.count_gradient(group, one))
 
     def add_bytes(self, size: int) -> None:
+        """Tell the ledger of more, or fewer, gathered bytes."""
         self.ledger.add_bytes(GATHERED, size)
 
-    def enter(self, group: Group) -> None:
-        """Forward: into a buffer, while the one before is there, and out of it."""
-        if self.at is not None:  # recomputed: it is there
+    def before_forward(self, group: Group) -> None:
+        """Gather weights into a buffer, while the last group's buffer is there, and copy them out of it."""
+        if self.current is not None:  # recomputed in the backward pass: they are there
             return
         if group is self.root:
             self.order = []
-        self.add_bytes(group.full)
-        self.add_bytes(-self.buffer)
-        self.add_bytes(group.full)
-        self.buffer = group.full
+        self.add_bytes(group.full_bytes)
+        self.add_bytes(-self.buffer_bytes)
+        self.add_bytes(group.full_bytes)
+        self.buffer_bytes = group.full_bytes
 
-    def leave(self, group: Group, answer: Any) -> None:
-        """Forward: the weights go; backward will ask for them again."""
-        if self.at is not None:
+    def after_forward(self, group: Group, output: Any) -> None:
+        """Free weights; the backward pass gathers them again."""
+        if self.current is not None:
             return
-        self.add_bytes(-group.full)
+        self.add_bytes(-group.full_bytes)
         if group is self.root:
-            self.add_bytes(-self.buffer)
-            self.buffer = 0
+            self.add_bytes(-self.buffer_bytes)
+            self.buffer_bytes = 0
         index = len(self.order)
         self.order.append(group)
-        for tensor in find_tensors(answer):
+        for tensor in find_tensors(output):
             if tensor.requires_grad:
-                tensor.register_hook(lambda _: self.turn(index))
+                tensor.register_hook(lambda _: self.before_backward(index))
 
-    def turn(self, index: int) -> None:
-        """Backward comes to a group: the one before it is done, its weights come, the next one's are asked for."""
-        if index in self.turned:
+    def before_backward(self, index: int) -> None:
+        """Finish the last group, gather this one's weights, and prefetch the next one's."""
+        if index in self.visited:
             return
-        if self.at is None:  # at the root, which is done last
-            torch.autograd.Variable._execution_engine.queue_callback(self.end)  # pyright: ignore
-        elif self.order[self.at] is not self.root:
-            self.finish(self.order[self.at])
-        self.at, group = index, self.order[index]
-        self.turned.add(index)
-        self.add_bytes(group.full if index in self.asked else 2 * group.full)
-        self.add_bytes(-group.full)
-        if index and index - 1 not in self.turned | self.asked:
-            self.asked.add(index - 1)
-            self.add_bytes(self.order[index - 1].full)
+        if self.current is None:  # at the root, which is finished last
+            torch.autograd.Variable._execution_engine.queue_callback(self.after_backward)  # pyright: ignore
+        elif self.order[self.current] is not self.root:
+            self.finish(self.order[self.current])
+        self.current, group = index, self.order[index]
+        self.visited.add(index)
+        self.add_bytes(group.full_bytes if index in self.prefetched else 2 * group.full_bytes)
+        self.add_bytes(-group.full_bytes)
+        if index and index - 1 not in self.visited | self.prefetched:
+            self.prefetched.add(index - 1)
+            self.add_bytes(self.order[index - 1].full_bytes)
 
-    def learn(self, group: Group, parameter: Tensor) -> None:
-        """A gradient is there, whole."""
+    def count_gradient(self, group: Group, parameter: Tensor) -> None:
+        """Count an unsharded gradient."""
         size = parameter.numel() * parameter.itemsize
-        group.gradients += size
+        group.gradient_bytes += size
         self.add_bytes(size)
 
     def finish(self, group: Group) -> None:
-        """Weights go, and gradients once they are copied to be exchanged, as those before them have been."""
-        self.add_bytes(-group.full - self.all_gather)
-        self.all_gather = group.trained if group.gradients else 0
-        self.add_bytes(self.all_gather)
-        self.add_bytes(-group.gradients)
-        group.gradients = 0
+        """Free weights, and gradients once they are copied for their reduction; the copies of the last group go too."""
+        self.add_bytes(-group.full_bytes - self.reduced_bytes)
+        self.reduced_bytes = group.trained_bytes if group.gradient_bytes else 0
+        self.add_bytes(self.reduced_bytes)
+        self.add_bytes(-group.gradient_bytes)
+        group.gradient_bytes = 0
 
-    def end(self) -> None:
-        """After a backward pass."""
-        if self.at is not None and self.order[self.at] is not self.root:
-            self.finish(self.order[self.at])
+    def after_backward(self) -> None:
+        """Free all that is left after a backward pass."""
+        if self.current is not None and self.order[self.current] is not self.root:
+            self.finish(self.order[self.current])
         self.finish(self.root)
-        left = sum(self.order[index].full for index in self.asked - self.turned)
-        self.add_bytes(-self.all_gather - left)
-        self.at, self.all_gather, self.turned, self.asked = None, 0, set(), set()
+        left = sum(self.order[index].full_bytes for index in self.prefetched - self.visited)
+        self.add_bytes(-self.reduced_bytes - left)
+        self.current, self.reduced_bytes, self.visited, self.prefetched = None, 0, set(), set()

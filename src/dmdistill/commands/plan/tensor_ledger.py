@@ -1,8 +1,8 @@
-"""What a piece of work takes: memory, tensor by tensor, by what they are for, and floating-point operations.
+"""Memory, by what tensors are for, and floating-point operations of any computation.
 
-Both are counted where operations are dispatched, so that tensors without data do as well as real ones: a step of
-networks that fit nowhere can be counted on a laptop. Not counted: the workspace of kernels, and what an allocator keeps
-spare; and operations but those of matrix products, convolutions and attention.
+Both are counted where operations are dispatched, with tensors that have data or only shapes: a step of networks that fit
+nowhere can be counted on a laptop. Not counted: the workspace of kernels, the spare memory of an allocator, and
+operations other than matrix products, convolutions and attention.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ __all__ = ["FakeTensors", "Ledger", "find_tensors", "shard_bytes"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
-MADE, FOUND = "activations", "other networks"  # what nobody named: made meanwhile, or there before
+NEW, OLD = "activations", "other networks"  # tensors without a name: allocated meanwhile, or there before
 
 
 class FakeTensors(FakeTensorMode):
-    """Inside, tensors have shapes and no data, and nothing is computed; real tensors are taken by their shapes."""
+    """Mode in which tensors have shapes and no data, and nothing is computed; of real tensors only shapes are used."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.empty: dict[int, tuple[Tensor, weakref.ref[Tensor]]] = {}  # on the meta device, and what stands for it
+        self.empty: dict[int, tuple[Tensor, weakref.ref[Tensor]]] = {}  # meta tensors, and their fake tensors
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # tensors know their mode: a copied network stays in this one
 
     def copy_network(self, module: Module) -> Module:
-        """A copy of a network, without its data. One on the meta device, where none ever was, is taken as the CPU's."""
+        """Copy a network without its data. One on the meta device becomes one of the CPU."""
         tensors = [*module.parameters(), *module.buffers()]
         return copy.deepcopy(module, {id(tensor): self.fake_tensor(tensor) for tensor in tensors})
 
     def fake_tensor(self, tensor: Tensor) -> Tensor:
-        """The tensor, without its data."""
+        """Return the fake tensor of a tensor."""
         if tensor.device.type != "meta":
             return self.from_tensor(tensor)
         _, known = self.empty.get(id(tensor), (None, None))
-        like = known() if known else None  # what networks share stays shared, for as long as one of them has it
+        like = known() if known else None  # weights that networks share stay shared while one of them has them
         if like is None:
             with self:
                 empty = torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -58,14 +58,15 @@ class FakeTensors(FakeTensorMode):
 
 
 class Ledger(TorchDispatchMode):
-    """Keeps the bytes of all tensors alive, each storage once, by what they are for, and the operations made.
+    """Mode that counts the bytes of all living tensors, each storage once, by what they are for, and the operations.
 
-    It is entered after `WithoutData`. Of tensors without data every number asked for is 1, or 0 for integers, and every
-    question is answered with yes: all is finite, all labels are in range.
+    Enter it after `FakeTensors`. In it a number read from a fake tensor is 1, or 0 for integers, and a truth value is
+    True: all is finite, all labels are in range.
 
     Attributes:
-        now: bytes by part. peak: the same where their sum was largest since `restart`.
-        flops: since then; a multiplication and an addition are two.
+        now: bytes by part.
+        peak: bytes by part where their sum was largest since `reset_peak`.
+        flops: operations since then; a multiplication and an addition are two.
     """
 
     def __init__(self) -> None:
@@ -76,74 +77,79 @@ class Ledger(TorchDispatchMode):
         self.storages: dict[int, tuple[str, int]] = {}  # of each storage, its part and bytes
 
     def name(self, part: str, tensors: Iterable[Tensor], *, world_size: int = 1) -> None:
-        """Say what tensors are for, and among how many processes they are divided, of which this is the first."""
+        """Name the part that tensors belong to; of tensors sharded among processes the first one's shards count."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self.track(storage, part)
             self.assign(id(storage), part, storage.nbytes() if world_size == 1 else shard_bytes(tensor, world_size))
 
     def label_shared(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Say that tensors lie in what is held for a part already."""
+        """Name the part of tensors that lie in memory which is counted already."""
         for tensor in tensors:
             self.assign(id(tensor.untyped_storage()), part, 0)
 
     def assign(self, key: int, part: str, size: int) -> None:
-        before, storages = self.storages.get(key, (part, 0))
-        self.now[before] -= storages
+        """Count a storage under a part."""
+        before, old_size = self.storages.get(key, (part, 0))
+        self.now[before] -= old_size
         self.now[part] += size
         self.storages[key] = part, size
 
     def add_bytes(self, part: str, size: int) -> None:
-        """So many bytes more, or less, that are no tensor seen here."""
+        """Count bytes, or fewer bytes, that belong to no tensor of this process."""
         self.now[part] += size
         self.update_peak()
 
     def update_peak(self) -> None:
+        """Note the present bytes where they are the most so far."""
         if self.now.total() > self.peak.total():
             self.peak = Counter(self.now)
 
     def reset_peak(self) -> None:
-        """Begin anew."""
+        """Start a new count of the peak and of operations."""
         self.peak, self.flops = Counter(self.now), 0
 
     def track(self, storage: torch.UntypedStorage, part: str) -> None:
+        """Count a storage for as long as it lives."""
         if id(storage) in self.storages:  # a storage is one object in Python for as long as it lives
             return
         self.assign(id(storage), part, storage.nbytes())
         weakref.finalize(storage, self.forget, id(storage)).atexit = False
 
     def forget(self, key: int) -> None:
+        """Stop counting a storage."""
         part, size = self.storages.pop(key)
         self.now[part] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].dtype.is_floating_point else args[0].dtype == torch.bool
-        self.track_all((args, kwargs), FOUND)
+        self.track_all((args, kwargs), OLD)
         answer = func(*args, **(kwargs or {}))
-        self.track_all(answer, MADE)
+        self.track_all(answer, NEW)
         self.update_peak()
         if count := flop_registry.get(func._overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=answer)
         return answer
 
     def track_all(self, tree: Any, part: str) -> None:
+        """Count the storages of all tensors in a tree."""
         for leaf in tree_leaves(tree):
             if isinstance(leaf, Tensor):
                 self.track(leaf.untyped_storage(), part)
 
 
 def shard_bytes(tensor: Tensor, world_size: int) -> int:
-    """Bytes that the first of so many processes keeps of a tensor whose rows are divided; no other one keeps more.
+    """Return the bytes of the first process's shard of a tensor; no other process has a larger one.
 
-    FSDP2 pads the others' shares of a weight to as many. A number is kept by all.
+    FSDP2 pads the other shards of a weight to the same size. A scalar is replicated.
     """
     rows = tensor.shape[0] if tensor.ndim else 1
     return -(-rows // world_size) * (tensor.numel() // max(rows, 1)) * tensor.itemsize
 
 
 def find_tensors(thing: Any) -> Iterator[Tensor]:
-    """The tensors in a dataclass, a condition say, in a dict or a sequence, at any depth."""
+    """Yield the tensors in a dataclass, such as a condition, in a dict or a sequence, at any depth."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, dict):
