@@ -1,9 +1,9 @@
-"""Kills runs at random moments until they are done. A program: torch is loaded once, each life of a run is a fork.
+"""Kills runs at random moments until they are done. A program: torch is loaded once, each start of a run is a fork.
 
     python killed.py TEACHER FOLDER RUNS SEED
 
-Writes to stdout, as JSON: the digest of what a run left alone has made; of each run that was killed, once or twice,
-where that was, what it left half-written in the end, and the digest.
+Writes to stdout, as JSON: the digest of a run that is not killed; of each killed run, once or twice, where that
+was, the temporary files that it left in the end, and the digest.
 """
 
 from __future__ import annotations
@@ -17,46 +17,31 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
-import torch._dynamo  # which optimisers load, and every life anew
+import torch._dynamo  # which optimizers load, in every fork anew
 
-from dmdistill.commands.distill import command as distilling
-from dmdistill.commands.distill import report as reporting
+from dmdistill.commands.distill import report
+from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.evaluate import command as evaluating
-from dmdistill.commands.options import ComputeOptions, SolverOptions, change
-from helpers.configs import configure
+from dmdistill.commands.distill.setup import Distillation
+from dmdistill.commands.options import change
+from helpers.configs import small_distillation
+from helpers.runs import logged_values, skip_figures, student_bytes
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")  # of Python's audit: all that touches a file
 KINDS = ("event", "time", "step")
 
 
 def settings(teacher: str, out: Path) -> DistillConfig:
-    """Pairs, six steps, three checkpoints, images, figures and the best state on the way."""
-    return configure(
-        DistillConfig,
-        teacher=teacher,
-        out=out,
-        pair_count=9,
-        steps=6,
-        batch=3,
-        batch_reg=2,
-        warmup=2,
-        ema_halflives=(2.0,),
-        log_every=1,
-        sample_every=3,
-        evaluate_every=1,
-        evaluate_images=20,
-        report_images=4,
-        save_every=2,
-        lr=0.02,
-        ode=SolverOptions(solver_steps=2),
-        compute=ComputeOptions(device="cpu", precision="fp32", threads=1),
-    )
+    """Pairs, six steps, three checkpoints, sample grids, measurements and a best state."""
+    sizes = {"pair_count": 9, "batch": 3, "batch_reg": 2, "evaluate_images": 20, "report_images": 4, "solver_steps": 2}
+    options = {"ema_halflives": (2.0,), "evaluate_every": 1, "save_every": 2, "lr": 0.02}
+    return small_distillation(teacher=teacher, out=out, **sizes, **options)
 
 
-def live(config: DistillConfig, before: Callable[[], None]) -> tuple[int, float]:
-    """In a fork: begin the run, or go on with it, as a user would.
+def run_in_fork(config: DistillConfig, before: Callable[[], None]) -> tuple[int, float]:
+    """Start or resume a run in a fork.
 
     Returns the signal that ended it, 0 where it was done, and its CPU seconds.
     """
@@ -66,10 +51,10 @@ def live(config: DistillConfig, before: Callable[[], None]) -> tuple[int, float]
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, used.ru_utime + used.ru_stime
     code = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a run says is no part of the answer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a run prints is no part of the output
         before()
-        there = (config.out / "config.toml").exists()
-        distilling.distill(change(config, resume=config.out if there else None))
+        started = (config.out / "config.toml").exists()
+        distill(change(config, resume=config.out if started else None))
         code = 0
     finally:
         os._exit(code)
@@ -77,12 +62,12 @@ def live(config: DistillConfig, before: Callable[[], None]) -> tuple[int, float]
 
 def at_event(folder: Path, nth: int) -> Callable[[], None]:
     """Die at the n-th touch of a file in the folder."""
-    seen = [0]
+    count = [0]
 
     def hook(event: str, arguments: tuple) -> None:
         if event in EVENTS and str(arguments[0]).startswith(str(folder)):
-            seen[0] += 1
-            if seen[0] == nth:
+            count[0] += 1
+            if count[0] == nth:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return lambda: sys.addaudithook(hook)
@@ -90,14 +75,14 @@ def at_event(folder: Path, nth: int) -> Callable[[], None]:
 
 def in_step(step: int, seconds: float) -> Callable[[], None]:
     """Die so many seconds after the beginning of a step."""
-    iterate = distilling.Job.iterate
+    iterate = Distillation.iterate
 
-    def deadly(self: distilling.Job, now: int) -> dict[str, torch.Tensor]:
+    def deadly(self: Distillation, now: int) -> dict[str, torch.Tensor]:
         if now == step:
             after(seconds)()
         return iterate(self, now)
 
-    return lambda: setattr(distilling.Job, "iterate", deadly)
+    return lambda: setattr(Distillation, "iterate", deadly)
 
 
 def after(seconds: float) -> Callable[[], None]:
@@ -105,23 +90,20 @@ def after(seconds: float) -> Callable[[], None]:
     return lambda: signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-4))  # type: ignore[return-value]
 
 
-def quietly() -> None:
-    """Without curves, timings and words: they take most of a run this small."""
-    for name in ("draw_curves", "draw_comparison", "print_comparison"):
-        setattr(reporting, name, lambda *_, **__: None)
-    evaluating.seconds_per_image = lambda _, **__: 1.0
+def skip_output() -> None:
+    """Leave out curves, pictures, timings and tables: they take most of a run this small."""
+    patch = pytest.MonkeyPatch()
+    skip_figures(patch)
+    patch.setattr(report, "print_comparison", lambda *_, **__: None)
 
 
 def digest(folder: Path) -> str:
-    """Of all that a run promises to make again: the student, and the log but for the clock."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    told = json.dumps([{key: value for key, value in row.items() if key not in ("seconds", "crc32")} for row in rows])
-    weights = (folder / "student" / "model.safetensors").read_bytes()
-    return hashlib.sha256(weights + told.encode()).hexdigest()
+    """Hash all that a resumed run must make again: the student, and the log but for the clock."""
+    return hashlib.sha256(student_bytes(folder) + json.dumps(logged_values(folder)).encode()).hexdigest()
 
 
-def counted(config: DistillConfig) -> tuple[int, float]:
-    """A run left alone: how often it touches a file, and its CPU seconds."""
+def measure(config: DistillConfig) -> tuple[int, float]:
+    """Run without a kill: how often it touches a file, and its CPU seconds."""
     reading, writing = os.pipe()
 
     def count() -> None:
@@ -131,39 +113,39 @@ def counted(config: DistillConfig) -> tuple[int, float]:
 
         sys.addaudithook(hook)
 
-    number, seconds = live(config, count)
+    number, seconds = run_in_fork(config, count)
     assert number == 0
     os.close(writing)
     return len(os.read(reading, 1 << 20)), seconds
 
 
-def kill(config: DistillConfig, kind: str, moment: float, life: tuple[int, float]) -> str:
-    """At a touch of a file, at a time, or in a step. What, where, and the signal it ended by, 0 where it was done."""
-    events, seconds = life
+def kill(config: DistillConfig, kind: str, moment: float, complete: tuple[int, float]) -> str:
+    """Kill at a touch of a file, at a time, or in a step. Returns what, where, and the signal, 0 where it was done."""
+    events, seconds = complete
     before = {
         "event": at_event(config.out, 1 + int(moment * events)),
         "time": after(moment * seconds),
         "step": in_step(int(moment * config.steps), moment * seconds / 50),
     }[kind]
-    return f"{kind} {moment:.2f}: signal {live(config, before)[0]}"
+    return f"{kind} {moment:.2f}: signal {run_in_fork(config, before)[0]}"
 
 
 def main(teacher: str, folder: str, runs: int, seed: int) -> None:
-    """Each kind of kill in turn, at moments that are spread over the whole life; every second run is killed again."""
-    quietly()
-    whole = settings(teacher, Path(folder) / "whole")
-    life = counted(whole)
+    """Each kind of kill in turn, at moments spread over the full run; every second run is killed again."""
+    skip_output()
+    complete = settings(teacher, Path(folder) / "complete")
+    size = measure(complete)
     rng, killed = random.Random(seed), []
     for i in range(runs):
         config = settings(teacher, Path(folder) / f"killed-{i}")
         moment = (i + rng.random()) / runs
-        kills = [kill(config, KINDS[i % 3], moment, life)]
+        kills = [kill(config, KINDS[i % 3], moment, size)]
         if i % 2:
-            kills.append(kill(config, KINDS[rng.randrange(3)], rng.random() * (1 - moment), life))
-        assert live(config, lambda: None)[0] == 0
+            kills.append(kill(config, KINDS[rng.randrange(3)], rng.random() * (1 - moment), size))
+        assert run_in_fork(config, lambda: None)[0] == 0
         left = [str(file) for file in config.out.rglob("*") if file.name.startswith(".")]
         killed.append({"kills": kills, "digest": digest(config.out), "left": left})
-    json.dump({"life": life, "whole": digest(whole.out), "killed": killed}, sys.stdout)
+    json.dump({"size": size, "complete": digest(complete.out), "killed": killed}, sys.stdout)
 
 
 if __name__ == "__main__":
