@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dmdistill.commands.cli import main, parse
+from dmdistill.commands.presets import preset_names
 from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALL = {
     "distill": "--steps 2 --pair-count 8 --report-images 0 --evaluate-images 8 --batch 4 --batch-reg 4",
     "teach": "--steps 2 --batch 4",
-    "pairs": "--count 8",
+    "pairs": "--pair-count 8",
     "bench": "--repeats 1 --max-batch 1 --solver-steps 2",
     "evaluate": "--images 8 --side 12",  # the test's data are of 12 x 12
     "sample": "--count 8",
@@ -46,7 +47,7 @@ def blocks(page: Path, languages: str) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
-    """Blocks of bash and python run in their order, in one folder, as a reader would type them."""
+    """Blocks of bash and python run, and titled ones are written to files, in their order and in one folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -56,12 +57,12 @@ def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
         write_vgg(tmp_path)
     torch.manual_seed(0)
     names: dict = {}
-    for language, file, text in blocks(page, "bash|python"):
+    for language, file, text in blocks(page, "bash|python|toml"):
         if file:
             (tmp_path / file).write_text(text, encoding="utf-8")
         if language == "python":
             exec(compile(text.replace(*SMALL_PYTHON), str(page), "exec"), names)
-        else:
+        elif language == "bash":
             run_commands(text)
     if (tmp_path / "lpips_vgg16.safetensors").exists():
         load_lpips(tmp_path / "lpips_vgg16.safetensors")
@@ -123,6 +124,11 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_preset_has_its_row():
+    rows = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
+    assert [name for name in preset_names() if f"`{name}`" not in rows] == []
 
 
 def test_the_files_of_the_tour_exist():
