@@ -17,13 +17,13 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dmdistill.io.atomic import atomic_write, read_json, read_safetensors, write_safetensors
-from dmdistill.io.folders import exclusive_folder, new_folder
+from dmdistill.io.folders import exclusive_folder, new_folder, writable_cache_folder
 
 HOLDING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have it ignored
 from pathlib import Path
-from dmdistill.io.folders import exclusive_folder, new_folder
+from dmdistill.io.folders import exclusive_folder
 with exclusive_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -261,6 +261,18 @@ def test_a_full_disk_is_named_by_the_operating_systems_words(writer, tmp_path, s
         with atomic_write(tmp_path / "x") as temporary:
             WRITERS[writer](temporary)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_temporary(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path / "cache"))
+    assert writable_cache_folder("prompts") == tmp_path / "cache" / "prompts"
+    (tmp_path / "cache").touch()
+    folder = writable_cache_folder("prompts")
+    (folder / "file").touch()
+    assert not folder.is_relative_to(tmp_path)
+    code = "from dmdistill.io.folders import writable_cache_folder\nprint(writable_cache_folder('prompts'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not Path(done.stdout.strip()).exists()
 
 
 def test_other_errors_of_a_writer_stay_themselves(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from dmdistill.data.prompt_embeddings import encode_prompts
 from dmdistill.data.prompt_files import read_prompts
-from dmdistill.io.folders import cache_folder
+from dmdistill.io.folders import writable_cache_folder
 from dmdistill.models.model import Model
 from dmdistill.training.progress import track
 
@@ -66,7 +66,7 @@ def with_prompt_texts(
     assert model.text is not None
     encoder = model.text.to(device)
     try:
-        prompts = encode_prompts(texts, encoder, folder or cache_folder() / "prompts", track=track)
+        prompts = encode_prompts(texts, encoder, folder or writable_cache_folder("prompts"), track=track)
     finally:
         encoder.release()
     return replace(model, conditions=prompts)

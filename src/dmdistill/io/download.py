@@ -86,7 +86,7 @@ def request_rest(url: str, part: Path) -> None:
 def copy_stream(source: Any, target: IO[bytes], *, name: str, start: int, total: int | None) -> None:
     """Copy all bytes that come, with a progress bar."""
     console = Console(stderr=True)
-    console.print(f"downloading {name} ({total / 1e6:.0f} MB)" if total else f"downloading {name}", highlight=False)
+    console.print(f"downloading {name}" + (f" ({total / 1e6:.0f} MB)" if total else ""), highlight=False, markup=False)
     columns = [TextColumn(""), BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, completed=start)

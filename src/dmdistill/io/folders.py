@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dmdistill.io.atomic import check_writable
 from dmdistill.io.errors import describe_write_errors
 
-__all__ = ["cache_folder", "check_new_folder", "exclusive_folder", "new_folder"]
+__all__ = ["cache_folder", "check_new_folder", "exclusive_folder", "new_folder", "writable_cache_folder"]
 
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # names that `atomic_write` and `atomic_folder` write under
@@ -27,6 +30,18 @@ def cache_folder() -> Path:
     if own := os.environ.get("DMDISTILL_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dmdistill"
+
+
+def writable_cache_folder(name: str) -> Path:
+    """Return a folder in the cache; where that cannot be written, a temporary one, which goes with the process."""
+    folder = cache_folder() / name
+    try:
+        check_writable(folder / "file")
+    except OSError:
+        temporary = tempfile.TemporaryDirectory(prefix="dmdistill-")
+        atexit.register(temporary.cleanup)
+        return Path(temporary.name)
+    return folder
 
 
 def check_new_folder(folder: Path, advice: str) -> None:
