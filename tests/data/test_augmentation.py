@@ -77,7 +77,7 @@ def test_each_change_is_as_frequent_as_its_probability(rng):
 
 
 def blob(x, y, *, wide=0.2, tall=0.2, size=64):
-    """A Gaussian spot at (x, y) of an image whose middle is 0 and whose sides are 2 long: 1 1 H W."""
+    """Draw a Gaussian spot at (x, y) of an image whose middle is 0 and whose sides are 2 long: 1 1 H W."""
     places = (torch.arange(size) + 0.5) * 2 / size - 1
     return (-((places[None] - x) ** 2) / (2 * wide**2) - (places[:, None] - y) ** 2 / (2 * tall**2)).exp()[None, None]
 

@@ -12,7 +12,7 @@ from dmdistill.data.training_set import load_labelled_images
 
 @pytest.fixture
 def write_set(tmp_path, idx_writer, rng):
-    """Writes a set of random images under the official names."""
+    """Return a writer of sets of random images under the official names."""
 
     def write(name, shape=(28, 28), labels=(0, 10)):
         folder = tmp_path / name
@@ -55,11 +55,12 @@ def test_labels_need_not_count_from_zero(write_set, idx_writer):
     assert held_out.labels.tolist() == [2, 3] * 10
 
 
-def test_files_need_not_be_gzipped(write_set):
+@pytest.mark.parametrize("sign", "-.")
+def test_files_need_not_be_gzipped(sign, write_set):
     folder = write_set("plain")
     before = load_idx_images(folder)
     for file in list(folder.iterdir()):
-        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        (folder / file.stem.replace("-idx", f"{sign}idx")).write_bytes(gzip.decompress(file.read_bytes()))
         file.unlink()
     assert is_idx_folder(folder)
     assert torch.equal(load_idx_images(folder).images, before.images)
@@ -92,7 +93,7 @@ def test_idx_files_are_read_whole(shape, tmp_path, idx_writer, rng):
 
 
 def spoiled(good: bytes) -> dict[str, bytes]:
-    """A good file's bytes, spoiled in every way met in practice."""
+    """Spoil a good file's bytes in every way met in practice."""
     plain = gzip.decompress(good)
     return {
         "download cut short": good[: len(good) // 2],

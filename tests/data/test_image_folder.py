@@ -182,7 +182,7 @@ def test_a_pipe_called_zip_is_refused(tmp_path):
 
 
 def png(width, height):
-    """A PNG whose header claims so many pixels, with two rows of them."""
+    """Return a PNG whose header claims so many pixels, with two rows of them."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -30,7 +30,7 @@ def draw(n, rng):
 
 
 def generate(z, index):
-    """A stand-in for a teacher: a function of noise and class."""
+    """Generate images as a function of noise and class, in place of a teacher."""
     return (z.cumsum(3) / 4).tanh() + index[:, None, None, None]
 
 
@@ -49,7 +49,7 @@ def tiny(tiny_teacher):
 
 
 def of(teacher):
-    """What a real teacher hands to make_pairs."""
+    """Return the arguments of make_pairs for a real teacher."""
     return {
         "draw": lambda n, rng: teacher.sample_noise(n, rng=rng),
         "generate": lambda z, index: teacher.generate(z, teacher.condition(index)),

@@ -31,8 +31,10 @@ DIMENSIONS = {"images": 3, "labels": 1}
 
 def find_idx_file(folder: Path, kind: str, *, train: bool) -> Path | None:
     """Return the file of the "images" or "labels" of a set's training or test part, gzipped or not; None for none."""
-    name = f"{PARTS[train]}-{kind}-idx{DIMENSIONS[kind]}-ubyte"
-    return next((folder / file for file in (f"{name}.gz", name) if (folder / file).is_file()), None)
+    names = [
+        f"{PARTS[train]}-{kind}{sign}idx{DIMENSIONS[kind]}-ubyte{ending}" for sign in "-." for ending in (".gz", "")
+    ]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def is_idx_folder(folder: Path) -> bool:

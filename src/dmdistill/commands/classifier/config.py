@@ -18,7 +18,7 @@ class ClassifierConfig:
     """Train a small classifier as feature extractor of the Frechet distance."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's."""
+    """Folder of the IDX files of Fashion-MNIST or another set, or of CIFAR-10's binary version."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
     preset: str = ""

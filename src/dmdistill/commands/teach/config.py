@@ -127,7 +127,7 @@ class TeachConfig:
     """Train a teacher by denoising score matching."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of Fashion-MNIST's official .gz files, or of CIFAR-10's binary version."""
+    """Folder of the IDX files of Fashion-MNIST or another set, or of CIFAR-10's binary version."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
