@@ -295,8 +295,9 @@ def test_the_teacher_is_sampled_as_for_the_pairs_by_default(student, tiny_teache
 
 
 def test_impossible_settings_are_refused(student, tiny_teacher, error_line):
-    assert "--repeats 0, expected at least 1" in error_line("bench", student, "--repeats", 0)
-    assert "--max-batch 0, expected at least 1" in error_line("bench", student, "--max-batch", 0)
+    assert "--repeats 0" in error_line("bench", student, "--repeats", 0)
+    assert "--max-batch 0" in error_line("bench", student, "--max-batch", 0)
+    assert f"--repeats {10**23}" in error_line("bench", student, "--repeats", 10**23)
     assert "unknown model 'tyni'" in error_line("bench", "tyni")
     assert "expected a student" in error_line("bench", tiny_teacher, "--teacher", tiny_teacher)
     assert "is a student, expected a teacher" in error_line("bench", student, "--teacher", student)

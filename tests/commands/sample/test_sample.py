@@ -64,6 +64,13 @@ def test_every_class_in_turn_is_the_default(student, tmp_path):
     torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_row_is_no_wider_than_the_images(student, tmp_path):
+    out = tmp_path / "grid.png"
+    main(["sample", str(tmp_path / "student"), "--out", str(out), "--count", "2", "--columns", "999999999", *COMPUTE])
+    with Image.open(out) as picture:
+        assert picture.size == (2 * (2 * 9 - 1), 2 * 8)
+
+
 def test_the_folder_of_the_grid_is_created(student, tmp_path):
     out = tmp_path / "new" / "folder" / "grid.PNG"
     main(["sample", str(tmp_path / "student"), "--out", str(out), "--count", "3", "--columns", "2", *COMPUTE])
@@ -80,6 +87,7 @@ def test_the_folder_of_the_grid_is_created(student, tmp_path):
         (["--prompt", "a cat", "--prompts", "cats.txt"], "--prompts cats.txt"),
         (["--prompt", " "], "--prompt"),
         (["--columns", "0"], "--columns 0"),
+        (["--count", "100000000000000000000"], "--count 100000000000000000000"),
         (["--out", "grid.jpg"], "--out grid.jpg"),
     ],
 )

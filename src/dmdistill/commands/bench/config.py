@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions, SolverOptions, require_at_least
+from dmdistill.commands.options import ComputeOptions, SolverOptions, require
 
 __all__ = ["BenchConfig"]
 
@@ -35,5 +35,5 @@ class BenchConfig:
     """Where and how to compute."""
 
     def check(self) -> None:
-        """Raise a ValueError for a number that is too small."""
-        require_at_least(self, 1, "repeats", "max_batch")
+        """Raise a ValueError for a number out of range."""
+        require(self, "from 1 to 1000000000", lambda number: 1 <= number <= 10**9, "repeats", "max_batch")

@@ -42,27 +42,23 @@ def check_finite(rows: Rows) -> Check:
 
 def check_gradients(rows: Rows, clip: float | None) -> Check:
     """Look for gradients that are clipped in more than half of the rows."""
-    keys = {key for row in rows for key in row if key.startswith("gradient_")}
-    if clip is None or len(rows) < 5 or not keys:
+    norms = group(rows, "gradient_")
+    if clip is None or len(rows) < 5 or not norms:
         return None
-    for key in sorted(keys):
-        norms = series(rows, key)
-        clipped = sum(norm >= clip for _, norm in norms)
-        if 2 * clipped > len(norms):
-            return (
-                False,
-                f"{key} is above --grad-clip {clip:g} in {clipped} of {len(norms)} rows, lower the learning rate",
-            )
+    for key, values in norms.items():
+        clipped = sum(norm >= clip for _, norm in values)
+        if 2 * clipped > len(values):
+            share = f"{clipped} of {len(values)} rows"
+            return False, f"{key} is above --grad-clip {clip:g} in {share}, lower the learning rate"
     return True, "gradients are below --grad-clip"
 
 
 def check_distances(rows: Rows) -> Check:
     """Look for a Frechet distance of twice its best value, measured later."""
-    keys = sorted({key for row in rows for key in row if key.startswith("frechet_")})
-    known = {key: series(rows, key) for key in keys}
-    if not any(len(values) > 1 for values in known.values()):
+    distances = group(rows, "frechet_")
+    if not any(len(values) > 1 for values in distances.values()):
         return None
-    for key, values in known.items():
+    for key, values in distances.items():
         step, best = min(values, key=lambda one: one[1])
         if values[-1][1] > 2 * best:
             return False, f"{key} rose from {best:.3g} at step {step} to {values[-1][1]:.3g}, the run diverges"
@@ -74,7 +70,7 @@ def check_gap(rows: Rows) -> Check:
 
     A fake score that has not begun to learn equals the real one, so that a first rise from zero is healthy.
     """
-    means = [mean for _, mean in bin_means(rows, "gap_") if mean > 0]
+    means = [mean for mean in bin_means(rows, "gap_") if mean > 0]
     if len(means) < 4:
         return None
     last = means[len(means) // 2 :]
@@ -101,9 +97,7 @@ def describe_trends(rows: Rows) -> dict[str, str]:
         for prefix, title in BINNED.items()
         if series(rows, f"{prefix}0")
     }
-    for key in sorted({key for row in rows for key in row if key.startswith("frechet_")}):
-        trends[key] = distance_trend(series(rows, key))
-    return trends
+    return trends | {key: distance_trend(values) for key, values in group(rows, "frechet_").items()}
 
 
 def binned_trend(rows: Rows, prefix: str) -> str:
@@ -111,19 +105,18 @@ def binned_trend(rows: Rows, prefix: str) -> str:
     means = bin_means(rows, prefix)
     latest = next(row for row in reversed(rows) if f"{prefix}0" in row)
     values = " ".join(f"{latest[f'{prefix}{i}']:.2g}" for i in range(BINS))
-    trend = f"; their mean {change(means[0][1], means[-1][1])}" if len(means) > 1 else ""
+    trend = f"; their mean {change(means[0], means[-1])}" if len(means) > 1 else ""
     return f"{values}, from least to most noise{trend}"
 
 
-def bin_means(rows: Rows, prefix: str) -> list[tuple[int, float]]:
-    """Return the step and the mean over the noise levels of each measurement. ValueError where a level is missing."""
+def bin_means(rows: Rows, prefix: str) -> list[float]:
+    """Return the mean over the noise levels of each measurement. ValueError where a level is missing."""
     means = []
     for row in rows:
         if f"{prefix}0" in row:
-            missing = [f"{prefix}{i}" for i in range(BINS) if f"{prefix}{i}" not in row]
-            if missing:
+            if missing := [f"{prefix}{i}" for i in range(BINS) if f"{prefix}{i}" not in row]:
                 raise ValueError(f"metrics.jsonl is damaged: the row of step {row.get('step')} has no {missing[0]!r}")
-            means.append((int(row.get("step", 0)), fmean(row[f"{prefix}{i}"] for i in range(BINS))))
+            means.append(fmean(row[f"{prefix}{i}"] for i in range(BINS)))
     return means
 
 
@@ -139,6 +132,11 @@ def distance_trend(values: Sequence[tuple[int, float]]) -> str:
 def series(rows: Rows, key: str) -> list[tuple[int, float]]:
     """Return the steps and values at which a metric was logged."""
     return [(int(row.get("step", 0)), row[key]) for row in rows if key in row]
+
+
+def group(rows: Rows, prefix: str) -> dict[str, list[tuple[int, float]]]:
+    """Return the series of all metrics whose name starts with a prefix, by their names."""
+    return {key: series(rows, key) for key in sorted({key for row in rows for key in row}) if key.startswith(prefix)}
 
 
 def change(first: float, last: float) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions, require_at_least
+from dmdistill.commands.options import ComputeOptions, require
 
 __all__ = ["ReproduceConfig"]
 
@@ -37,7 +37,7 @@ class ReproduceConfig:
 
     def check(self) -> None:
         """Raise a ValueError for a number out of range, and for an option that the experiment would ignore."""
-        require_at_least(self, 1, "seeds", "steps")
+        require(self, "from 1 to 1000000000", lambda number: 1 <= number <= 10**9, "seeds", "steps")
         unused = {name: getattr(self, name) for name in UNUSED_OPTIONS.get(self.experiment, ())}
         unused = {name: value for name, value in unused.items() if value is not None}
         if self.experiment in UNUSED_OPTIONS and self.compute.precision == "bf16":  # fig3 is fp32, fig4 fp64

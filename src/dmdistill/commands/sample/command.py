@@ -34,7 +34,7 @@ def sample(config: SampleConfig) -> Tensor:
         model = with_prompts(model, config.prompts, device=device, most=config.count)
     model.to(device, precision).cast_weights()
     images = generate(model, config, device)
-    save_grid(config.out, images, columns=config.columns)
+    save_grid(config.out, images, columns=min(config.columns, config.count))
     Console(highlight=False).print(
         f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from dmdistill.commands.options import ComputeOptions, require_at_least
+from dmdistill.commands.options import ComputeOptions, require
 
 __all__ = ["SampleConfig"]
 
@@ -54,7 +54,7 @@ class SampleConfig:
 
     def check(self) -> None:
         """Raise a ValueError for settings that no model supports."""
-        require_at_least(self, 1, "count", "columns")
+        require(self, "from 1 to 1000000000", lambda number: 1 <= number <= 10**9, "count", "columns")
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"--out {self.out}, expected a file that ends in .png")
         if self.prompt and self.prompts is not None:
