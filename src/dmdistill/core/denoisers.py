@@ -1,7 +1,7 @@
 """Denoisers: every kind of diffusion network as its posterior mean, mu(x_t, t, c) = E[x | x_t, c] (Eq. 11).
 
-In terms of mu and the noise schedule's (alpha, sigma) the algorithm needs no score, no SNR and no parameterisation. To bring a
-model of your own, subclass `Denoiser`.
+In terms of mu and the noise schedule's (alpha, sigma) the algorithm needs no score, no SNR and no parameterisation.
+To bring a model of your own, subclass `Denoiser`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Noise schedules: x_t = alpha(t) x + sigma(t) eps, eps ~ N(0, I) (Eq. 3).
 
-Every schedule keeps (alpha, sigma) and never sigma alone: a flow has alpha = 0 at its last time, which is exactly where a
-one-step generator is asked.
+Every schedule keeps (alpha, sigma) and never sigma alone: a flow has alpha = 0 at its last time, which is exactly
+where a one-step generator is asked.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class NoiseSchedule:
         raise NotImplementedError
 
     def solver_times(self, steps: int) -> Tensor:
-        """Return a solver's grid of times, from `t_max` down to the clean image, sigma = 0. fp64, shape (steps + 1,)."""
+        """Return a solver's grid, from `t_max` down to the clean image, sigma = 0. fp64, shape (steps + 1,)."""
         raise NotImplementedError
 
     def diffuse(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:

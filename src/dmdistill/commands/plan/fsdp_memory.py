@@ -1,9 +1,9 @@
 """The memory that FSDP2 needs for sharded networks, predicted in one process.
 
-The order of events is that of torch's fully_shard with reshard_after_forward=True. A block's weights are gathered in one
-buffer and copied out of it; in the forward pass the buffer stays until the next block has its own. In the backward pass
-the next block's buffer is prefetched, and a block's gradients are unsharded until it is done; then they are copied, to be
-reduced.
+The order of events is that of torch's fully_shard with reshard_after_forward=True. A block's weights are gathered in
+one buffer and copied out of it; in the forward pass the buffer stays until the next block has its own. In the
+backward pass the next block's buffer is prefetched, and a block's gradients are unsharded until it is done; then they
+are copied, to be reduced.
 """
 
 from __future__ import annotations

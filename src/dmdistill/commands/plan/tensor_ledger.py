@@ -1,7 +1,7 @@
 """Memory, by what tensors are for, and floating-point operations of any computation.
 
-Both are counted where operations are dispatched, with tensors that have data or only shapes: a step of networks that fit
-nowhere can be counted on a laptop. Not counted: the workspace of kernels, the spare memory of an allocator, and
+Both are counted where operations are dispatched, with tensors that have data or only shapes: a step of networks that
+fit nowhere can be counted on a laptop. Not counted: the workspace of kernels, the spare memory of an allocator, and
 operations other than matrix products, convolutions and attention.
 """
 
