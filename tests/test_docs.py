@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -155,3 +157,13 @@ def test_every_page_is_in_the_contents():
     ):
         text = (ROOT / contents).read_text(encoding="utf-8")
         assert [page for page in pages if link.format(page) not in text] == []
+
+
+def test_the_site_builds(tmp_path):
+    """Links, anchors and the docstrings that the reference is made from are checked strictly."""
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
