@@ -1,6 +1,6 @@
 """The Fashion-MNIST teacher as four kinds of network: one model under four parameterisations, on three noise schedules.
 
-    dmdistill distill --teacher examples.parameterisations:velocity --precision fp32 --out runs/velocity
+    dmdistill distill --teacher examples.parameterisations:velocity --out runs/velocity
 
 Each function is a teacher for `--teacher`. It shows what bringing your own model takes: a network, its noise schedule,
 and the denoiser for what the network predicts.

@@ -45,6 +45,14 @@ def test_the_generators_start_alike(name, teachers, rng):
     torch.testing.assert_close(Generator(teachers[name].denoiser)(z, cond), expected, rtol=1e-2, atol=2e-2)
 
 
+def test_a_denoiser_within_a_network_computes_in_bf16(rng):
+    """The weights of the inner one are cast too, and its autocast is that of the outer one."""
+    teacher = load_teacher("examples.parameterisations:velocity").to(torch.device("cpu"), torch.bfloat16)
+    z, cond = teacher.sample_inputs(2, rng=rng)
+    expected = Generator(teacher.denoiser)(z, cond)
+    torch.testing.assert_close(Generator(teacher.cast_weights().denoiser)(z, cond), expected, rtol=0.0, atol=0.0)
+
+
 def test_own_teachers_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "def three() -> 'Teacher':\n    return 3\n\n\ndef bare():\n    raise SystemExit\n"
