@@ -31,8 +31,7 @@ class ComputeOptions:
     device: str = "auto"
     """Device: cpu, cuda, cuda:1 ...; auto uses CUDA where there is a GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision in which networks compute; auto uses bf16 where the hardware is faster in it. Weights and losses stay
-    in fp32."""
+    """Precision of the networks; auto uses bf16 where the hardware is faster in it. Weights and losses stay in fp32."""
     threads: int = 0
     """CPU threads; 0 uses all. With 1 the same seed gives the same student, bit for bit."""
 
@@ -47,8 +46,7 @@ class SolverOptions:
     """The teacher's ODE solver and its classifier-free guidance."""
 
     solver: Literal["heun", "ddim", "pndm"] | None = None
-    """ODE solver: heun takes 2 steps - 1 evaluations per image, ddim steps, pndm steps + 1. The default is the
-    teacher's own."""
+    """ODE solver. Of N steps heun takes 2 N - 1 evaluations, ddim N, pndm N + 1. The default is the teacher's own."""
     solver_steps: int | None = None
     """Solver steps. The default is the teacher's own."""
     guidance: float | None = None

@@ -1,7 +1,7 @@
 """Noise schedules: x_t = alpha(t) x + sigma(t) eps, eps ~ N(0, I) (Eq. 3).
 
 Every schedule keeps (alpha, sigma) and never sigma alone: a flow has alpha = 0 at its last time, which is exactly
-where a one-step generator is asked.
+where a one-step generator is evaluated.
 """
 
 from __future__ import annotations

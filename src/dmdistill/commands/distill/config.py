@@ -51,8 +51,7 @@ class OptimizerOptions:
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     ema_halflives: tuple[float, ...] = (500.0, 2000.0)
-    """Half-lives, in steps, of the EMAs of the generator. The best by Frechet distance becomes the student; without any
-    it is the generator itself."""
+    """Half-lives, in steps, of the generator's EMAs, of which the best becomes the student; none for the generator."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
@@ -96,8 +95,7 @@ class MatchingOptions:
     max_t: float = 0.98
     """Upper end of the time range of distribution matching, as a fraction."""
     weight: str = "eq8"
-    """Weight of the gradient: eq8 (Eq. 8), sigma or sigma3 (table 3: sigma/alpha, sigma^3/alpha), or your own function
-    as module:function."""
+    """Weight of the gradient: eq8 (Eq. 8), sigma, sigma3 (table 3), or your own function as module:function."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
@@ -120,8 +118,7 @@ class RegressionOptions:
     batch_reg: int = 32
     """Pairs per step, over all processes."""
     distance: str = "auto"
-    """Distance of the regression: lpips, huber (pseudo-Huber), or your own function as module:function; auto uses LPIPS
-    where --lpips-weights is given, else pseudo-Huber."""
+    """Distance: lpips, huber, or your own as module:function; auto is LPIPS with --lpips-weights, else pseudo-Huber."""
     lpips_weights: Path | None = None
     """Safetensors file of VGG16's features and LPIPS' linear layers."""
     lpips_side: int = 224
@@ -164,8 +161,7 @@ class MemoryOptions:
     lora_fake: int = 0
     """Rank of the fake score's LoRA adapters; 0 trains all its weights."""
     checkpointing: Literal["none", "norms", "blocks"] = "norms"
-    """Activation checkpointing: norms recomputes the norms and activations of our own U-Nets, for half of the memory
-    and a few percent more time; blocks recomputes nearly all, for a third more time."""
+    """Activation checkpointing: norms halves the memory of our U-Nets; blocks saves most, for a third more time."""
     compile: bool = False
     """Compile the networks by torch.compile: minutes at the start, then faster steps; losses change by rounding."""
 

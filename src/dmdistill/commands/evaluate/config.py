@@ -22,8 +22,7 @@ class EvaluateConfig:
     reference: str | None = None
     """Real images to compare with: a set of images, EDM's statistics (.npz), or model:NAME for a model's images."""
     metrics: str | None = None
-    """Comma-separated metrics: fid, frechet (in a classifier's features), kid, precision, recall, density, coverage,
-    is, clip. By default fid where --reference is given, else frechet if the model has a feature extractor."""
+    """Comma-separated: fid, frechet, kid, precision, recall, density, coverage, is, clip. Default: fid or frechet."""
     feature_extractor: str | None = None
     """Classifier whose features replace Inception's: a name (fashion-classifier) or a folder."""
     inception: Path | None = None

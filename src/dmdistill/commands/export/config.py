@@ -22,7 +22,6 @@ class ExportConfig:
     format: Literal["diffusers"] = "diffusers"
     """Format of the folder."""
     save_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """Precision of the exported weights. auto: fp16 where the student's or its teacher's weights are stored in fp16,
-    else fp32."""
+    """Dtype of the exported weights; auto is fp16 where the student's or its teacher's files are, else fp32."""
     push_to_hub: str | None = None
     """Repository on the Hugging Face hub (owner/name) to upload the folder to; first log in with `hf auth login`."""

@@ -14,5 +14,4 @@ class InfoConfig:
     """Describe a model, or the progress and health of a run."""
 
     model: Positional[str]
-    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, a .pkl checkpoint
-    of EDM, a diffusers folder or hub id, or module:function."""
+    """Model: a name, its folder or run, a .pkl of EDM, a diffusers folder or hub id, or module:function."""

@@ -20,8 +20,7 @@ class ReproduceConfig:
     """Repeat an experiment of the DMD paper at a small size, with error bars over random seeds."""
 
     experiment: Positional[Literal["fig3", "fig4", "ablation", "weighting"]]
-    """fig3: what each loss does, on two modes; fig4: why densities are diffused; ablation: the paper's table 2;
-    weighting: its table 3."""
+    """fig3: what each loss does; fig4: why densities are diffused; ablation: table 2; weighting: table 3."""
     out: Path = Path("runs/reproduce")
     """Output folder for the plot (PNG) and the table (JSON)."""
     seeds: int = 5

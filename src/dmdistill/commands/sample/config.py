@@ -27,8 +27,7 @@ class SampleConfig:
     """Generate images with a teacher or a student."""
 
     model: Positional[str]
-    """A model's name (fashion, fashion-student, edm-cifar10-32x32-cond-vp ...), its folder or run, a .pkl checkpoint
-    of EDM, a diffusers folder or hub id, or module:function."""
+    """Model: a name, its folder or run, a .pkl of EDM, a diffusers folder or hub id, or module:function."""
     out: Path = Path("samples.png")
     """Image file (PNG) to write."""
     count: int = 64

@@ -133,11 +133,9 @@ class TeachConfig:
     preset: str = ""
     """Preset to start from, or a .toml file of your own; the other flags change it."""
     kind: Literal["edm", "ddpm"] = "edm"
-    """Kind of teacher: edm is our U-Net with EDM's preconditioning; ddpm is diffusers' UNet2DModel on DDPM's linear
-    schedule."""
+    """Kind of teacher: edm is our U-Net with EDM's preconditioning; ddpm is diffusers' UNet2DModel."""
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    """What a ddpm teacher predicts: the noise, or v, which is far easier to distill, since the noise in pure noise says
-    nothing of the image."""
+    """What a ddpm teacher predicts: the noise, or v, which is far easier to distill."""
     steps: int = 9000
     """Training steps."""
     batch: int = 128
