@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.core.denoisers import EDMDenoiser
-from dmdistill.core.schedules import EDM
+from dmdistill.core.denoisers import EDMDenoiser, FlowDenoiser
+from dmdistill.core.schedules import EDM, Flow
 from dmdistill.distributed.data_parallel import parallelism
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.models.load import load_model, load_teacher
-from dmdistill.models.model import Student
+from dmdistill.models.model import Student, Teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
 from helpers.tiny_models import save_student, unet2d
@@ -91,3 +91,87 @@ def test_networks_are_built_on_the_device_unless_they_go_there_in_shares():
     device, two = torch.device("meta"), ProcessGroup(world_size=2)
     assert {parallelism(n, 1, s).build_device(device) for n, s in ((ProcessGroup(), "fsdp"), (two, "ddp"))} == {device}
     assert parallelism(two, 1, "fsdp").build_device(device) == CPU
+
+
+class Island(nn.Module):
+    """A network of someone else, which computes its embedding in fp32."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.embed = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(1, 3)
+        self.dtypes = set()
+
+    def forward(self, x, t, cond=None):
+        with torch.autocast(x.device.type, enabled=False):
+            embedding = self.embed(t.float()[:, None])
+        h = self.body(x)
+        self.dtypes.add(h.dtype)
+        return h + embedding[:, :, None, None]
+
+
+class Fp32Only(Island):
+    def forward(self, x, t, cond=None):
+        return torch.zeros_like(x).index_add_(0, torch.arange(len(x)), self.body(x))
+
+
+class Holder(nn.Module):
+    """A network that holds a denoiser of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.denoiser = EDMDenoiser(Island(), EDM())
+
+    def forward(self, x, t, cond=None):
+        return self.denoiser(x, t.exp(), cond)
+
+
+def foreign(network):
+    torch.manual_seed(0)
+    return Teacher(name="mine", denoiser=FlowDenoiser(network.eval(), Flow()), shape=(3, 8, 8), solver="ddim", steps=3)
+
+
+@pytest.mark.parametrize("kind", [Island, Holder])
+def test_networks_of_others_compute_in_bf16_with_parts_in_fp32(kind, capsys):
+    teacher, z = foreign(kind()), torch.randn(2, 3, 8, 8)
+    expected = teacher.images(z)
+    before, after = pairs_of_images(teacher, torch.bfloat16)
+    assert torch.equal(before, after)
+    assert {weight.dtype for weight in teacher.network.parameters()} == {torch.float32}
+    island = next(module for module in teacher.network.modules() if isinstance(module, Island))
+    assert island.dtypes == {torch.float32, torch.bfloat16}  # before `to`, and after it
+    torch.testing.assert_close(teacher.images(z), expected, rtol=0.05, atol=0.05)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_network_for_fp32_only_falls_back_and_says_so(capsys):
+    teacher, z = foreign(Fp32Only()), torch.randn(2, 3, 8, 8)
+    expected = teacher.images(z)
+    state = torch.random.get_rng_state()
+    teacher.to(CPU, torch.bfloat16)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert teacher.denoiser.precision is None
+    assert torch.equal(teacher.cast_weights().images(z), expected)
+    error = capsys.readouterr().err
+    assert error.startswith("mine: ")
+    assert "torch.bfloat16" in error
+    assert error.count("\n") == 1
+
+
+def test_a_network_that_fails_in_fp32_too_keeps_its_precision(capsys):
+    class Conditional(Island):
+        def forward(self, x, t, cond=None):
+            return cond.one_hot
+
+    teacher = foreign(Conditional()).to(CPU, torch.bfloat16)
+    assert teacher.denoiser.precision == torch.bfloat16
+    assert capsys.readouterr().err == ""
+
+
+def test_a_model_is_shown_in_one_line():
+    assert (
+        repr(load_model("fashion"))
+        == "Teacher('fashion', images 1 x 28 x 28, 10 classes, 1.61 M parameters, evaluations=35)"
+    )
+    assert repr(own(SongUNet(**SIZES, model_channels=32))).startswith(
+        "Student('own', images 3 x 8 x 8, unconditional, "
+    )

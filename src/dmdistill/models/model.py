@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
+from dmdistill.io.errors import first_line
 from dmdistill.models.autoencoder import Autoencoder
 from dmdistill.models.clipping import ClippedDenoiser, Clipping
+from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
+from dmdistill.networks.edm_unet import UNet
 
 __all__ = ["Model", "Student", "Teacher", "fingerprint"]
 
@@ -106,17 +110,43 @@ class Model(ABC):
         """
         self.denoiser.to(network_device or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
+        if precision is not None and not isinstance(self.network, UNet | DiffusersWrapper):
+            self.fall_back_to_fp32()
         if self.autoencoder is not None:
             self.autoencoder.to(device)
         return self
+
+    def fall_back_to_fp32(self) -> None:
+        """Set `precision` to None, and say so, for a network that can be evaluated in fp32 only."""
+        precision = self.denoiser.precision
+        error = self.evaluation_error(precision)
+        if error is None or self.evaluation_error(None) is not None:
+            self.denoiser.precision = precision
+            return
+        text = f"{self.name}: the network computes in fp32, as it fails in {precision} ({first_line(error)})"
+        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @torch.no_grad()
+    def evaluation_error(self, precision: torch.dtype | None) -> Exception | None:
+        """Return the error of evaluating the network in a precision, which it sets; None for none."""
+        self.denoiser.precision = precision
+        with torch.random.fork_rng(devices=[]):
+            try:
+                z, cond = self.sample_inputs(1, rng=torch.Generator().manual_seed(0))
+                Generator(self.denoiser)(*self.move_inputs(z, cond))
+            except Exception as error:  # whatever the user's network raises
+                return error
+        return None
 
     def cast_weights(self) -> Self:
         """Cast the weights of linear layers and convolutions to `precision`, so that no pass has to.
 
         Images stay the same, bit for bit. For inference only: the model can no longer be trained, and saving it would
-        store rounded weights.
+        store rounded weights. Networks that are neither ours nor of diffusers stay as they are, as
+        parts of them may compute in fp32 on purpose.
         """
-        if (precision := self.denoiser.precision) is not None:
+        precision = self.denoiser.precision
+        if precision is not None and isinstance(self.network, UNet | DiffusersWrapper):
             for module in self.network.modules():
                 parameters = dict(module.named_parameters(recurse=False)) if type(module) in MATMUL_LAYERS else {}
                 for name, parameter in parameters.items():

@@ -23,6 +23,7 @@ from dmdistill.networks.residual_block import UNetBlock
 __all__ = ["SongUNet"]
 
 SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches
+BLOCK = {"heads": 1, "skip_scale": SKIP_SCALE, "project_resampled": True, "adaptive_scale": False}
 GAINS = {
     "conv1": 1e-5,
     "proj": 1e-5,
@@ -101,17 +102,8 @@ class SongUNet(UNet):
         self.map_augment = nn.Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise_channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
-        block = partial(
-            UNetBlock,
-            emb_channels=emb_channels,
-            heads=1,
-            dropout=dropout,
-            skip_scale=SKIP_SCALE,
-            norm=self.norm,
-            resample_filter=resample_filter,
-            project_resampled=True,
-            adaptive_scale=False,
-        )
+        common = {"emb_channels": emb_channels, "dropout": dropout, "norm": self.norm}
+        block = partial(UNetBlock, **common, resample_filter=resample_filter, **BLOCK)
         stem = convolution(self.image_channels, model_channels)
         self.build(levels, stem, block, num_blocks=num_blocks, attends_last=True)
         self.initialise()
