@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from dmdistill.commands.cli import main, parse
+from dmdistill.commands.options import check
 from dmdistill.commands.presets import preset_names
 from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
 
@@ -91,22 +93,31 @@ def run_commands(text: str) -> None:
             main([*words[1:], *SMALL[words[1] if words[1] in SMALL else " ".join(words[1:3])].split()])
 
 
-def command_lines(page: Path) -> list[list[str]]:
-    """Return the commands that need weights or data of the reader's own: those in blocks of `sh`."""
+def command_lines(page: Path) -> list[tuple[list[str], list[str]]]:
+    """Return the commands in blocks of `sh`, which need the reader's weights or data: torchrun's words and ours."""
     text = "".join(text for *_, text in blocks(page, "sh")).replace("\\\n", "")
-    lines = re.findall(r"^(?:torchrun .* -m )?dmdistill (.*)$", text, flags=re.M)
-    return [shlex.split(line, comments=True) for line in lines]
+    lines = re.findall(r"^(torchrun .* -m )?dmdistill (.*)$", text, flags=re.M)
+    return [(launch.split(), shlex.split(line, comments=True)) for launch, line in lines]
+
+
+def world_size(launch: list[str]) -> int:
+    """Return the number of processes that torchrun starts."""
+    counts = [int(launch[launch.index(flag) + 1]) for flag in ("--nnodes", "--nproc-per-node") if flag in launch]
+    return math.prod(counts)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)], ids=page_name)
 def test_commands_that_need_more_parse(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for words in command_lines(page):
+    for launch, words in command_lines(page):
         if "--resume" in words:
             run = Path(words[words.index("--resume") + 1])
             run.mkdir(parents=True)
             (run / "config.toml").write_text("steps = 1\n")
-        parse(words)
+        command, config = parse(words)
+        check(config)
+        if command == "distill":
+            assert config.batch % world_size(launch) == config.regression.batch_reg % world_size(launch) == 0
 
 
 def test_no_command_stands_outside_a_block():
