@@ -238,7 +238,7 @@ def test_a_new_folder_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.fixture
 def small_files():
-    """Sets how many bytes a file may have: as on a full disk, writing more fails."""
+    """Limit the bytes of a file to 5,000: as on a full disk, writing more fails."""
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     yield
