@@ -95,7 +95,7 @@ def test_a_stopped_set_is_completed_byte_for_byte(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "stopped", batch=3, generate=stopping)
     assert sorted(file.name for file in (tmp_path / "stopped").iterdir()) == ["pairs.json", "shard-00000.safetensors"]
-    with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not exist"):
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors does not exist: .*incomplete.*pairs --out"):
         open_pairs(tmp_path / "stopped")
 
     calls.clear()
@@ -178,7 +178,10 @@ def test_a_foreign_description_is_one_clear_line(text, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["pairs.json"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("shard_size", 0), ("count", "many"), ("guidance", "x"), ("teacher", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("shard_size", 0), ("count", "many"), ("guidance", "x"), ("teacher", 3), ("seconds_per_image", "x")],
+)
 def test_a_description_with_a_value_that_cannot_be_is_named(name, value, tmp_path):
     make(tmp_path)
     described = json.loads((tmp_path / "pairs.json").read_text())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -103,6 +104,11 @@ def open_pairs(folder: Path) -> PairDataset:
     """Open a complete set of pairs. ValueError, naming the file, where one is missing, damaged or of another set."""
     settings, seconds = read_settings(folder / "pairs.json")
     layout = ShardLayout(folder, settings.count, settings.shard_size)
+    if file := next((file for file in map(layout.file, range(len(layout))) if not file.exists()), None):
+        raise ValueError(
+            f"{file} does not exist: the set is incomplete; finish it by dmdistill pairs --out {shlex.quote(str(folder))} with the "
+            "options that it was begun with, or by resuming the run that it is of"
+        )
     first = read_safetensors(layout.file(0))
     if not {"z", "y"} <= first.keys():
         raise ValueError(f"{layout.file(0)} holds {', '.join(first) or 'nothing'}, expected z and y")
@@ -182,11 +188,10 @@ def batch_maker(
 def write_or_compare(file: Path, settings: PairSettings) -> None:
     """Write pairs.json where there is none. ValueError where it is of other settings."""
     if not file.exists():
-        return write_settings(file, settings, None)
+        write_settings(file, settings, None)
     stored, _ = read_settings(file)
     if odd := [key for key, value in asdict(settings).items() if getattr(stored, key) != value]:
         raise ValueError(f"{file.parent} holds pairs of other settings: {', '.join(odd)} differ; choose another folder")
-    return None
 
 
 def write_settings(file: Path, settings: PairSettings, seconds: float | None) -> None:
@@ -198,18 +203,17 @@ def write_settings(file: Path, settings: PairSettings, seconds: float | None) ->
 def read_settings(file: Path) -> tuple[PairSettings, float | None]:
     """Read pairs.json. ValueError, naming the file, where it is damaged."""
     values = read_json(file)
-    fields = {field.name: str(field.type) for field in dataclasses.fields(PairSettings)}
     if not isinstance(values, dict):
         raise ValueError(f"{file} does not describe pairs: it holds a {type(values).__name__}")
     written = values.pop("crc32", None)  # written by hand it may lack one
-    checksum = json_checksum(values)
-    if odd := values.keys() ^ {*fields, "seconds_per_image"}:
+    types = {field.name: JSON_TYPES[str(field.type)] for field in dataclasses.fields(PairSettings)}
+    types["seconds_per_image"] = ("int", "float", "NoneType")
+    if odd := values.keys() ^ types.keys():
         raise ValueError(f"{file} does not describe pairs: too much or too little of {', '.join(sorted(odd))}")
-    seconds = values.pop("seconds_per_image")
-    for name, kind in fields.items():
-        value = values[name]
-        if type(value).__name__ not in JSON_TYPES[kind] or (name in ("count", "shard_size") and value < 1):
+    for name, value in values.items():
+        if type(value).__name__ not in types[name] or (name in ("count", "shard_size") and value < 1):
             raise ValueError(f"{file} does not describe pairs: {name} is {reprlib.repr(value)}")
-    if written not in (None, checksum):
+    if written not in (None, checksum := json_checksum(values)):
         raise ValueError(f"{file} is damaged or was changed: its checksum is {checksum}, {written} was written")
+    seconds = values.pop("seconds_per_image")
     return PairSettings(**values), seconds
