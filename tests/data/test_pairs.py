@@ -65,7 +65,9 @@ def test_the_batch_changes_nothing(tiny, tmp_path):
 
 
 def test_y_is_the_teachers_image_of_z(tiny, tmp_path):
-    z, y, index = make(tmp_path, **of(tiny))[range(20)]
+    pairs = make(tmp_path, **of(tiny))
+    assert [x.shape[0] for x in pairs[[]]] == [0, 0, 0]
+    z, y, index = pairs[range(20)]
     assert z.shape == (20, 1, 8, 8)
     torch.testing.assert_close(y, tiny.generate(z, tiny.condition(index)), rtol=2e-3, atol=2e-3)
 

@@ -84,7 +84,7 @@ class PairDataset:
 
     def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return z and y, fp32, B C H W, and the numbers of the conditions, int64 B, of these pairs."""
-        index = torch.tensor(rows)
+        index = torch.tensor(rows, dtype=torch.int64)
         z, y = (gather_rows(self.shards, name, index) for name in "zy")
         return z, y.float(), gather_rows(self.shards, "index", index) if "index" in self.shards[0] else None
 
@@ -105,9 +105,10 @@ def open_pairs(folder: Path) -> PairDataset:
     settings, seconds = read_settings(folder / "pairs.json")
     layout = ShardLayout(folder, settings.count, settings.shard_size)
     if file := next((file for file in map(layout.file, range(len(layout))) if not file.exists()), None):
+        command = f"dmdistill pairs --out {shlex.quote(str(folder))}"
         raise ValueError(
-            f"{file} does not exist: the set is incomplete; finish it by dmdistill pairs --out {shlex.quote(str(folder))} with the "
-            "options that it was begun with, or by resuming the run that it is of"
+            f"{file} does not exist: the set is incomplete; finish it by {command} with the options that it was begun "
+            "with, or by resuming its run"
         )
     first = read_safetensors(layout.file(0))
     if not {"z", "y"} <= first.keys():
