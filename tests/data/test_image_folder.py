@@ -1,5 +1,6 @@
 """Image files as a viewer shows them, in natural order, and hostile ones refused in a line and within bounds."""
 
+import copy
 import io
 import os
 import struct
@@ -230,6 +231,19 @@ def spoiled_zip(folder, kind):
 @pytest.mark.parametrize("kind", ["bomb", "huge", "version", "compression", "encrypted"])
 def test_a_zip_that_cannot_be_unpacked_is_refused(kind, tmp_path):
     refused(spoiled_zip(tmp_path, kind), r"x\.zip.*(unpack|at most|version|compression|encrypted)")
+
+
+def test_entries_on_top_of_each_other_are_refused(tmp_path):
+    """A thousand entries of one 1-MB block, which alone would pass: a file of 100 kB that takes a gigabyte's time."""
+    file = tmp_path / "x.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", bytes(1 << 20))
+        for i in range(1, 1000):
+            entry = copy.copy(archive.getinfo("0.png"))
+            entry.filename = f"{i}.png"
+            archive.filelist.append(entry)
+            archive.NameToInfo[entry.filename] = entry
+    refused(file, r"x\.zip cannot be read as a zip: .* would unpack to 1048576000")
 
 
 def test_a_bomb_beside_dataset_json_is_refused(pixels, tmp_path):

@@ -181,6 +181,11 @@ def open_image_folder(path: Path, *, side: int | None = None, skip_corrupt: bool
     """Open the images of a folder or zip, in natural order; options of `ImageFolder`. ValueError where it has none."""
     archive = open_zip(path) if path.is_file() else None
     names = list_images(path if archive is None else archive)
+    if archive is not None:  # whose entries can lie on top of each other
+        try:
+            check_expansion(sum(archive.getinfo(name).file_size for name in names), path.stat().st_size)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read as a zip: {error}") from None
     return ImageFolder(path, names, archive=archive, side=side, skip_corrupt=skip_corrupt)
 
 
