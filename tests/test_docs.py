@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmdistill.commands.cli import main, parse
-from dmdistill.commands.options import check
-from dmdistill.commands.presets import preset_names
+from dmdistill.commands.cli import COMMANDS, main, parse
+from dmdistill.commands.options import check, flag_name
+from dmdistill.commands.presets import option_types, preset_names
 from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +118,21 @@ def test_commands_that_need_more_parse(page, tmp_path, monkeypatch):
         check(config)
         if command == "distill":
             assert config.batch % world_size(launch) == config.regression.batch_reg % world_size(launch) == 0
+
+
+OTHER_FLAGS = {"--help", "--nproc-per-node", "--max-restarts", "--dependency", "--no-deps", "--own-pairs"}
+
+
+def test_flags_in_sentences_exist():
+    """Flags in inline code are flags of a command, or of torchrun, Slurm, pip and the benchmarks."""
+    options = {name for command in COMMANDS.values() for name in option_types(command.config)}
+    known = OTHER_FLAGS | {flag_name(prefix + name) for name in options for prefix in ("", "no_")}
+    for page in (*PAGES, ROOT / "CHANGELOG.md"):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+        flags = {
+            flag for code in re.findall(r"`[^`\n]*`", text) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
+        }
+        assert flags <= known, f"{page_name(page)}: {flags - known}"
 
 
 def test_no_command_stands_outside_a_block():
