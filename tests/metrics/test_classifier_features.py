@@ -10,6 +10,7 @@ import torch
 from dmdistill.io.atomic import write_safetensors
 from dmdistill.io.weights import bundled_models
 from dmdistill.metrics.classifier_features import load_classifier_features
+from helpers.damage import damage
 
 CPU = torch.device("cpu")
 FILES = ("config.json", "model.safetensors", "reference.safetensors")
@@ -21,21 +22,12 @@ def folder(tmp_path):
     return shutil.copytree(bundled_models()["fashion-classifier"], tmp_path / "classifier")
 
 
-def damages(content, rng):
-    """Flipped bits and overwritten stretches anywhere, and in the header, and truncations."""
-    for size in [len(content)] * 12 + [min(4000, len(content))] * 12:
-        i = rng.randrange(size)
-        yield content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :]
-        yield content[:i] + rng.randbytes(9) + content[i + 9 :]
-    for _ in range(4):
-        yield content[: rng.randrange(len(content))]
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_no_damage_gives_other_features_or_another_reference(name, folder):
     good, file = load_classifier_features(str(folder), CPU), folder / name
     content, errors = file.read_bytes(), []
-    for damaged in damages(content, random.Random(0)):
+    rng = random.Random(0)
+    for damaged in [damage(content, rng) for _ in range(40)]:
         file.write_bytes(damaged)
         try:
             opened = load_classifier_features(str(folder), CPU)
@@ -45,7 +37,7 @@ def test_no_damage_gives_other_features_or_another_reference(name, folder):
             assert torch.equal(opened.reference.covariance, good.reference.covariance)
             for mine, other in zip(good.classifier.parameters(), opened.classifier.parameters(), strict=True):
                 assert torch.equal(mine, other)
-    assert len(errors) > 40 or name == "config.json"
+    assert len(errors) > 30 or name == "config.json"
     assert all(str(folder) in line and "\n" not in line for line in errors)
 
 

@@ -1,5 +1,6 @@
 import math
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dmdistill.metrics.frechet import (
     load_statistics,
     save_statistics,
 )
+from helpers.damage import damage
 from helpers.feature_statistics import feature_statistics
 
 
@@ -246,3 +248,33 @@ def test_damaged_references_are_named(tmp_path):
     np.save(path.with_suffix(".npy"), np.zeros(3))
     path.write_bytes(path.with_suffix(".npy").read_bytes())
     refused("damaged, or no .npz")
+
+
+@pytest.mark.parametrize("kind", ["edm", "ours"])
+def test_no_damage_gives_other_statistics(kind, tmp_path):
+    """A damaged file is an error of one line that names it, or harmless, as in a file's date."""
+    statistics, rng = feature_statistics(flat, [draw(50, 4, 3)]), random.Random(0)
+    if kind == "edm":
+        path, load = tmp_path / "x.npz", load_edm_statistics
+        np.savez(path, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy())
+    else:
+        path, load = tmp_path / "x.safetensors", load_statistics
+        save_statistics(path, statistics)
+    content, errors = path.read_bytes(), []
+    for damaged in [damage(content, rng) for _ in range(150)]:
+        path.write_bytes(damaged)
+        try:
+            loaded = load(path)
+        except ValueError as error:
+            errors.append(str(error))
+        else:
+            assert torch.equal(loaded.mean, statistics.mean)
+            assert torch.equal(loaded.covariance, statistics.covariance)
+    assert len(errors) > 120
+    assert all(str(path) in line and "\n" not in line for line in errors)
+
+
+def test_what_unpacks_to_far_more_than_its_size_is_not_read(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(3000), sigma=np.zeros((3000, 3000)))
+    with pytest.raises(ValueError, match=r"bomb\.npz .* would unpack to"):
+        load_edm_statistics(tmp_path / "bomb.npz")

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions, require_at_least
+from dmdistill.commands.options import ComputeOptions, require, require_at_least
 
 __all__ = ["EvaluateConfig"]
+
+MAX_IMAGES, MAX_SIDE = 10_000_000, 4096  # benchmarks take 50,000 images of at most 1024 pixels
 
 
 @dataclass(frozen=True)
@@ -50,5 +52,6 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise a ValueError for a number that an option cannot have."""
-        require_at_least(self, 1, "batch", "side")
-        require_at_least(self, 2, "images")
+        require_at_least(self, 1, "batch")
+        for name, least, most in (("images", 2, MAX_IMAGES), ("side", 1, MAX_SIDE)):
+            require(self, f"from {least} to {most}", lambda value, least=least, most=most: least <= value <= most, name)

@@ -28,36 +28,35 @@ def print_report(report: Report) -> None:
     if report["seconds_per_image"] is not None:
         table.add_row("evaluations/image", str(report["evaluations_per_image"]))
         table.add_row("ms/image", f"{1e3 * report['seconds_per_image']:.3f}")
-    print_table(table, report)
+    print_table(table, report, [name for name, metric in METRICS.items() if metric.needs_reference])
 
 
 def print_comparison(reports: Sequence[Report]) -> None:
-    """Print a row for each model, and the ratio of the last to the first."""
-    keys = list(dict.fromkeys(key for report in reports for key in report["metrics"]))
+    """Print a row for each model of a run, and the ratio of the last to the first."""
+    first, last = reports[0], reports[-1]
+    keys = list(last["metrics"])
     headings = [escape("\n".join(filter(None, metric_label(key)))) for key in keys]
     table = Table("model", "evaluations/image", *headings, "ms/image")
     for report in reports:
-        values = [f"{report['metrics'][key]:.4g}" if key in report["metrics"] else "-" for key in keys]
+        values = [f"{report['metrics'][key]:.4g}" for key in keys]
         milliseconds = f"{1e3 * report['seconds_per_image']:.3f}"
         table.add_row(escape(report["model"]), str(report["evaluations_per_image"]), *values, milliseconds)
-    first, last = reports[0], reports[-1]
-    ratios = [f"{last['metrics'][key] / first['metrics'][key]:.2f} x" for key in keys]
+    pairs = [(last["metrics"][key], first["metrics"][key]) for key in keys]
+    ratios = [f"{value / base:.2f} x" if base else "-" for value, base in pairs]
     speed = first["seconds_per_image"] / last["seconds_per_image"]
     table.add_row("ratio", "", *ratios, f"{speed:.1f} x faster")
-    print_table(table, last)
+    print_table(table, last, ["fid"])
 
 
-def print_table(table: Table, report: Report) -> None:
-    """Print a table, then what the metrics compare with, or what is missing without a reference."""
+def print_table(table: Table, report: Report, comparing: Sequence[str]) -> None:
+    """Print a table, then what the metrics compare with, or which metrics are missing without a reference."""
     console = Console(highlight=False)
     console.print(table)
-    reference, metrics = report["reference"], report["metrics"]
-    if reference is not None:
-        lines = [f"compared with {reference}"]
+    if report["reference"] is not None:
+        lines = [f"compared with {report['reference']}"]
     else:
-        own = any(key.startswith("frechet_") for key in metrics)
+        own = any(key.startswith("frechet_") for key in report["metrics"])
         lines = ["compared with the images that the feature extractor was trained on"] if own else []
-        missing = ", ".join(metric.label for metric in METRICS.values() if metric.needs_reference)
-        lines.append(f"for {missing} give real images by --reference DATA")
+        lines.append(f"for {', '.join(METRICS[name].label for name in comparing)} give real images by --reference DATA")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
