@@ -254,7 +254,7 @@ def test_torch_compiles_the_bundled_student(tmp_path):
 
 @pytest.fixture
 def student(tiny_teacher, tmp_path):
-    """The folder of a student of the tiny teacher, whose pairs took two steps."""
+    """Save a student of the tiny teacher, whose pairs took two steps."""
     folder = tmp_path / "student"
     save_student(str(tiny_teacher), folder)
     config = read_json(folder / "config.json")

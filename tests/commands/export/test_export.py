@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.export.pixel import ddim_is_exact, one_step_coefficients
@@ -350,6 +351,40 @@ def test_half_precision_stays_half(lora, tiny_pipeline, tmp_path):
         assert "torch_dtype=torch.float16" in (out / "README.md").read_text()
         main(["export", str(tmp_path / name), str(tmp_path / "out" / "full" / name), "--save-dtype", "fp32"])
         assert stored_dtypes(tmp_path / "out" / "full" / name / ("" if lora else "unet")) == {"F32"}
+
+
+def save_half(folder, **options):
+    """Save a folder's U-Net again, in fp16, as a variant."""
+    network = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    nn.Module.to(network, torch.float16)
+    network.save_pretrained(folder / "unet", variant="fp16", **options)
+
+
+def test_a_variant_beside_the_usual_weights_is_left(tiny_pipeline, tmp_path):
+    """The student comes from the usual weights, so it is stored as they are."""
+    both = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "both")
+    save_half(both)
+    (both / "text_encoder" / "model.fp16.safetensors").write_bytes(b"none of these")
+    save_student(str(both), tmp_path / "student")
+    main(["export", str(tmp_path / "student"), str(tmp_path / "out")])
+    assert stored_dtypes(tmp_path / "out" / "unet") == {"F32"}
+    assert [file.name for file in (tmp_path / "out").rglob("*.fp16.*")] == []
+
+
+def test_a_pipeline_with_a_variant_only_is_exported_under_the_usual_names(tiny_pipeline, tmp_path):
+    """Of the U-Net it says the precision; the text encoder's weights, in two files with an index, are copied."""
+    half = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "half")
+    save_half(half)
+    (half / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    encoder = transformers.CLIPTextModel.from_pretrained(half / "text_encoder", dtype=torch.float16)
+    shutil.rmtree(half / "text_encoder")
+    encoder.save_pretrained(half / "text_encoder", variant="fp16", max_shard_size="5KB")
+    assert len(list((half / "text_encoder").glob("*.safetensors"))) > 1
+    (half / "vae" / "diffusion_pytorch_model.safetensors").rename(half / "vae/diffusion_pytorch_model.fp16.safetensors")
+    save_student(str(half), tmp_path / "student")
+    main(["export", str(tmp_path / "student"), str(tmp_path / "out")])
+    assert stored_dtypes(tmp_path / "out" / "unet") == stored_dtypes(tmp_path / "out" / "text_encoder") == {"F16"}
+    assert snippet(tmp_path / "out")["image"].size == (16, 16)
 
 
 def test_the_card_of_a_pipeline_of_mixed_precision_runs(tiny_pipeline, tmp_path):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dmdistill.commands.export.component_files import copy_component
 from dmdistill.commands.export.precision import cast_network
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import VP, Flow
@@ -48,7 +48,6 @@ FORMATS = {
     "FluxPipeline": PipelineFormat("transformer", '"an owl on a tree", guidance_scale={guidance:g}', flow=True),
     "DiTPipeline": PipelineFormat("transformer", "class_labels=[0], guidance_scale=1", lora=False),
 }
-SUFFIXES = (".json", ".txt", ".model", ".safetensors")  # the files of a pipeline's components, without code
 ONE_STEP_DDIM = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}
 TIME_WARPS = ("stochastic_sampling", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 ONE_STEP_FLOW = {"shift_terminal": None, **dict.fromkeys(TIME_WARPS, False)}
@@ -112,24 +111,13 @@ def save_lora(
 
 
 def copy_components(source: Path, folder: Path, network: str, scheduler: str) -> None:
-    """Copy the teacher's other components byte by byte, and write the index; missing components stay missing."""
+    """Copy the teacher's other components and write the index; missing components stay missing."""
     index = read_json(source / "model_index.json")
     index["scheduler"] = ["diffusers", scheduler]
     for name in [name for name, value in index.items() if isinstance(value, list)]:
-        if name in (network, "scheduler"):
-            continue
-        files = [file for file in sorted((source / name).glob("*")) if file.suffix in SUFFIXES and not is_variant(file)]
-        if not files:
+        if name not in (network, "scheduler") and not copy_component(source / name, folder / name):
             index[name] = [None, None]
-        for file in files:
-            (folder / name).mkdir(exist_ok=True)
-            shutil.copyfile(file, folder / name / file.name)
     write_json(folder / "model_index.json", index)
-
-
-def is_variant(file: Path) -> bool:
-    """Tell whether a file holds weights of another precision, or not averaged, beside the usual ones."""
-    return file.suffix == ".safetensors" and any(f".{kind}" in file.name for kind in ("fp16", "bf16", "non_ema"))
 
 
 def lora_usage(teacher: str, scheduler: str) -> dict[str, str]:

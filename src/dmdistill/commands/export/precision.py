@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dmdistill.commands.export.component_files import component_files
 from dmdistill.io.weights import bundled_models
 from dmdistill.models.diffusers_folder import resolve_folder
 from dmdistill.models.model import Student
@@ -34,13 +35,14 @@ def choose_dtype(save_dtype: str, student: Student, name: str) -> torch.dtype:
 
 
 def stored_dtypes(folder: Path) -> set[str]:
-    """Return the dtypes of all tensors in a folder's safetensors files, by their names in these files."""
+    """Return the dtypes of the tensors in a folder's safetensors files, by their names in these files."""
     from safetensors import safe_open
 
     dtypes = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            dtypes |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    for file in component_files(folder).values():
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                dtypes |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
     return dtypes
 
 
