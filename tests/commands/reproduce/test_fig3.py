@@ -84,6 +84,7 @@ def test_the_command_writes_picture_and_table(tmp_path, monkeypatch, capsys):
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["fig3.json", "fig3.png"]
     with Image.open(tmp_path / "a" / "fig3.png") as picture:
         assert picture.convert("L").getextrema()[0] < 100 < 250 < picture.convert("L").getextrema()[1]
+    assert "not converged: --steps 2 of 1000" in printed
     assert (table["seeds"], table["steps"], len(table["rows"])) == (2, 2, 1 + len(TRIALS))
     for row in table["rows"][1:]:
         assert row["loss"] in printed

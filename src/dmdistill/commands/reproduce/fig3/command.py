@@ -40,6 +40,8 @@ def fig3(config: ReproduceConfig) -> dict[str, Any]:
     plot_fig3(config.out / "fig3.png", trajectories, rows[1:], real)
     write_json(config.out / "fig3.json", table)
     print_rows(rows, config.out / "fig3.png")
+    if steps < experiment.STEPS:
+        print(f"The students have not converged: --steps {steps} of {experiment.STEPS}")
     return table
 
 
