@@ -66,7 +66,7 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
         name: a bundled classifier's, or a folder as `dmdistill classifier` writes it.
         device: where it computes.
     """
-    folder = bundled_models().get(name, Path(name))
+    folder = bundled_models().get(name, Path(name).expanduser())
     config_file, weights_file, reference_file = (
         folder / file for file in ("config.json", "model.safetensors", "reference.safetensors")
     )

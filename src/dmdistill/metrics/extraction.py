@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
@@ -13,24 +12,6 @@ from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.features import ClassPredictor, FeatureExtractor
 
 __all__ = ["ClipScoring", "Extraction", "FeatureExtraction"]
-
-
-class Extraction(Protocol):
-    """What one network accumulates of a set of images.
-
-    Attributes:
-        accumulator: of the images so far.
-        id: names the network and what is accumulated.
-    """
-
-    accumulator: FeatureAccumulator
-
-    @property
-    def id(self) -> str: ...
-
-    def add(self, images: Tensor, rows: range) -> None:
-        """Add images, uint8, B C H W, of these numbers."""
-        ...
 
 
 @dataclass
@@ -102,3 +83,7 @@ class ClipScoring:
         """Add images, uint8, B C H W, of these numbers."""
         scores = self.score(images, [self.prompts[row % len(self.prompts)] for row in rows])
         self.accumulator.add(scores[:, None], first=rows.start)
+
+
+Extraction = FeatureExtraction | ClipScoring
+"""What one network accumulates of a numbered set of images."""

@@ -87,7 +87,8 @@ def load_inception(
         device: where it computes.
         resizing: see `Inception`.
     """
-    content = io.BytesIO(read_verified(path or find_asset(FILE) or download_file()))
+    file = path.expanduser() if path is not None else find_asset(FILE) or download_file()
+    content = io.BytesIO(read_verified(file))
     with warnings.catch_warnings():  # TorchScript is deprecated, but no other format of this file is published
         warnings.simplefilter("ignore")
         module = torch.jit.load(content, map_location=device).eval()

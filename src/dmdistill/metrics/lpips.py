@@ -108,7 +108,7 @@ def load_lpips(path: Path, *, resize: int | None = 224) -> LPIPS:
         path: the file. A mere name is also looked for in $DMDISTILL_ASSETS and the cache.
         resize: see `LPIPS`.
     """
-    file = path if path.is_file() or path.name != str(path) else find_asset(path.name)
+    file = path.expanduser() if path.is_file() or path.name != str(path) else find_asset(path.name)
     if file is None:
         raise ValueError(f"--lpips-weights {path} is neither here nor in {asset_places()}")
     weights = read_safetensors(file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import write_safetensors
+from dmdistill.io.weights import bundled_models
 from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.extraction import FeatureExtraction
 from dmdistill.metrics.frechet import frechet_distance
@@ -262,6 +264,21 @@ def test_grids_of_an_interrupted_run_are_not_measured(interrupted, student, erro
     line = error_line("evaluate", student, "--reference", interrupted, *CPU)
     assert f"--reference {interrupted} is the folder of a model or run" in line
     assert f"model:{interrupted}" in line
+
+
+def test_a_tilde_is_the_home_folder(student, photos, network, tmp_path, monkeypatch):
+    """In every path that a shell leaves alone: --reference=~/photos."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = run(student, photos, metrics="fid", images=20)["metrics"]
+    assert run(student, "~/photos", metrics="fid", images=20)["metrics"] == expected
+    assert run("~/photos", "~/photos", metrics="fid")["metrics"]["fid"] == pytest.approx(0, abs=1e-4)
+    known = feature_statistics(network, [open_images(str(photos)).images(range(60))])
+    np.savez(tmp_path / "x.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
+    assert run(student, "~/x.npz", metrics="fid", images=20)["metrics"] == expected
+    shutil.copytree(bundled_models()["fashion-classifier"], tmp_path / "classifier")
+    settings = {"metrics": "frechet", "images": 9}
+    by_name = run("fashion-student", feature_extractor="fashion-classifier", **settings)["metrics"]
+    assert run("fashion-student", feature_extractor="~/classifier", **settings)["metrics"] == by_name
 
 
 def test_names_with_brackets_are_printed_as_they_are(photos, network, tmp_path, capsys):

@@ -43,9 +43,10 @@ def open_reference(name: str, *, side: int | None = None, skip_corrupt: bool = F
         side: see `open_images`.
         skip_corrupt: see `open_images`.
     """
-    if name.endswith(".npz"):
-        return Reference(name, None, load_edm_statistics(Path(name)))
-    if is_model_or_run(Path(name)):
+    path = Path(name).expanduser()
+    if path.suffix == ".npz":
+        return Reference(name, None, load_edm_statistics(path))
+    if is_model_or_run(path):
         raise ValueError(f"--reference {name} is the folder of a model or run, expected real images, or model:{name}")
     return Reference(name, open_images(name, side=side, skip_corrupt=skip_corrupt))
 
