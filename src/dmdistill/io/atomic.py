@@ -1,11 +1,10 @@
-"""Files and folders that are written in full or not at all, and readers of their formats."""
+"""Files that are written in full or not at all, and readers of their formats."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "atomic_folder",
     "atomic_write",
     "check_writable",
     "flush_to_disk",
@@ -62,21 +60,6 @@ def check_writable(path: Path) -> None:
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         with tempfile.TemporaryFile(dir=parent):
             pass
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which replaces `path` when the block ends and is removed when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,7 +19,7 @@ from dmdistill.io.errors import describe_write_errors
 __all__ = ["cache_folder", "check_new_folder", "exclusive_folder", "new_folder", "writable_cache_folder"]
 
 LOCK = ".lock"
-TEMPORARY = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # names that `atomic_write` and `atomic_folder` write under
+TEMPORARY = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # names that `atomic_write` and `new_folder` write under
 
 
 def cache_folder() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,8 +19,9 @@ from dmdistill.core.schedules import EDM, VP
 from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, HorizontalFlip, NoAugmentation
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.image_tensors import LabelledImages
-from dmdistill.io.atomic import atomic_folder, write_json
+from dmdistill.io.atomic import write_json
 from dmdistill.io.errors import import_optional
+from dmdistill.io.folders import new_folder
 from dmdistill.models.diffusers_folder import METADATA_FILE
 from dmdistill.models.diffusers_scheduler import PREDICTIONS
 from dmdistill.models.folder import save_model
@@ -185,7 +187,9 @@ class DDPMRecipe(Recipe):
         stored: Any = copy.deepcopy(teacher.network.model)
         plain = {"device": "cpu", "dtype": dtype, "memory_format": torch.contiguous_format}
         nn.Module.to(stored, **plain)  # its own `to` warns of casts
-        with atomic_folder(folder) as temporary:
+        if folder.exists():  # of the same run, which was resumed when it had finished
+            shutil.rmtree(folder)
+        with new_folder(folder) as temporary:
             stored.save_pretrained(temporary)
             scheduler.save_pretrained(temporary / "scheduler")
             write_json(
