@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dmdistill.commands.teach.command import teach as teach
     from dmdistill.commands.teach.config import TeachConfig as TeachConfig
     from dmdistill.core.critics import FakeScore as FakeScore
+    from dmdistill.core.denoisers import Condition as Condition
     from dmdistill.core.denoisers import Denoiser as Denoiser
     from dmdistill.core.denoisers import EDMDenoiser as EDMDenoiser
     from dmdistill.core.denoisers import EpsDenoiser as EpsDenoiser
@@ -39,11 +40,14 @@ if TYPE_CHECKING:
     from dmdistill.core.denoisers import X0Denoiser as X0Denoiser
     from dmdistill.core.generators import Generator as Generator
     from dmdistill.core.generators import OneStep as OneStep
+    from dmdistill.core.losses import Estimates as Estimates
     from dmdistill.core.methods import dmd as dmd
     from dmdistill.core.methods import regression as regression
     from dmdistill.core.objective import Objective as Objective
     from dmdistill.core.samples import Batch as Batch
+    from dmdistill.core.samples import NoiseSource as NoiseSource
     from dmdistill.core.samples import RandomNoise as RandomNoise
+    from dmdistill.core.samples import Samples as Samples
     from dmdistill.core.schedules import EDM as EDM
     from dmdistill.core.schedules import VP as VP
     from dmdistill.core.schedules import Flow as Flow
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from dmdistill.core.solvers import pndm as pndm
     from dmdistill.core.terms import DistributionMatching as DistributionMatching
     from dmdistill.core.terms import Regression as Regression
+    from dmdistill.core.terms import Term as Term
     from dmdistill.data.conditions import LabelSpace as LabelSpace
     from dmdistill.data.image_tensors import save_grid as save_grid
     from dmdistill.models.load import load_model as load_model
@@ -86,6 +91,7 @@ MODULES = {
     "commands.teach.config": ["TeachConfig"],
     "core.critics": ["FakeScore"],
     "core.denoisers": [
+        "Condition",
         "Denoiser",
         "EDMDenoiser",
         "EpsDenoiser",
@@ -95,12 +101,13 @@ MODULES = {
         "X0Denoiser",
     ],
     "core.generators": ["Generator", "OneStep"],
+    "core.losses": ["Estimates"],
     "core.methods": ["dmd", "regression"],
     "core.objective": ["Objective"],
-    "core.samples": ["Batch", "RandomNoise"],
+    "core.samples": ["Batch", "NoiseSource", "RandomNoise", "Samples"],
     "core.schedules": ["EDM", "VP", "Flow", "NoiseSchedule"],
     "core.solvers": ["ddim", "heun", "pndm"],
-    "core.terms": ["DistributionMatching", "Regression"],
+    "core.terms": ["DistributionMatching", "Regression", "Term"],
     "data.conditions": ["LabelSpace"],
     "data.image_tensors": ["save_grid"],
     "models.load": ["load_model", "load_teacher"],

@@ -1,5 +1,18 @@
-"""`python -m dmdistill` is the command `dmdistill`."""
+"""The command `dmdistill`, also as `python -m dmdistill`."""
 
-from dmdistill.commands.cli import main
+from __future__ import annotations
 
-main()
+from dmdistill.training.signals import exit_on_interrupt
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C while modules are imported ends it in one line."""
+    with exit_on_interrupt():
+        from dmdistill.commands import cli
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdistill.commands.cli import main
+import dmdistill
+from dmdistill.commands.cli import COMMANDS, main
 from dmdistill.io.folders import exclusive_folder
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -292,10 +293,10 @@ def outputs(tiny_teacher, idx_folder, out):
     }
 
 
-COMMANDS = ["distill", "teach", "classifier", "pairs", "sample", "evaluate", "bench", "plan"]
+WRITERS = ["distill", "teach", "classifier", "pairs", "sample", "evaluate", "bench", "plan"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WRITERS)
 def test_an_output_folder_that_cannot_be_is_named(command, tiny_teacher, idx_folder, tmp_path, refused, monkeypatch):
     """Before any network is asked."""
 
@@ -437,3 +438,55 @@ def test_what_needs_too_much_memory_is_one_line_with_flags_of_the_command(error,
         main(["distill"])
     assert end.value.code == 2
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_the_version_and_the_short_help(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"dmdistill {dmdistill.__version__}\n"
+    main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("usage: dmdistill")
+    assert all(any(line.split()[:1] == [name] for line in lines) for name in COMMANDS)
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--batch", 10**20), ("--steps", 10**14), ("--pair-count", 10**14)])
+def test_counts_beyond_sense_are_refused(flag, value, tiny_teacher, refused):
+    refused("distill", "--teacher", tiny_teacher, *QUICK, flag, value, match=f"{flag} {value}")
+
+
+def test_a_tilde_is_the_home_folder(tiny_teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('out = "~/pairs"')
+    main(
+        [
+            "pairs",
+            "--teacher",
+            str(tiny_teacher),
+            "--pair-count",
+            "2",
+            "--preset=~/mine.toml",
+            "--solver-steps",
+            "1",
+            *MACHINE,
+        ]
+    )
+    assert (tmp_path / "pairs" / "pairs.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_run_is_resumed_from_another_folder_with_its_own_teacher_only(tiny_teacher, tmp_path, monkeypatch, refused):
+    """A relative path keeps its meaning; other weights under the same name are refused."""
+    first, second = tmp_path / "first", tmp_path / "second folder"
+    shutil.copytree(tiny_teacher, first / "teacher")
+    second.mkdir()
+    monkeypatch.chdir(first)
+    given = ["--teacher", "teacher", "--lambda-reg", "0", *QUICK]
+    main(["distill", *given, "--steps", "2", "--save-every", "1", "--out", str(second / "run")])
+    monkeypatch.chdir(second)
+    main(["distill", "--resume", "run", "--steps", "3"])
+    weights = load_file(first / "teacher" / "model.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, first / "teacher" / "model.safetensors")
+    with pytest.raises(SystemExit):
+        main(["distill", "--resume", "run", "--steps", "4"])

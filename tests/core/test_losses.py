@@ -269,6 +269,13 @@ def test_pseudo_huber_is_a_distance_between_l2_and_l1(rng):
     assert pseudo_huber(only, x).nonzero().tolist() == [[3]]
 
 
+def test_a_weight_of_one_number_per_sample_is_not_broadcast_over_pixels(schedule, mixture, rng):
+    real, fake = mixture(schedule), X0Denoiser(Linear(rng), schedule)
+    x, t, eps = draw(schedule, rng)
+    flat = gradient(x, real, fake, t, eps, weight=lambda at: at.alpha.flatten() + 1)
+    assert torch.equal(flat, gradient(x, real, fake, t, eps, weight=lambda at: at.alpha + 1))
+
+
 def test_a_weight_sees_all_that_the_gradient_is_made_of(schedule, mixture, rng):
     """Times, conditions and both estimates: a weight of any of them needs no other parameter."""
     records = []

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import subcommand
 
+from dmdistill import __version__
 from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.convert.config import ConvertConfig
@@ -20,7 +21,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.info.config import InfoConfig
-from dmdistill.commands.options import check, flag_name, option_values
+from dmdistill.commands.options import check, expand_users, flag_name, option_values
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.presets import from_preset, from_run
@@ -56,6 +57,7 @@ COMMANDS = {
     "classifier": Command(ClassifierConfig, "train_classifier"),
     "reproduce": Command(ReproduceConfig, "reproduce"),
 }
+HELP = ("-h", "--help")
 BUNDLED = {"teach": Path("datasets/fashion-mnist"), "pairs": "fashion", "distill": "fashion", "plan": "fashion"}
 """The default data or teacher of the commands with presets: for it, its own preset `fashion` is the default."""
 
@@ -64,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. What the user can mend ends in one line and exit code 2; DMDISTILL_DEBUG=1 shows a traceback."""
     config: Any = None
     try:
-        name, config = parse(list(sys.argv[1:] if arguments is None else arguments))
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        if arguments in ([], ["--version"]):
+            print(f"dmdistill {__version__}" if arguments else short_help())
+            return
+        name, config = parse(arguments)
         check(config)
         module = importlib.import_module(f"dmdistill.commands.{name}.command")
         getattr(module, COMMANDS[name].function)(config)
@@ -83,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail("interrupted", code=130)
 
 
+def short_help() -> str:
+    """Return what each command does, in a line."""
+    summaries = {name: (command.config.__doc__ or "").split(":")[0].split("(")[0] for name, command in COMMANDS.items()}
+    lines = [f"  {name:<11} {summary.splitlines()[0].rstrip(' .')}" for name, summary in summaries.items()]
+    lines = ["usage: dmdistill COMMAND [OPTIONS]", "", DESCRIPTION, "", *lines]
+    return "\n".join([*lines, "", "`dmdistill COMMAND --help` lists the options of a command."])
+
+
 def fail(message: str, *, code: int = 2) -> None:
     """Print a message to stderr and exit."""
     print(f"dmdistill: {message}", file=sys.stderr)
@@ -91,21 +105,23 @@ def fail(message: str, *, code: int = 2) -> None:
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
     """Return the command and its configuration: options of a preset or of a resumed run, with the flags over them."""
-    config = parse_flags(arguments, {})
+    with_presets = arguments[0] in BUNDLED  # then their help shows the preset's values
+    config = parse_flags([word for word in arguments if not (with_presets and word in HELP)], {})
     name = next(name for name, command in COMMANDS.items() if type(config) is command.config)
     if folder := getattr(config, "resume", None):
-        default = from_run(type(config), folder)
+        defaults = {name: from_run(type(config), folder.expanduser())}
     elif preset := getattr(config, "preset", "") or bundled_preset(name, config):
-        default = from_preset(type(config), preset)
+        defaults = {name: from_preset(type(config), preset)}
     else:
-        return name, config
-    return name, parse_flags(arguments, {name: default})
+        defaults = {}
+    return name, expand_users(parse_flags(arguments, defaults))
 
 
 def bundled_preset(name: str, config: Any) -> str:
     """Return the preset of the bundled teacher, or of its data, where a command uses them; "" elsewhere."""
     source = config.data if name == "teach" else getattr(config, "teacher", None)
-    return "fashion" if name in BUNDLED and source == BUNDLED[name] else ""
+    own = name in BUNDLED and source == BUNDLED[name] and getattr(config, "method", "dmd") == "dmd"
+    return "fashion" if own else ""
 
 
 def parse_flags(arguments: list[str], defaults: dict[str, Any]) -> Any:

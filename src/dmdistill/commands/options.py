@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 __all__ = [
@@ -14,14 +15,18 @@ __all__ = [
     "SolverOptions",
     "change",
     "check",
+    "expand_users",
     "flag_name",
     "option_values",
     "require",
     "require_at_least",
     "require_positive",
+    "resolve_paths",
 ]
 
 Config = TypeVar("Config")
+
+LARGEST = 2**31 - 1  # of a count: what torch takes as a size, and more than any run can do
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ def check(config: Any) -> None:
             numbers: Any = value if isinstance(value, tuple) else (value,)
             if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
                 raise ValueError(f"{flag_name(field.name)} {value}, expected a finite number")
+            if any(type(number) is int and abs(number) > LARGEST for number in numbers) and field.name != "seed":
+                raise ValueError(f"{flag_name(field.name)} {value}, expected at most {LARGEST}")
             if field.name == "seed" and not 0 <= int(value) < 2**63:  # type: ignore[call-overload, arg-type]
                 raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
     for group in groups(config):
@@ -102,6 +109,25 @@ def require_at_least(config: Any, least: float, *names: str) -> None:
 def require_positive(config: Any, *names: str) -> None:
     """Raise a ValueError, naming the flag, where one of these numbers is 0 or less."""
     require(config, "a number above 0", lambda number: number > 0, *names)
+
+
+def expand_users(config: Config) -> Config:
+    """Return a configuration whose paths, and names of sources, that begin with ~ name the home folder instead."""
+    changes = {}
+    for name, value in option_values(config).items():
+        if isinstance(value, Path | str) and str(value).startswith("~"):
+            expanded = os.path.expanduser(value)
+            changes[name] = Path(expanded) if isinstance(value, Path) else expanded
+    return change(config, **changes) if changes else config
+
+
+def resolve_paths(config: Config, *names: str) -> Config:
+    """Return a configuration in which these options, where they name something that exists, are absolute paths."""
+    values = {name: value for name, value in option_values(config).items() if name in names and value is not None}
+    paths = {name: Path(value).absolute() for name, value in values.items() if str(value) and Path(value).exists()}
+    return change(
+        config, **{name: path if isinstance(values[name], Path) else str(path) for name, path in paths.items()}
+    )
 
 
 def flag_name(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 
-from dmdistill.commands.options import ComputeOptions
+from dmdistill.commands.options import ComputeOptions, resolve_paths
 from dmdistill.commands.presets import write_config
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
 from dmdistill.io.atomic import atomic_write
@@ -21,6 +21,7 @@ from dmdistill.training.device import choose_device, choose_precision
 
 __all__ = ["DTYPES", "RunFolder", "open_run", "setup_compute"]
 
+SOURCES = ("teacher", "prompts", "start", "pairs", "reference", "lpips_weights", "decoder", "data")  # what a run reads
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # of --save-dtype
 
 
@@ -92,7 +93,7 @@ def open_run(config: Any, processes: ProcessGroup = SINGLE_PROCESS) -> RunFolder
     compute = dataclasses.replace(config.compute, device=local_device(config.compute.device))
     device, precision = setup_compute(compute)
     rng = torch.Generator(device).manual_seed(config.seed)
-    return RunFolder(config.out, config, processes, device, precision, rng)
+    return RunFolder(config.out, resolve_paths(config, *SOURCES), processes, device, precision, rng)
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:

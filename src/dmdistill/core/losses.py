@@ -48,7 +48,7 @@ class Estimates:
 
 
 Weight = Callable[[Estimates], Tensor]
-"""Estimates -> the factor on mu_fake - mu_real, broadcasting over x: usually one per sample, B 1 ... 1."""
+"""Estimates -> the factor on mu_fake - mu_real: one per sample, (B,), or of a shape that broadcasts over x."""
 
 FLOOR = 1e-6  # of the normalizer: a sample that the teacher finds perfect must not divide by zero
 
@@ -101,7 +101,8 @@ def distribution_matching_loss(
         x_t = real.schedule.diffuse(x, eps, t)
         mu_real, mu_fake = real(x_t, t, cond), fake(x_t, t, cond)
         alpha, sigma = expand(real.schedule.alpha(t), x), expand(real.schedule.sigma(t), x)
-        grad = weight(Estimates(x.detach(), x_t, t, cond, mu_real, mu_fake, alpha, sigma)) * (mu_fake - mu_real)
+        factor = weight(Estimates(x.detach(), x_t, t, cond, mu_real, mu_fake, alpha, sigma))
+        grad = (expand(factor, x) if factor.ndim == 1 else factor) * (mu_fake - mu_real)
     return 0.5 * F.mse_loss(x, x.detach() - grad)
 
 

@@ -18,6 +18,7 @@ from dmdistill.commands.distill.pair_loading import make_own_pairs, open_given_p
 from dmdistill.commands.distill.report import write_report
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.distill.student import build_student
+from dmdistill.commands.distill.teacher_check import TeacherCheck
 from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import check, flag_name, option_values
@@ -55,7 +56,8 @@ def distill(config: DistillConfig) -> Student | None:
             try:
                 return run_distillation(config, teacher, run)
             except KeyboardInterrupt:  # while pairs or a report were made: what is finished stays
-                run.print_resume_command("distill", "interrupted")
+                if (run.folder / "config.toml").exists():
+                    run.print_resume_command("distill", "interrupted")
                 raise
 
 
@@ -84,6 +86,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     network_device = parallel.build_device(run.device)
     teacher = with_prompts(teacher, config.prompts, device=run.device)
     teacher.to(run.device, run.precision, network_device=network_device)
+    teacher_check = TeacherCheck(teacher)
     metric = load_validation_metric(
         config.evaluation.reference, teacher, device=run.device, processes=run.processes, say=run.print
     )
@@ -99,6 +102,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
         config, teacher, generator, fake, distance=distance, pairs=pairs, parallel=parallel, rng=run.rng
     )
     trainer = build_trainer(config, distillation)
+    trainer.stateful["teacher"] = teacher_check
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
     if config.resume is not None:
         trainer.restore()
@@ -108,9 +112,9 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
         run.print_resume_command("distill", f"stopped after step {trainer.step}, saved")
         return None
     teacher, student = finish(config, distillation, monitor, run)
-    if student is None:
-        return None
-    return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds) or student
+    if student is None or not config.evaluation.report_images:
+        return student
+    return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds)
 
 
 def print_recommendation(config: DistillConfig, run: RunFolder) -> None:
@@ -165,10 +169,8 @@ def report(
     *,
     batch: int,
     seconds: float,
-) -> Student | None:
-    """Measure the stored student beside its teacher, and return it; None where no report is wanted."""
-    if not config.evaluation.report_images:
-        return None
+) -> Student:
+    """Measure the stored student beside its teacher, and return it."""
     student = load_model(str(config.out / "student"), teacher=teacher)
     assert isinstance(student, Student)
     student.to(run.device, run.precision)

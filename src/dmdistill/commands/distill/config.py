@@ -11,6 +11,8 @@ from tyro.conf import OmitArgPrefixes
 from dmdistill.commands.options import (
     ComputeOptions,
     SolverOptions,
+    flag_name,
+    option_values,
     require,
     require_at_least,
     require_positive,
@@ -67,7 +69,7 @@ class FakeScoreOptions:
     """The fake score, mu_fake, which keeps learning the generator's output."""
 
     lr_fake: float = 1e-5
-    """Learning rate of the fake score."""
+    """Learning rate of the fake score: in the paper that of the generator."""
     fake_steps: int = 1
     """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
     fake_from: float = 1.0
@@ -87,7 +89,7 @@ class MatchingOptions:
     match: bool = True
     """Match distributions. Without it regression is the only loss."""
     match_from: float = 0.0
-    """Fraction of the run from which distributions are matched; before it regression is the only loss."""
+    """Fraction of the run from which distributions are matched, after regression only; 0 without a regression."""
     match_pairs: bool = False
     """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
     min_t: float = 0.02
@@ -263,6 +265,8 @@ class DistillConfig:
         """Raise a ValueError where options contradict each other."""
         require_at_least(self, 1, "steps", "batch")
         require_name(self, "method", ("dmd",))
+        if self.method != "dmd":
+            self.check_own_method()
         lambda_reg = self.regression.lambda_reg
         if lambda_reg > 0 and self.pair_set.pairs is None and self.pair_set.pair_count < 1:
             raise ValueError(
@@ -274,6 +278,14 @@ class DistillConfig:
         least = self.matching.match_from if self.matching.match else 1  # a step must have a loss
         expected = f"from {least} to 1, so that every step has a loss"
         require(self.regression, expected, lambda value: least <= value <= 1, "regress_until")
+
+    def check_own_method(self) -> None:
+        """Raise a ValueError for options of DMD's losses, which another method does not use."""
+        unused = ("match", "match_from", "match_pairs", "min_t", "max_t", "weight", "lambda_end", "regress_until")
+        values, defaults = option_values(self), option_values(DistillConfig())
+        for name in (*unused, "distance", "decoder", "fake_from"):
+            if values[name] != defaults[name]:
+                raise ValueError(f"--method {self.method} does not use {flag_name(name)} {values[name]}: leave it out")
 
 
 def require_name(config: object, option: str, names: tuple[str, ...]) -> None:

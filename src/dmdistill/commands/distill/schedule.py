@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -15,9 +14,6 @@ from dmdistill.core.methods import dmd, regression
 from dmdistill.core.objective import Objective
 
 __all__ = ["Objectives", "Phase", "PhaseSchedule"]
-
-Method = Callable[[nn.Module, Denoiser, Denoiser], Objective]
-"""(generator, real, fake) -> the objective of every step."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Objectives:
         schedule: of the phases.
         generator, real, fake: the networks, as they are called in training.
         distance: of the regression. weight: of the distribution-matching gradient.
-        method: the user's own, which then has all steps; None for DMD.
+        own: the objective of the user's own method, which has all steps; None for DMD.
     """
 
     schedule: PhaseSchedule
@@ -114,12 +110,12 @@ class Objectives:
     fake: Denoiser
     distance: Distance
     weight: Weight
-    method: Method | None = None
+    own: Objective | None = None
 
     def at(self, step: int) -> Objective:
         """Return the objective of a step."""
-        if self.method is not None:
-            return self.method(self.generator, self.real, self.fake)
+        if self.own is not None:
+            return self.own
         schedule, matching = self.schedule, self.schedule.config.matching
         lambda_reg = schedule.lambda_reg(step) if schedule.regresses(step) else 0.0
         if not schedule.matches(step):

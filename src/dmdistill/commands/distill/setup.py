@@ -96,15 +96,14 @@ def set_up(
         for denoiser in (generator.denoiser, fake, teacher.denoiser):
             denoiser.net.compile(dynamic=False)  # in place: names of weights stay
     real = teacher.guided_denoiser
-    method = None if config.method == "dmd" else import_function(config.method, "--method")
+    networks: Any = (parallel.wrap(generator), real, parallel.wrap(fake))
+    own = None if config.method == "dmd" else import_function(config.method, "--method")(*networks)
     objectives = Objectives(
         phases,
-        parallel.wrap(generator),
-        real,
-        parallel.wrap(fake),  # type: ignore[arg-type]
+        *networks,
         distance=distance,
         weight=load_weight(config.matching.weight),
-        method=method,
+        own=own,
     )
     batches = BatchSource(config, teacher, rng, parallel.processes, pairs)
     return Distillation(teacher, generator, fake, real, optimizers, phases, objectives, batches, parallel, rng)

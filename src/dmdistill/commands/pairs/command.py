@@ -29,6 +29,8 @@ def pairs(config: PairsConfig) -> PairDataset:
         teacher = with_solver_options(load_teacher(config.teacher), config.ode)
         device, precision = setup_compute(replace(config.compute, device=local_device(config.compute.device)))
         teacher = with_prompts(teacher, config.prompts, device=device).to(device, precision)
+        if config.compile:
+            teacher.denoiser.net.compile(dynamic=False)
         dataset = make_teacher_pairs(
             teacher,
             config.out,
