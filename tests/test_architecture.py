@@ -54,7 +54,8 @@ def imported_modules(file):
     """The modules of ours that a file imports."""
     for name in imports(parsed(file)):
         if name.startswith("dmdistill."):
-            yield name if name in MODULES else name.rpartition(".")[0]
+            module = name if name in MODULES else name.rpartition(".")[0]
+            yield from [module] if module != "dmdistill" else []
 
 
 def tier(name, tiers):
