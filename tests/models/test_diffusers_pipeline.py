@@ -106,10 +106,12 @@ def test_edm_is_that_of_diffusers(folder):
     torch.testing.assert_close(euler, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_dynamic_shift_is_that_of_flux():
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_dynamic_shift_is_that_of_flux(kind):
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    config = dict(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=1.1).config)
+    options = {"use_dynamic_shifting": True, "max_shift": 1.1, "time_shift_type": kind}
+    config = dict(diffusers.FlowMatchEulerDiscreteScheduler(**options).config)
     config["_class_name"] = "FlowMatchEulerDiscreteScheduler"
     path = read_schedule(config, tokens=1000).schedule
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
@@ -208,7 +210,7 @@ def spoil(folder, spoilt):
     [
         ("no scheduler", "holds no scheduler/scheduler_config.json"),
         ("scheduler", "scheduler MagicScheduler: no noise schedule"),
-        ("prediction", "prediction_type 'tea' of scheduler DDIMScheduler, expected epsilon, v_prediction, sample"),
+        ("prediction", "scheduler DDIMScheduler: prediction_type 'tea', expected epsilon, v_prediction, sample"),
         ("class", "is a Kandinsky3UNet, expected one of UNet2DModel"),
         ("weights", "holds no .safetensors"),
         ("damaged", r"diffusion_pytorch_model\.safetensors is cut short"),

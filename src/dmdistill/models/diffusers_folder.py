@@ -83,8 +83,9 @@ def find_implausible(value: Any, depth: int) -> Any:
         return next((wrong for item in items if (wrong := find_implausible(item, depth - 1)) is not None), None)
     if isinstance(value, str):
         return value if len(value) > MAX_TEXT else None
-    plausible = value is None or (math.isfinite(value) and abs(value) <= MAX_INTEGER)
-    return None if plausible else value
+    if isinstance(value, float):  # schedulers do have infinities
+        return value if math.isnan(value) else None
+    return value if value is not None and abs(value) > MAX_INTEGER else None
 
 
 def read_component_config(folder: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def find_network(folder: Path) -> tuple[Path, str]:
         network_folder = folder / name
         if not (network_folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no {name}/config.json, which its model_index.json names")
-        class_name = index[name][1] if isinstance(index[name], list) and len(index[name]) == 2 else index[name]
+        class_name = index[name][1] if isinstance(index[name], list) and len(index[name]) == 2 else None
     if class_name not in list(WRAPPERS):
         raise ValueError(f"{network_folder} is a {class_name}, expected one of {', '.join(WRAPPERS)}")
     return network_folder, class_name

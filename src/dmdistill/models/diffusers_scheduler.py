@@ -21,7 +21,7 @@ __all__ = ["PREDICTIONS", "Schedule", "read_schedule"]
 PREDICTIONS = {"epsilon": EpsDenoiser, "v_prediction": VDenoiser, "sample": X0Denoiser}
 CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler")
 EDM_DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}  # diffusers' names and values
-UNSUPPORTED = {  # option: values under which a scheduler is what this module takes it for
+SUPPORTED = {  # option: values with which a scheduler is read correctly here
     "timestep_type": (None, "discrete"),
     "use_flow_sigmas": (None, False),
     "invert_sigmas": (None, False),
@@ -65,39 +65,41 @@ def read_schedule(config: dict[str, Any], *, tokens: int = 0) -> Schedule:
             f"scheduler {name} belongs to a consistency model, which was distilled already: its network does not "
             "predict the posterior mean of a diffusion model. Give the model that it was distilled from"
         )
-    for option, supported in UNSUPPORTED.items():
+    for option, supported in SUPPORTED.items():
         if config.get(option) not in supported:
             raise ValueError(f"{option} {config[option]!r} of scheduler {name} is not supported")
     try:
         if name.startswith("FlowMatch"):
             return read_flow(config, tokens)
-        return read_edm(name, config) if name.startswith("EDM") else read_betas(name, config)
-    except (ArithmeticError, AttributeError, TypeError) as error:  # of values of a wrong kind
-        raise ValueError(f"scheduler {name} with values of a wrong kind: {first_line(error)}") from None
+        return read_edm(config) if name.startswith("EDM") else read_betas(name, config)
+    except (ArithmeticError, ValueError) as error:
+        raise ValueError(f"scheduler {name}: {first_line(error)}") from None
 
 
 def read_flow(config: dict[str, Any], tokens: int) -> Schedule:
     """Read a rectified flow."""
-    steps = config.get("num_train_timesteps", 1000)
-    return Schedule(Flow(shift=read_shift(config, tokens)), FlowDenoiser, "ddim", 50, time_scale=float(steps))
+    steps = read_number(config, "num_train_timesteps", 1000)
+    if steps < 1:
+        raise ValueError(f"num_train_timesteps is {steps:g}, expected at least 1")
+    return Schedule(Flow(shift=read_shift(config, tokens)), FlowDenoiser, "ddim", 50, time_scale=steps)
 
 
 def read_shift(config: dict[str, Any], tokens: int) -> float:
     """Read the shift of a flow's grid; a dynamic one depends on mu, which is linear in the patches of an image."""
     if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift", 1.0))
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return read_number(config, "shift", 1.0)
+    low, high = read_number(config, "base_image_seq_len", 256), read_number(config, "max_image_seq_len", 4096)
+    first, last = read_number(config, "base_shift", 0.5), read_number(config, "max_shift", 1.15)
     mu = first + (last - first) * (tokens - low) / (high - low)
     return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
-def read_edm(name: str, config: dict[str, Any]) -> Schedule:
+def read_edm(config: dict[str, Any]) -> Schedule:
     """Read EDM's schedule and preconditioning."""
     prediction = config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
-        raise ValueError(f"prediction_type {prediction!r} of scheduler {name}, expected 'epsilon'")
-    sigma_min, sigma_max, rho, sigma_data = (float(config.get(key, value)) for key, value in EDM_DEFAULTS.items())
+        raise ValueError(f"prediction_type {prediction!r}, expected 'epsilon'")
+    sigma_min, sigma_max, rho, sigma_data = (read_number(config, key, value) for key, value in EDM_DEFAULTS.items())
     schedule = EDM(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     return Schedule(schedule, partial(EDMDenoiser, sigma_data=sigma_data), "heun", 18)
 
@@ -106,12 +108,12 @@ def read_betas(name: str, config: dict[str, Any]) -> Schedule:
     """Read a variance-preserving schedule, abar, as the scheduler's own class computes it from its betas."""
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in list(PREDICTIONS):
-        raise ValueError(f"prediction_type {prediction!r} of scheduler {name}, expected {', '.join(PREDICTIONS)}")
+        raise ValueError(f"prediction_type {prediction!r}, expected {', '.join(PREDICTIONS)}")
     scheduler = build_scheduler(name, config)
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
         raise ValueError(
-            f"scheduler {name or 'without a _class_name'}: no noise schedule is known from it. Known are diffusers' "
-            "schedulers with betas (DDPM, DDIM, PNDM, Euler, DPM-Solver ...), FlowMatchEuler and EDM ones"
+            "no noise schedule is known from it. Known are diffusers' schedulers with betas (DDPM, DDIM, PNDM, Euler, "
+            "DPM-Solver ...), FlowMatchEuler and EDM ones"
         )
     abar = scheduler.alphas_cumprod.clone()
     if config.get("rescale_betas_zero_snr"):
@@ -130,11 +132,20 @@ def build_scheduler(name: str, config: dict[str, Any]) -> Any:
         with quiet("diffusers"):
             return kind.from_config(config)  # type: ignore[attr-defined]
     except Exception as error:  # whatever the library raises
-        raise ValueError(f"{name} does not take this config: {first_line(error)}") from None
+        raise ValueError(f"it does not take this config: {first_line(error)}") from None
 
 
 def read_clipping(config: Mapping[str, Any]) -> Clipping | None:
     """Read how a scheduler clips predicted images; None where it does not."""
     if config.get("thresholding"):
-        return Clipping(float(config["sample_max_value"]), float(config["dynamic_thresholding_ratio"]))
-    return Clipping(float(config.get("clip_sample_range", 1.0))) if config.get("clip_sample") else None
+        limit, quantile = (read_number(config, key) for key in ("sample_max_value", "dynamic_thresholding_ratio"))
+        return Clipping(limit, quantile)
+    return Clipping(read_number(config, "clip_sample_range", 1.0)) if config.get("clip_sample") else None
+
+
+def read_number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """Read a finite number. ValueError for any other value."""
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{key} is {value!r:.100}, expected a finite number")
+    return float(value)
