@@ -1,4 +1,4 @@
-"""Partial results of a long feature extraction, kept in the cache: an interrupted or killed one resumes from them.
+"""Partial results of a long feature extraction, stored in the cache: an interrupted or killed one resumes from them.
 
     CACHE/extractions/DIGEST.pt    the blocks that are done, and what each network accumulated of them
 
