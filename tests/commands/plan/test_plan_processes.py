@@ -1,73 +1,71 @@
-"""Memory that is planned for one of several processes, beside the tensors alive in real DDP and FSDP2."""
+"""The planned memory of one of several processes equals that of the tensors alive in real DDP and FSDP2."""
 
 from functools import partial
 
 import pytest
 import torch
 
-from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.options import ComputeOptions, change
-from dmdistill.commands.plan.dry_run import rehearsal
+from dmdistill.commands.options import change
+from dmdistill.commands.plan.dry_run import dry_run
 from dmdistill.models.load import load_teacher
-from helpers import locked_folder as held
-from helpers.configs import configure
+from helpers.configs import small_distillation
 from helpers.process_group_tests import together
+from helpers.process_memory import layered_teacher, measure_memory
 
 
 def settings(processes, **changes):
-    """Two images and a pair for each process and part: weights outweigh activations."""
+    """Two images and a pair for each process and microbatch: weights outweigh activations."""
     images = 2 * processes * changes.get("accumulate", 1)
-    plain = {"pair_count": images, "steps": 6, "batch": images, "batch_reg": images // 2, "halflives": (2.0,)}
-    return configure(
-        DistillConfig, **plain | changes, compute=ComputeOptions(device="cpu", precision="fp32", threads=1)
-    )
+    sizes = {"pair_count": images, "batch": images, "batch_reg": images // 2, "ema_halflives": (2.0,)}
+    return small_distillation(**sizes | changes)
 
 
-def planned(config, teacher, processes):
-    """(memory by part in the last phase, bytes of whole networks before)."""
-    own = change(config, batch=config.batch // processes, batch_reg=config.batch_reg // processes)
-    with rehearsal(own, teacher, data=False, processes=processes) as job:
-        return job.count(job.course.phases[-1]).memory, job.host
+def planned_memory(config, teacher, processes):
+    """(memory by part in the last phase, bytes of unsharded networks before)."""
+    own = change(config, batch=config.batch // processes, batch_reg=config.regression.batch_reg // processes)
+    compute = {"device": torch.device("cpu"), "precision": teacher.denoiser.precision}
+    with dry_run(own, teacher, data=False, processes=processes, **compute) as run:
+        return run.count(run.distillation.phases.phases[-1]).memory, run.host_bytes
 
 
-def compared(processes, make, **changes):
-    """What is planned and what the first process holds, which has most."""
+def compare(processes, load, **changes):
+    """The planned and the measured memory of the first process, which has most: peak, before sharding, by part."""
     config = settings(processes, **changes)
-    memory, host = planned(config, make(), processes)
-    (most, built, stays), *others = [answer for answer, _ in together(processes, held.held, config, make)]
-    assert most >= max(one[0] for one in others)
-    return (sum(memory.values()), host, {part: memory[part] for part in stays}), (most, built, stays)
+    memory, host = planned_memory(config, load(), processes)
+    (peak, built, parts), *others = [result for result, _ in together(processes, measure_memory, config, load)]
+    assert peak >= max(one[0] for one in others)
+    return (sum(memory.values()), host, {part: memory[part] for part in parts}), (peak, built, parts)
 
 
 @pytest.mark.parametrize(
     ("processes", "precision", "changes"),
     [(2, None, {}), (4, None, {"accumulate": 2}), (2, torch.bfloat16, {"checkpointing": "blocks"})],
 )
-def test_a_process_of_fsdp_holds_what_was_planned(processes, precision, changes):
-    """Shares to the byte; the peak, gathered blocks and whole gradients in it, to 3 per cent; the start to a block."""
-    make = partial(held.layered, precision)
-    (planned, before, shares), (most, built, stays) = compared(processes, make, strategy="fsdp", **changes)
-    assert shares == stays
-    assert planned == pytest.approx(most, rel=0.03)
-    first, block = shares["fake score"], 4 * 2 * 101 * 1203  # on the CPU the first shares lie there too
+def test_a_process_of_fsdp_needs_the_planned_memory(processes, precision, changes):
+    """Shards to the byte; the peak, with gathered blocks and unsharded gradients, to 3 %; the start to a block."""
+    load = partial(layered_teacher, precision)
+    (planned, before, shards), (peak, built, parts) = compare(processes, load, strategy="fsdp", **changes)
+    assert shards == parts
+    assert planned == pytest.approx(peak, rel=0.03)
+    first, block = shards["fake score"], 4 * 2 * 101 * 1203  # on the CPU the first shards lie there too
     assert before + first <= built < before + first + 1.6 * block
 
 
 def test_sharded_networks_share_no_frozen_weights(tiny_teacher):
-    """Each of the teacher, the student with adapters, its average and the fake score has shares of its own."""
+    """Each of the teacher, the student with adapters, its EMA and the fake score has shards of its own."""
     pytest.importorskip("peft")
-    make = partial(load_teacher, str(tiny_teacher))
-    (planned, before, shares), (most, _, stays) = compared(2, make, strategy="fsdp", lora_student=2, lora_fake=2)
-    assert shares == stays
-    whole = sum(one.nbytes for one in make().denoiser.parameters())
-    assert whole < before < 1.2 * whole  # what is frozen is there once
-    assert planned == pytest.approx(most, rel=0.05)
+    load = partial(load_teacher, str(tiny_teacher))
+    (planned, before, shards), (peak, _, parts) = compare(2, load, strategy="fsdp", lora_student=2, lora_fake=2)
+    assert shards == parts
+    full = sum(one.nbytes for one in load().denoiser.parameters())
+    assert full < before < 1.2 * full  # what is frozen is there once
+    assert planned == pytest.approx(peak, rel=0.05)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_process_of_ddp_holds_buckets_of_both_networks(parts):
-    """And, of the parts before the last, gradients outside of them."""
-    (planned, before, weights), (most, _, stays) = compared(2, held.layered, accumulate=parts)
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_process_of_ddp_holds_buckets_of_both_networks(microbatches):
+    """And, of the microbatches before the last, gradients outside of them."""
+    (planned, before, weights), (peak, _, parts) = compare(2, layered_teacher, accumulate=microbatches)
     assert before == 0
-    assert weights == stays
-    assert planned == pytest.approx(most, rel=1e-3)
+    assert weights == parts
+    assert planned == pytest.approx(peak, rel=1e-3)
