@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
+from dmdistill.commands.distill.monitor import build_probe
 from dmdistill.commands.distill.setup import set_up
+from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.plan.placeholders import PlaceholderPairs
 from dmdistill.core.denoisers import X0Denoiser
 from dmdistill.core.losses import pseudo_huber
@@ -32,7 +34,7 @@ class LayersBlock(nn.Module):
 
 
 class Layers(nn.Module):
-    """Blocks of different sizes between two layers outside of them. Their numbers of rows leave different remainders by 4."""
+    """Blocks of different sizes between two layers outside of them, with rows of each remainder by 4."""
 
     def __init__(self, hidden):
         super().__init__()
@@ -111,9 +113,11 @@ def measure_memory(config, load):
             parallel=parallel,
             rng=torch.Generator().manual_seed(0),
         )
+        probe = build_probe(run, seed=1, images=min(128, sampling_batch_size(teacher, config.batch)))
         built = living.peak
         for step in range(3):
             gc.collect()  # reference cycles
             living.peak = 0
             run.iterate(step)
+        del probe  # which a run keeps, as here until now
         return living.peak, built, bytes_by_part(run)
