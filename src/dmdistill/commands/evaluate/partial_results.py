@@ -57,11 +57,12 @@ class PartialResults:
             return 0
         try:
             state = read_checkpoint(self.file)
-        except DamagedCheckpointError:
+            done, accumulators = state["done"], [restore(**one) for one in state["accumulated"]]
+        except (DamagedCheckpointError, LookupError, TypeError):  # or written by another version
             return 0
-        for extraction, accumulated in zip(self.extractions, state["accumulated"], strict=True):
-            extraction.accumulator = restore(**accumulated)
-        return state["done"]
+        for extraction, accumulator in zip(self.extractions, accumulators, strict=True):
+            extraction.accumulator = accumulator
+        return done
 
     def save(self, done: int) -> None:
         """Save after so many blocks, unless that was done recently. A cache that cannot be written is no error."""
