@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.functions import load_distance
+from dmdistill.commands.distill.functions import import_function, load_distance
 from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
 from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.distill.pair_loading import make_own_pairs, open_given_pairs
@@ -62,7 +62,7 @@ def distill(config: DistillConfig) -> Student | None:
 
 
 def check_distill(config: DistillConfig, processes: ProcessGroup) -> None:
-    """Raise a ValueError where batches cannot be divided among processes, or a package is missing."""
+    """Raise a ValueError where batches cannot be divided among processes, or a package or a function is missing."""
     parallel = Parallelism(processes, config.memory.accumulate)
     parallel.check_divisible("--batch", config.batch)
     if config.regression.lambda_reg > 0:
@@ -71,6 +71,14 @@ def check_distill(config: DistillConfig, processes: ProcessGroup) -> None:
     for name in ("lora_student", "lora_fake"):
         if getattr(config.memory, name):
             import_optional("peft", flag_name(name), extra="diffusers")
+    functions = {
+        "--method": config.method,
+        "--weight": config.matching.weight,
+        "--distance": config.regression.distance,
+    }
+    for flag, name in functions.items():
+        if ":" in name:
+            import_function(name, flag)
 
 
 def load_configured_teacher(config: DistillConfig) -> Teacher:
