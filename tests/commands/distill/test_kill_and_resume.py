@@ -69,7 +69,7 @@ def run_with_error(config, monkeypatch, capsys):
     """Run the command, which must end with exit code 2 and leave no temporary file; its one line."""
     monkeypatch.setattr("dmdistill.commands.cli.parse", lambda _: ("distill", config))
     with pytest.raises(SystemExit) as end:
-        main([])
+        main(["distill"])
     line = capsys.readouterr().err
     assert (end.value.code, line.count("\n")) == (2, 1), line
     assert [file for file in config.out.rglob("*") if file.name.startswith(".")] == []
