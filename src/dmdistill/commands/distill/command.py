@@ -135,7 +135,7 @@ def print_recommendation(config: DistillConfig, run: RunFolder) -> None:
 def build_trainer(config: DistillConfig, distillation: Distillation) -> Trainer:
     """Build the training loop."""
     run = distillation
-    names = ("generator", "fake") if config.matching.match else ("generator",)
+    names = ("generator", "fake") if run.phases.matching else ("generator",)
     networks = {"the generator": run.generator, "mu_real": run.real, "mu_fake": run.fake}
     return Trainer(
         config.out,

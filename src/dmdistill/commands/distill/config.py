@@ -11,8 +11,6 @@ from tyro.conf import OmitArgPrefixes
 from dmdistill.commands.options import (
     ComputeOptions,
     SolverOptions,
-    flag_name,
-    option_values,
     require,
     require_at_least,
     require_positive,
@@ -242,7 +240,7 @@ class DistillConfig:
     batch: int = 32
     """Generated images per step, over all processes, for distribution matching and for the fake score."""
     method: str = "dmd"
-    """Method: dmd, or your own as module:function, which takes (generator, real, fake) and returns an Objective."""
+    """Method: dmd, or module:function, (generator, real, fake) -> Objective, which then has all steps and all losses."""
     start: str | None = None
     """Student of this teacher to start from. Without it the generator starts as the teacher."""
     seed: int = 0
@@ -265,8 +263,6 @@ class DistillConfig:
         """Raise a ValueError where options contradict each other."""
         require_at_least(self, 1, "steps", "batch")
         require_name(self, "method", ("dmd",))
-        if self.method != "dmd":
-            self.check_own_method()
         lambda_reg = self.regression.lambda_reg
         if lambda_reg > 0 and self.pair_set.pairs is None and self.pair_set.pair_count < 1:
             raise ValueError(
@@ -278,14 +274,6 @@ class DistillConfig:
         least = self.matching.match_from if self.matching.match else 1  # a step must have a loss
         expected = f"from {least} to 1, so that every step has a loss"
         require(self.regression, expected, lambda value: least <= value <= 1, "regress_until")
-
-    def check_own_method(self) -> None:
-        """Raise a ValueError for options of DMD's losses, which another method does not use."""
-        unused = ("match", "match_from", "match_pairs", "min_t", "max_t", "weight", "lambda_end", "regress_until")
-        values, defaults = option_values(self), option_values(DistillConfig())
-        for name in (*unused, "distance", "decoder", "fake_from"):
-            if values[name] != defaults[name]:
-                raise ValueError(f"--method {self.method} does not use {flag_name(name)} {values[name]}: leave it out")
 
 
 def require_name(config: object, option: str, names: tuple[str, ...]) -> None:

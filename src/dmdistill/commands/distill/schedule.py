@@ -29,7 +29,7 @@ class Phase:
 class PhaseSchedule:
     """When distributions are matched, when the fake score learns, and when there is a regression.
 
-    Steps count from 0.
+    Steps count from 0. A method of the user's own has one phase: all of this in every step.
     """
 
     config: DistillConfig
@@ -38,7 +38,8 @@ class PhaseSchedule:
     def match_step(self) -> int:
         """The first step in which distributions are matched."""
         config = self.config
-        return int(config.matching.match_from * config.steps) if config.regression.lambda_reg > 0 else 0
+        has_phases = config.method == "dmd" and config.regression.lambda_reg > 0
+        return int(config.matching.match_from * config.steps) if has_phases else 0
 
     @property
     def fake_step(self) -> int:
@@ -48,15 +49,21 @@ class PhaseSchedule:
     @property
     def regression_end(self) -> int:
         """The first step without a regression."""
-        return int(self.config.regression.regress_until * self.config.steps)
+        share = self.config.regression.regress_until if self.config.method == "dmd" else 1.0
+        return int(share * self.config.steps)
+
+    @property
+    def matching(self) -> bool:
+        """Whether the run matches distributions at all."""
+        return self.config.matching.match or self.config.method != "dmd"
 
     def matches(self, step: int) -> bool:
         """Whether a step matches distributions."""
-        return self.config.matching.match and step >= self.match_step
+        return self.matching and step >= self.match_step
 
     def trains_fake(self, step: int) -> bool:
         """Whether the fake score learns in a step."""
-        return self.config.matching.match and step >= self.fake_step
+        return self.matching and step >= self.fake_step
 
     def regresses(self, step: int) -> bool:
         """Whether a step has a regression."""
