@@ -240,7 +240,7 @@ class DistillConfig:
     batch: int = 32
     """Generated images per step, over all processes, for distribution matching and for the fake score."""
     method: str = "dmd"
-    """Method: dmd, or module:function, (generator, real, fake) -> Objective, which then has all steps and all losses."""
+    """Method: dmd, or module:function, (generator, real, fake) -> Objective, which then has every step."""
     start: str | None = None
     """Student of this teacher to start from. Without it the generator starts as the teacher."""
     seed: int = 0

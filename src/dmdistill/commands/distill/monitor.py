@@ -83,7 +83,7 @@ class Monitor:
     def evaluate(self, step: int) -> dict[str, float]:
         """Measure the run's health and the Frechet distance of each EMA; keep the best weights."""
         run = self.distillation
-        matching = self.config.matching.match
+        matching = run.phases.matching
         row = self.probe.measure(run.generator, run.real, run.fake) if matching else {}
         if self.metric is not None:
             for name, generator in self.candidates():
