@@ -228,3 +228,11 @@ def tiny_pipeline(tmp_path_factory):
         return made[key]
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def default_hangup():
+    """SIGHUP as a terminal starts a process, also where the tests were started by nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -21,12 +21,12 @@ def test_networks_are_built_without_memory():
 def test_a_network_with_more_layers_than_weights_stops_being_built():
     with build_on_meta(20):
         assert len(list(stack(10).parameters())) == 20
-    with pytest.raises(ValueError, match="20 tensors"), build_on_meta(20):
+    with pytest.raises(ValueError, match="20"), build_on_meta(20):
         stack(10**9)
 
 
 def test_afterwards_networks_are_built_as_ever():
-    with pytest.raises(ValueError, match="1 tensors"), build_on_meta(1):
+    with pytest.raises(ValueError, match="1"), build_on_meta(1):
         stack(100)
     assert len(list(stack(100).parameters())) == 200
     assert stack(1)[0].weight.device == torch.device("cpu")
