@@ -143,7 +143,15 @@ def test_an_unknown_name_suggests_the_nearest(monkeypatch, model):
 
 
 def test_a_folder_that_holds_no_model_is_said_so(tmp_path):
+    (tmp_path / "other").touch()
     refused(tmp_path, "holds no config.json, student/ or teacher/")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt", "a.pth", "a.txt", "empty"])
+def test_a_path_of_no_model_is_described(name, tmp_path):
+    (tmp_path / name).touch() if "." in name else (tmp_path / name).mkdir()
+    words = {"a.txt": "unknown kind", "empty": "empty folder"}.get(name, "from_single_file.*save_pretrained")
+    refused(tmp_path / name, rf"{name} is an? .*{words}")
 
 
 def test_missing_weights_are_named(model):

@@ -232,7 +232,10 @@ def test_another_teacher_is_refused(student):
     ("lora", "match"),
     [
         ({"rank": 3, "alpha": 3.0}, r"lora_A\.default\.weight is \(2, .*\), the network's is \(3, "),
-        ({"rank": 0}, "LoRA of rank 0, expected at least 1"),
+        ({"rank": 0}, "rank of lora is 0, expected"),
+        ({"rank": 10**6}, "LoRA of rank 1000000, expected at most"),
+        ({"rank": 2, "alpha": "2"}, "alpha of lora is '2'"),
+        ({"rank": 2, "alpha": 2, "path": "/"}, "lora is .*path"),
         ({"alpha": 3.0}, "rank"),
         ({"rank": "two"}, "which is needed"),
         (7, "which is needed"),
@@ -241,6 +244,16 @@ def test_another_teacher_is_refused(student):
 def test_adapters_of_another_form_are_refused(lora, match, student):
     change(student[0], lora=lora)
     refused(student[0], match)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": 3}, {"name": None}, {"teacher": ["fashion"]}, {"teacher": "a\nb"}, {"kind": "teacher"}],
+    ids=repr,
+)
+def test_a_config_of_other_values_is_refused(changes, student):
+    change(student[0], **changes)
+    refused(student[0], next(iter(changes)))
 
 
 def test_a_student_that_is_its_own_teacher_is_refused(student):

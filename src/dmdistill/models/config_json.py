@@ -12,7 +12,7 @@ from typing import Any
 from dmdistill.core.solvers import SOLVERS
 from dmdistill.io.atomic import read_json
 
-__all__ = ["check_arguments", "check_config", "check_memory", "read_config"]
+__all__ = ["check_arguments", "check_config", "check_memory", "check_student", "read_config"]
 
 MAX_TEXT, MAX_LIST, MAX_CLASSES = 500, 64, 100_000
 MAX_GUIDANCE = 1000.0
@@ -87,6 +87,22 @@ def check_config(config: dict[str, Any]) -> None:
     side, channels = network.get("img_resolution"), network.get("in_channels")
     if config["shape"] != [channels, side, side] or network.get("out_channels") != channels:
         raise ValueError(f"shape is {config['shape']}, its network takes and makes other images: {network!r:.200}")
+
+
+def check_student(config: dict[str, Any]) -> None:
+    """Raise ValueError for a wrong value in the config of a student that is built on its teacher."""
+    if config["kind"] != "student":
+        raise ValueError(f"kind is {config['kind']!r}, expected 'student'")
+    for key in ("name", "teacher"):
+        if not is_text(config.get(key)):
+            raise ValueError(f"{key} is {config.get(key)!r:.200}, expected a text of one line")
+    lora = config.get("lora") or {"rank": 1}
+    if not isinstance(lora, dict) or lora.keys() - {"rank", "alpha"}:
+        raise ValueError(f"lora is {lora!r:.200}, expected a rank and an alpha")
+    if not is_count(lora.get("rank")):
+        raise ValueError(f"rank of lora is {lora.get('rank')!r:.200}, expected an integer from 1")
+    if lora.get("alpha") is not None and not is_number(lora["alpha"]):
+        raise ValueError(f"alpha of lora is {lora['alpha']!r:.200}, expected a number")
 
 
 def check_arguments(kind: type, arguments: dict[str, Any]) -> None:

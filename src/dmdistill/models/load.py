@@ -10,6 +10,7 @@ from typing import Any
 from dmdistill.io.atomic import read_json
 from dmdistill.io.errors import did_you_mean, import_optional
 from dmdistill.io.weights import bundled_models, load_weights
+from dmdistill.models.config_json import check_student, read_config
 from dmdistill.models.diffusers_folder import is_diffusers
 from dmdistill.models.diffusers_pipeline import load_diffusers
 from dmdistill.models.edm_checkpoint import load_edm
@@ -22,6 +23,7 @@ from dmdistill.networks.lora import add_lora
 __all__ = ["absolute_name", "display_name", "load_model", "load_teacher"]
 
 SHARED_KEYS = ("network", "schedule", "denoiser", "shape")  # of config.json: alike in a student and its teacher
+WEIGHTS_ONLY = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 FORMS = "the folder of a model or run, a checkpoint of EDM (.pkl), a folder or hub id of diffusers, module:function"
 
 
@@ -70,7 +72,7 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
         module = ".".join(parts) if not {"/", ".."} & {*parts} else parts[-1]
         raise ValueError(f"{name}: give {module}{python[2] or ':function'}, a function annotated `-> Teacher`")
     if path.exists():
-        raise ValueError(f"{name} holds no config.json, student/ or teacher/: not the folder of a model or run")
+        raise ValueError(f"{name} {describe_path(path)}")
     if is_python_function(name):
         return load_python_function(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".pkl":
@@ -83,11 +85,25 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
     raise unknown_model(name)
 
 
+def describe_path(path: Path) -> str:
+    """Return what is wrong with a path as the name of a model, and what to give instead."""
+    if path.suffix in WEIGHTS_ONLY:
+        return (
+            "is a single file of weights, which does not say what its network is: expected a folder, which diffusers "
+            "writes for Stable Diffusion by StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    if not path.is_dir():
+        return f"is a file of an unknown kind, expected {FORMS}"
+    if not any(path.iterdir()):
+        return f"is an empty folder, expected {FORMS}"
+    return "holds no config.json, student/ or teacher/: not the folder of a model or run"
+
+
 def load_own_folder(folder: Path, teacher: Teacher | None) -> Model:
     """Load a folder of ours; onto its teacher, where it holds LoRA weights or a network that is not ours."""
     file = folder / "config.json"
-    config = read_json(file)
-    if not isinstance(config, dict) or not config.get("lora" if config.get("network") else "teacher"):
+    config = read_config(file)
+    if not config.get("lora" if config.get("network") else "teacher"):
         return load_folder(folder)
     student = build_on_teacher(config, file, teacher)
     load_weights(folder / "model.safetensors", student.network)
@@ -98,6 +114,7 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
     """Build a student on its teacher, with the weights of the teacher."""
     name, lora = config.get("teacher"), config.get("lora")
     try:
+        check_student(config)
         if lora:
             import_optional("peft", str(file), extra="diffusers")
         base = teacher or load_teacher(str(name))
