@@ -124,7 +124,7 @@ def expand_users(config: Config) -> Config:
 def resolve_paths(config: Config, *names: str) -> Config:
     """Return a configuration in which these options, where they name something that exists, are absolute paths."""
     values = {name: value for name, value in option_values(config).items() if name in names and value is not None}
-    paths = {name: Path(value).absolute() for name, value in values.items() if str(value) and Path(value).exists()}
+    paths = {name: Path(value).absolute() for name, value in values.items() if str(value) and os.path.exists(value)}
     return change(
         config, **{name: path if isinstance(values[name], Path) else str(path) for name, path in paths.items()}
     )
