@@ -1,12 +1,16 @@
 """Prompts through a pipeline's own encoders: what its network would be fed, to the last bit."""
 
 import json
+import re
+import resource
 import shutil
+import time
 
 import pytest
 import torch
 
 from dmdistill.data.prompt_embeddings import encode_prompts
+from dmdistill.models.diffusers_pipeline import load_diffusers
 from dmdistill.models.diffusers_text import PipelineText
 
 diffusers = pytest.importorskip("diffusers")
@@ -180,4 +184,86 @@ def test_what_is_no_known_pipeline_is_one_clear_line(index, match, tmp_path):
         (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(ValueError, match=match) as caught:
         PipelineText(tmp_path).encode(["a"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def stable_diffusion(tiny_pipeline, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 10**5},
+        {"num_hidden_layers": "2"},
+        {"num_attention_heads": 0},
+        {"hidden_size": 10**6},
+        {"vocab_size": 10**12},
+        {"vocab_size": 10**6},
+        {"max_position_embeddings": 10**9},
+        {"architectures": 3, "hidden_size": None},
+        {"hidden_act": "magic"},
+        {"extra": "x" * 10**6},
+    ],
+    ids=repr,
+)
+def test_a_text_encoders_config_is_checked(changes, stable_diffusion):
+    file = stable_diffusion / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    seconds, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=re.escape(str(stable_diffusion))) as caught:
+        PipelineText(stable_diffusion).encode(["red"])
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - seconds < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1e6  # kilobytes
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3", '{"model_max_length": "many"}', ""])
+@pytest.mark.parametrize("file", ["tokenizer/tokenizer_config.json", "text_encoder/config.json"])
+def test_files_of_other_forms_are_one_line(file, text, stable_diffusion):
+    (stable_diffusion / file).write_text(text)
+    lines = []
+    try:
+        PipelineText(stable_diffusion).encode(["red"])
+    except ValueError as error:  # a tokenizer may do without its config
+        lines.append(str(error))
+    assert [line for line in lines if "\n" in line or str(stable_diffusion) not in line] == []
+
+
+def test_text_encoders_in_half_precision_only_are_read(tiny_pipeline, tmp_path):
+    folder = tiny_pipeline("stable_diffusion")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float16, safety_checker=None)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    assert list((tmp_path / "half").rglob("*.fp16.safetensors")) != []
+    teacher = load_diffusers(str(tmp_path / "half"))
+    embeds = teacher.text.encode(PROMPTS)["prompt_embeds"]
+    assert embeds.dtype == torch.float32
+    torch.testing.assert_close(embeds, PipelineText(folder).encode(PROMPTS)["prompt_embeds"], rtol=1e-2, atol=1e-2)
+
+
+def test_loading_and_encoding_print_nothing(stable_diffusion, capfd, recwarn):
+    teacher = load_diffusers(str(stable_diffusion))
+    teacher.text.encode(PROMPTS)
+    assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("class_embed_type", "timestep"),
+        ("num_class_embeds", 5),
+        ("addition_embed_type", "image"),
+        ("encoder_hid_dim_type", "ip_image_proj"),
+        ("time_cond_proj_dim", 8),
+    ],
+)
+def test_networks_with_other_inputs_are_refused_by_name(option, value, stable_diffusion):
+    file = stable_diffusion / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {option: value}))
+    with pytest.raises(ValueError, match=r"unet/config\.json") as caught:
+        load_diffusers(str(stable_diffusion))
     assert "\n" not in str(caught.value)
