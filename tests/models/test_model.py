@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.core.denoisers import EDMDenoiser, FlowDenoiser
-from dmdistill.core.schedules import EDM, Flow
+from dmdistill.core.denoisers import EDMDenoiser, FlowDenoiser, VDenoiser
+from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.distributed.data_parallel import parallelism
 from dmdistill.distributed.process_group import ProcessGroup
+from dmdistill.models.clipping import Clipping
 from dmdistill.models.load import load_model, load_teacher
-from dmdistill.models.model import Student, Teacher
+from dmdistill.models.model import Student, Teacher, fingerprint
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
 from helpers.tiny_models import save_student, unet2d
@@ -175,3 +176,33 @@ def test_a_model_is_shown_in_one_line():
     assert repr(own(SongUNet(**SIZES, model_channels=32))).startswith(
         "Student('own', images 3 x 8 x 8, unconditional, "
     )
+
+
+def test_a_fingerprint_is_of_all_that_determines_the_images():
+    def teacher(denoiser=FlowDenoiser, schedule=None, **fields):
+        torch.manual_seed(0)
+        made = Teacher(name="mine", denoiser=denoiser(Island(), schedule or Flow()), shape=(3, 8, 8))
+        return replace(made, **fields)
+
+    torch.manual_seed(1)
+    models = [
+        teacher(),
+        teacher(schedule=Flow(shift=3.0)),
+        teacher(schedule=VP.linear_betas()),
+        teacher(schedule=VP.linear_betas(last=0.03)),
+        teacher(VDenoiser),
+        teacher(EDMDenoiser, EDM()),
+        teacher(EDMDenoiser, EDM(sigma_max=40.0)),
+        teacher(lambda *parts: EDMDenoiser(*parts, sigma_data=0.6), EDM()),
+        teacher(clipping=Clipping()),
+        teacher(clipping=Clipping(2.0)),
+        teacher(autoencoder=nn.Linear(2, 2)),
+        teacher(name="other"),
+        Teacher(name="mine", denoiser=FlowDenoiser(Island(), Flow()), shape=(3, 8, 8)),
+    ]
+    prints = [fingerprint(model) for model in models]
+    assert len({*prints}) == len(models)
+    assert fingerprint(teacher(solver="ddim", steps=3, guidance=2.0)) == prints[0]
+    assert fingerprint(teacher().to(CPU)) == prints[0]
+    models[2].denoiser.schedule.alpha(torch.zeros(1))  # which moves the schedule to the device of the times
+    assert fingerprint(models[2]) == prints[2]
