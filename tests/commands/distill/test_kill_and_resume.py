@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,23 +77,25 @@ def run_with_error(config, monkeypatch, capsys):
     return line
 
 
-@pytest.fixture
-def largest_file():
-    """Sets how many bytes a file may have: as on a disk that is full, writing more fails."""
+@contextmanager
+def largest_file(size):
+    """Limit the bytes of every file: as on a full disk, writing more fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
     ("size", "what"),
     [(0, "config.toml"), (2000, "shard-00000.safetensors"), (6000, "step-00000002.pt")],
 )
-def test_a_run_stopped_by_a_full_disk_can_be_resumed(size, what, settings, student, largest_file, monkeypatch, capsys):
+def test_a_run_stopped_by_a_full_disk_can_be_resumed(size, what, settings, student, monkeypatch, capsys):
     config = settings(f"full-{size}")
-    largest_file(size)
-    line = run_with_error(config, monkeypatch, capsys)
-    largest_file(None)
+    with largest_file(size):
+        line = run_with_error(config, monkeypatch, capsys)
     assert f"{what} cannot be written: " in line
     run_to_its_end(config)
     assert student_bytes(config.out) == student
