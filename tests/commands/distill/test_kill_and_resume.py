@@ -166,7 +166,9 @@ def test_a_read_only_run_is_one_line(complete, read_only, monkeypatch, capsys):
     teacher = load_teacher(complete.teacher)
     monkeypatch.setattr(command, "load_teacher", lambda _: teacher)
     folder = read_only(complete.out)
-    line = run_with_error(change(complete, out=folder, resume=folder), monkeypatch, capsys)
+    monkeypatch.chdir(folder)
+    config = change(complete, teacher="tiny", out=folder, resume=folder)  # its folder is another user's
+    line = run_with_error(config, monkeypatch, capsys)
     assert line == f"dmdistill: {folder}/config.toml cannot be written: Permission denied\n"
 
 
