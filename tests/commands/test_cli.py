@@ -476,7 +476,7 @@ def test_a_tilde_is_the_home_folder(tiny_teacher, tmp_path, monkeypatch):
     assert not (tmp_path / "~").exists()
 
 
-def test_a_run_is_resumed_from_another_folder_with_its_own_teacher_only(tiny_teacher, tmp_path, monkeypatch, refused):
+def test_a_run_is_resumed_from_another_folder_with_its_own_teacher_only(tiny_teacher, tmp_path, monkeypatch, capsys):
     """A relative path keeps its meaning; other weights under the same name are refused."""
     first, second = tmp_path / "first", tmp_path / "second folder"
     shutil.copytree(tiny_teacher, first / "teacher")
@@ -488,5 +488,7 @@ def test_a_run_is_resumed_from_another_folder_with_its_own_teacher_only(tiny_tea
     main(["distill", "--resume", "run", "--steps", "3"])
     weights = load_file(first / "teacher" / "model.safetensors")
     save_file({name: 1.01 * tensor for name, tensor in weights.items()}, first / "teacher" / "model.safetensors")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         main(["distill", "--resume", "run", "--steps", "4"])
+    assert end.value.code == 2
+    assert "--resume: the run began with the teacher" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def preset_values(kind: type, name: str) -> dict[str, Any]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Read a preset's TOML. ValueError, suggesting the nearest name, where there is none."""
+    """Read a preset's TOML. ValueError for an unknown name, with the nearest known one."""
     if name.endswith(".toml"):
         return read_toml(Path(name).expanduser())
     file = preset_folder() / f"{name}.toml"
@@ -177,7 +177,7 @@ def to_flags(name: str, value: Any, kind: Any) -> list[str]:
 
 
 def recommend_preset(teacher: str) -> str | None:
-    """Return the name of a preset that was made for a teacher of this name; None where there is none."""
+    """Return the name of a preset that was made for a teacher of this name, or None."""
     return next((name for name in preset_names() if preset_teacher(name) == teacher), None)
 
 

@@ -24,7 +24,7 @@ class Conditions(Protocol):
         ...
 
     def select(self, index: Tensor) -> Condition:
-        """Return the conditions of these numbers, integers (B,), on index's device. ValueError where there is none."""
+        """Return the conditions of these numbers, integers (B,), on their device. ValueError if one is out of range."""
         ...
 
 

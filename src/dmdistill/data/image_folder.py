@@ -61,7 +61,7 @@ class ImageFolder:
 
     @cached_property
     def common_shape(self) -> tuple[int, int, int]:
-        """C H W of the first image that can be read, coloured where any image is. ValueError where there is none."""
+        """C H W of the first image that can be read, coloured if any image is. ValueError if none can be read."""
         for name in self.names:
             if isinstance(image := self.read(name), np.ndarray):
                 height, width, channels = image.shape

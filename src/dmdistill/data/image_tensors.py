@@ -34,7 +34,7 @@ class LabelledImages:
         names: of the classes.
         name: of the data set.
         licence: of the data set.
-        feature_extractor: name of the classifier whose features measure such images; None where there is none.
+        feature_extractor: name of the classifier whose features measure such images, or None.
     """
 
     images: Tensor

@@ -187,7 +187,7 @@ def batch_maker(
 
 
 def write_or_compare(file: Path, settings: PairSettings) -> None:
-    """Write pairs.json where there is none. ValueError where it is of other settings."""
+    """Write pairs.json if it is missing. ValueError if it holds other settings."""
     if not file.exists():
         write_settings(file, settings, None)
     stored, _ = read_settings(file)

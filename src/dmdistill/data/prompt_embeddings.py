@@ -88,7 +88,7 @@ class PromptSet:
         return f"{len(self)} prompt{'s' if len(self) > 1 else ''} {hash_texts(self.texts)[:8]}"
 
     def select(self, index: Tensor) -> Prompts:
-        """Return the prompts of these numbers, integers (B,), on their device. ValueError where there is none."""
+        """Return the prompts of these numbers, integers (B,), on their device. ValueError if one is out of range."""
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise ValueError(f"prompts {int(index.min())} to {int(index.max())}, expected 0 to {len(self) - 1}")
         rows = self.rows[index.long().cpu()]

@@ -89,7 +89,7 @@ def find_implausible(value: Any, depth: int) -> Any:
 
 
 def read_component_config(folder: Path) -> dict[str, Any]:
-    """Read the config.json of a component; an empty one where there is none."""
+    """Read the config.json of a component; an empty dict if it is missing."""
     config = read_object(folder / "config.json")
     if not isinstance(config.get("_class_name", ""), str):
         raise ValueError(f"{folder / 'config.json'}: _class_name is {config['_class_name']!r:.100}, expected a text")
@@ -97,13 +97,13 @@ def read_component_config(folder: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Read model_index.json, without the components that are left out; an empty one where there is none."""
+    """Read model_index.json, without the components that are left out; an empty dict if it is missing."""
     index = read_object(folder / "model_index.json")
     return {name: value for name, value in index.items() if value != [None, None]}
 
 
 def read_scheduler_config(folder: Path) -> dict[str, Any]:
-    """Read the scheduler's config. ValueError where there is none."""
+    """Read the scheduler's config. ValueError if it is missing."""
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise ValueError(

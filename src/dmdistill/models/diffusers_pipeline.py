@@ -83,7 +83,7 @@ def load_diffusers(source: str) -> Teacher:
 
 
 def find_network(folder: Path) -> tuple[Path, str]:
-    """Return the folder and the class of the network. ValueError where there is none, or none that can be distilled."""
+    """Return the folder and the class of the network. ValueError if it is missing or cannot be distilled."""
     network_folder, class_name = folder, read_component_config(folder).get("_class_name")
     if class_name is None:
         index = read_index(folder)

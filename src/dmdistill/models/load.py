@@ -20,7 +20,7 @@ from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.models.python_function import is_python_function, load_python_function
 from dmdistill.networks.lora import add_lora
 
-__all__ = ["absolute_name", "display_name", "load_model", "load_teacher"]
+__all__ = ["SHARED_KEYS", "absolute_name", "display_name", "load_model", "load_teacher"]
 
 SHARED_KEYS = ("network", "schedule", "denoiser", "shape")  # of config.json: alike in a student and its teacher
 WEIGHTS_ONLY = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -121,17 +121,7 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
         if other := [key for key in SHARED_KEYS if base.config.get(key) != config.get(key)]:
             raise ValueError(f"{base.name} is another model: its {other[0]} differs")
         denoiser = add_lora(base.denoiser, **lora) if lora else copy.deepcopy(base.denoiser)
-        return Student(
-            name=config["name"],
-            denoiser=denoiser,
-            shape=base.shape,
-            conditions=base.conditions,
-            autoencoder=base.autoencoder,
-            text=base.text,
-            licence=base.licence,
-            feature_extractor=base.feature_extractor,
-            config=config,
-        )
+        return Student.from_teacher(base, denoiser, config)
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: a student of the teacher {name!r}, which is needed: {error}") from None
 

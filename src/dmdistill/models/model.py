@@ -216,6 +216,27 @@ class Teacher(Model):
 class Student(Model):
     """A one-step generator: one network evaluation per image."""
 
+    @classmethod
+    def from_teacher(cls, teacher: Teacher, denoiser: Denoiser, config: dict[str, Any]) -> Self:
+        """Build the student of a teacher: all but the denoiser, the name and the config.json is the teacher's.
+
+        Args:
+            teacher: the teacher.
+            denoiser: the student's.
+            config: of the student, with its name.
+        """
+        return cls(
+            name=config["name"],
+            denoiser=denoiser,
+            shape=teacher.shape,
+            conditions=teacher.conditions,
+            autoencoder=teacher.autoencoder,
+            text=teacher.text,
+            licence=teacher.licence,
+            feature_extractor=teacher.feature_extractor,
+            config=config,
+        )
+
     @property
     def evaluations(self) -> int:
         """Network evaluations per image: 1."""

@@ -16,12 +16,10 @@ from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import Spread, device_clock, find_best_batch, time_in_rounds
 from dmdistill.commands.cli import main
 from dmdistill.commands.options import SolverOptions as Ode
-from dmdistill.core.denoisers import FlowDenoiser
-from dmdistill.core.schedules import Flow
-from dmdistill.data.conditions import LabelSpace
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Student, Teacher
+from helpers.slow_models import slow
 from helpers.tiny_models import save_student
 
 QUICK = ["--repeats", "1", "--max-batch", "2", "--device", "cpu", "--threads", "1"]
@@ -122,47 +120,6 @@ def test_rounds_take_turns_and_leave_out_the_cold_call():
 def test_the_spread_of_one_round_is_a_point():
     assert Spread.from_timings([2.0]) == Spread(2, 2, 2)
     assert Spread.from_timings([1.0, 2.0, 3.0, 4.0, 9.0]) == Spread(3, 2, 4)
-
-
-class SlowNet(nn.Module):
-    """A network whose pass takes 10 s on a fake clock, and 1 s more for each sample."""
-
-    def __init__(self, clock):
-        super().__init__()
-        self.clock, self.precisions = clock, []
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x, noise, cond=None):
-        self.clock.now += 10 + len(x)
-        self.precisions.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
-        return self.scale * x
-
-
-class SlowDenoiser(FlowDenoiser):
-    """A denoiser that adds a tenth of one sample's pass to each."""
-
-    def forward(self, x_t, t, cond=None):
-        self.net.clock.now += 1.1
-        return super().forward(x_t, t, cond)
-
-
-class SlowCodec:
-    """Decodes in 7 s."""
-
-    def __init__(self, clock):
-        self.clock = clock
-
-    def decode(self, latents):
-        self.clock.now += 7
-        return latents
-
-    def to(self, device):
-        return self
-
-
-def slow(kind, clock, **fields):
-    denoiser = SlowDenoiser(SlowNet(clock), Flow())
-    return kind(name=kind.__name__, denoiser=denoiser, shape=SHAPE, conditions=LabelSpace(("ant", "bee")), **fields)
 
 
 def test_every_number_of_a_comparison_on_a_fake_clock():

@@ -9,14 +9,14 @@ from typing import Any
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.generators import Generator
-from dmdistill.models.load import absolute_name, load_model
+from dmdistill.models.load import SHARED_KEYS, absolute_name, load_model
 from dmdistill.models.model import Model, Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
 
-__all__ = ["SHARED_KEYS", "initial_generator", "required_teacher", "teacher_name", "trainable_copy"]
+__all__ = ["INHERITED_KEYS", "initial_generator", "required_teacher", "teacher_name", "trainable_copy"]
 
-SHARED_KEYS = ("network", "schedule", "denoiser", "shape", "classes")  # of config.json, equal in teacher and student
+INHERITED_KEYS = (*SHARED_KEYS, "classes")  # of config.json, equal in a student and its teacher
 Copy = Callable[[Denoiser, int, str], Denoiser]
 
 
@@ -61,7 +61,7 @@ def load_start(config: DistillConfig, teacher: Teacher) -> Model | None:
     start = load_model(config.start, teacher=teacher if foreign else None)
     if foreign and start.config.get("teacher") != name:
         raise ValueError(f"--start {config.start} is not a student of the teacher {name}")
-    if odd := [key for key in SHARED_KEYS if start.config.get(key) != teacher.config.get(key)]:
+    if odd := [key for key in INHERITED_KEYS if start.config.get(key) != teacher.config.get(key)]:
         raise ValueError(f"--start {config.start} is no student of {teacher.name}: its {odd[0]} differs")
     if config.memory.lora_student:
         check_adapters(config, teacher, start)

@@ -92,7 +92,7 @@ class Monitor:
         return row
 
     def candidates(self) -> list[tuple[str, nn.Module]]:
-        """Return the generator's EMAs by name, or the generator itself where there is none."""
+        """Return the generator's EMAs by name, or the generator itself without EMAs."""
         emas = self.distillation.optimizers["generator"].emas
         return [(f"ema{ema.halflife:g}", ema.network) for ema in emas] or [("raw", self.distillation.generator)]
 

@@ -52,7 +52,7 @@ def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
 
 
 def read_report(name: str) -> dict[str, Any]:
-    """Return the report of the run that a run's or a student's folder belongs to; empty where there is none."""
+    """Return the report of the run that a run's or a student's folder belongs to; empty without a report."""
     run = Path(name).parent if Path(name).name == "student" else Path(name)
     file = run / "report.json"
     return read_json(file) if file.is_file() else {}

@@ -66,7 +66,7 @@ def describe_schedule(schedule: NoiseSchedule) -> str:
 
 
 def pipeline_class(model: Model) -> str:
-    """Return the class of the diffusers pipeline that a model or its teacher comes from; empty where there is none."""
+    """Return the class of the diffusers pipeline that a model or its teacher comes from; "" for other models."""
     source = model.config.get("source") or model.config.get("teacher")
     if not isinstance(source, str) or not isinstance(model.network, DiffusersWrapper):
         return ""
