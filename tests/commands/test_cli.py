@@ -1,10 +1,8 @@
 """The command line: what the user can mend is one line and exit code 2, and nothing is left half-written."""
 
-import contextlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import dmdistill
 from dmdistill.commands.cli import COMMANDS, main
 from dmdistill.io.folders import exclusive_folder
+from helpers.small_disk import small_disk
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 SMALL = ["--steps", "2", "--batch", "3", "--batch-reg", "2", "--report-images", "4", "--pair-count", "6"]
@@ -333,33 +332,22 @@ def test_a_classifier_that_cannot_be_is_refused(arguments, match, idx_folder, tm
     assert (tmp_path / "full" / "config.json").read_text() == "precious"
 
 
-@contextlib.contextmanager
-def small_disk():
-    """Files may have 9000 bytes: as on a disk that is full, writing more fails. That goes for pytest's own log too."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_is_one_line_and_leaves_no_picture(tiny_teacher, refused):
-    with small_disk():
+    with small_disk(9000):
         refused("sample", tiny_teacher, "--count", "200", *MACHINE, match="File too large")
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_shard(tiny_teacher, refused):
     given = ["--pair-count", "50", "--solver-steps", "1", *MACHINE]
     kept = ["pairs", "pairs/fashion", "pairs/fashion/pairs.json"]
-    with small_disk():
+    with small_disk(9000):
         refused("pairs", "--teacher", tiny_teacher, *given, match="File too large", kept=kept)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(tiny_teacher, tmp_path, refused):
     given = ["--teacher", tiny_teacher, "--lambda-reg", "0", "--out", tmp_path / "run", *QUICK]
     kept = ["run", "run/config.toml", "run/metrics.jsonl", "run/checkpoints", "run/samples"]
-    with small_disk():
+    with small_disk(9000):
         refused("distill", *given, match="2.pt cannot be written", kept=[*kept, "run/samples/step-000002.png"])
 
 

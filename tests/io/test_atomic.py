@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dmdistill.io.atomic import atomic_write, read_json, read_safetensors, write_safetensors
 from dmdistill.io.folders import exclusive_folder, new_folder, writable_cache_folder
+from helpers.small_disk import small_disk
 
 HOLDING = """
 import signal, sys
@@ -236,16 +236,6 @@ def test_a_new_folder_that_cannot_be_written_is_named(tmp_path):
         pytest.fail("it is written to")
 
 
-@pytest.fixture
-def small_files():
-    """Limit the bytes of a file to 5,000: as on a full disk, writing more fails."""
-    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 def save(temporary):
     with temporary.open("wb") as file:
         torch.save({"x": torch.zeros(5000)}, file)
@@ -255,11 +245,15 @@ WRITERS = {"torch.save": save, "bytes": lambda temporary: temporary.write_bytes(
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_named_by_the_operating_systems_words(writer, tmp_path, small_files):
+def test_a_full_disk_is_named_by_the_operating_systems_words(writer, tmp_path):
     """torch.save's own words are of its zip writer."""
-    with pytest.raises(OSError, match=rf"^{tmp_path}/x cannot be written: File too large$"):  # noqa: SIM117
-        with atomic_write(tmp_path / "x") as temporary:
-            WRITERS[writer](temporary)
+    with (
+        small_disk(5000),
+        pytest.raises(OSError, match="/x cannot") as caught,
+        atomic_write(tmp_path / "x") as temporary,
+    ):
+        WRITERS[writer](temporary)
+    assert str(caught.value) == f"{tmp_path}/x cannot be written: File too large"
     assert os.listdir(tmp_path) == []
 
 

@@ -4,12 +4,10 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from dmdistill.data.pairs import make_pairs, open_pairs
 from dmdistill.models.load import load_teacher
 from helpers.configs import small_distillation
 from helpers.runs import logged_values, skip_figures, student_bytes
+from helpers.small_disk import small_disk
 
 
 @pytest.fixture(autouse=True)
@@ -77,24 +76,13 @@ def run_with_error(config, monkeypatch, capsys):
     return line
 
 
-@contextmanager
-def largest_file(size):
-    """Limit the bytes of every file: as on a full disk, writing more fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize(
     ("size", "what"),
     [(0, "config.toml"), (2000, "shard-00000.safetensors"), (6000, "step-00000002.pt")],
 )
 def test_a_run_stopped_by_a_full_disk_can_be_resumed(size, what, settings, student, monkeypatch, capsys):
     config = settings(f"full-{size}")
-    with largest_file(size):
+    with small_disk(size):
         line = run_with_error(config, monkeypatch, capsys)
     assert f"{what} cannot be written: " in line
     run_to_its_end(config)
