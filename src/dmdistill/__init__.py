@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dmdistill.commands.sample.config import SampleConfig as SampleConfig
     from dmdistill.commands.teach.command import teach as teach
     from dmdistill.commands.teach.config import TeachConfig as TeachConfig
+    from dmdistill.core.critics import DiscriminatorLoss as DiscriminatorLoss
     from dmdistill.core.critics import FakeScore as FakeScore
     from dmdistill.core.denoisers import Condition as Condition
     from dmdistill.core.denoisers import Denoiser as Denoiser
@@ -38,15 +39,21 @@ if TYPE_CHECKING:
     from dmdistill.core.denoisers import GuidedDenoiser as GuidedDenoiser
     from dmdistill.core.denoisers import VDenoiser as VDenoiser
     from dmdistill.core.denoisers import X0Denoiser as X0Denoiser
+    from dmdistill.core.divergences import DIVERGENCES as DIVERGENCES
+    from dmdistill.core.divergences import DensityRatioWeight as DensityRatioWeight
     from dmdistill.core.generators import Generator as Generator
+    from dmdistill.core.generators import MultiStep as MultiStep
     from dmdistill.core.generators import OneStep as OneStep
     from dmdistill.core.losses import Estimates as Estimates
+    from dmdistill.core.methods import decoupled_dmd as decoupled_dmd
     from dmdistill.core.methods import dmd as dmd
+    from dmdistill.core.methods import dmd2 as dmd2
     from dmdistill.core.methods import regression as regression
+    from dmdistill.core.methods import sid as sid
+    from dmdistill.core.noise import NoiseSource as NoiseSource
+    from dmdistill.core.noise import RandomNoise as RandomNoise
     from dmdistill.core.objective import Objective as Objective
     from dmdistill.core.samples import Batch as Batch
-    from dmdistill.core.samples import NoiseSource as NoiseSource
-    from dmdistill.core.samples import RandomNoise as RandomNoise
     from dmdistill.core.samples import Samples as Samples
     from dmdistill.core.schedules import EDM as EDM
     from dmdistill.core.schedules import VP as VP
@@ -55,9 +62,14 @@ if TYPE_CHECKING:
     from dmdistill.core.solvers import ddim as ddim
     from dmdistill.core.solvers import heun as heun
     from dmdistill.core.solvers import pndm as pndm
+    from dmdistill.core.terms import Adversarial as Adversarial
     from dmdistill.core.terms import DistributionMatching as DistributionMatching
+    from dmdistill.core.terms import GuidanceAugmentation as GuidanceAugmentation
     from dmdistill.core.terms import Regression as Regression
+    from dmdistill.core.terms import ScoreIdentity as ScoreIdentity
     from dmdistill.core.terms import Term as Term
+    from dmdistill.core.times import LogNormalTimes as LogNormalTimes
+    from dmdistill.core.times import UniformTimes as UniformTimes
     from dmdistill.data.conditions import LabelSpace as LabelSpace
     from dmdistill.data.image_tensors import save_grid as save_grid
     from dmdistill.models.load import load_model as load_model
@@ -89,7 +101,7 @@ MODULES = {
     "commands.sample.config": ["SampleConfig"],
     "commands.teach.command": ["teach"],
     "commands.teach.config": ["TeachConfig"],
-    "core.critics": ["FakeScore"],
+    "core.critics": ["DiscriminatorLoss", "FakeScore"],
     "core.denoisers": [
         "Condition",
         "Denoiser",
@@ -100,14 +112,24 @@ MODULES = {
         "VDenoiser",
         "X0Denoiser",
     ],
-    "core.generators": ["Generator", "OneStep"],
+    "core.generators": ["Generator", "MultiStep", "OneStep"],
     "core.losses": ["Estimates"],
-    "core.methods": ["dmd", "regression"],
+    "core.methods": ["decoupled_dmd", "dmd", "dmd2", "regression", "sid"],
+    "core.divergences": ["DIVERGENCES", "DensityRatioWeight"],
+    "core.noise": ["NoiseSource", "RandomNoise"],
+    "core.times": ["LogNormalTimes", "UniformTimes"],
     "core.objective": ["Objective"],
-    "core.samples": ["Batch", "NoiseSource", "RandomNoise", "Samples"],
+    "core.samples": ["Batch", "Samples"],
     "core.schedules": ["EDM", "VP", "Flow", "NoiseSchedule"],
     "core.solvers": ["ddim", "heun", "pndm"],
-    "core.terms": ["DistributionMatching", "Regression", "Term"],
+    "core.terms": [
+        "Adversarial",
+        "DistributionMatching",
+        "GuidanceAugmentation",
+        "Regression",
+        "ScoreIdentity",
+        "Term",
+    ],
     "data.conditions": ["LabelSpace"],
     "data.image_tensors": ["save_grid"],
     "models.load": ["load_model", "load_teacher"],

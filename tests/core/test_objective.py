@@ -11,7 +11,8 @@ from dmdistill.core.denoisers import EDMDenoiser, GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss, distribution_matching_loss, pseudo_huber, regression_loss
 from dmdistill.core.methods import dmd, regression
-from dmdistill.core.samples import Batch, RandomNoise
+from dmdistill.core.noise import RandomNoise
+from dmdistill.core.samples import Batch
 from dmdistill.core.schedules import EDM
 from dmdistill.core.solvers import heun
 from dmdistill.models.gaussian_mixture import ring

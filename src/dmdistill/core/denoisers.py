@@ -161,13 +161,17 @@ class GuidedDenoiser(Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         if self.scale == 1:
             return self.denoiser(x_t, t, cond)
+        mu_null, mu_cond = self.estimates(x_t, t, cond)
+        return mu_null + self.scale * (mu_cond - mu_null)
+
+    def estimates(self, x_t: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
+        """Return mu without and with the condition, each B .... ValueError where there is none."""
         if cond is None:
             raise ValueError(
                 f"guidance {self.scale} without a condition: an unconditional teacher allows guidance 1 only"
             )
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.null().concat(cond))
-        mu_null, mu_cond = both.chunk(2)
-        return mu_null + self.scale * (mu_cond - mu_null)
+        mu_null, mu_cond = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.null().concat(cond)).chunk(2)
+        return mu_null, mu_cond
 
     def weight(self, t: Tensor) -> Tensor:
         return self.denoiser.weight(t)

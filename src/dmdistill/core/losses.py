@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmdistill.core.denoisers import Condition, Denoiser
-from dmdistill.core.schedules import expand
+from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
+from dmdistill.core.schedules import NoiseSchedule, expand
 
 __all__ = [
     "WEIGHTS",
@@ -19,8 +19,11 @@ __all__ = [
     "Weight",
     "denoising_loss",
     "distribution_matching_loss",
+    "gradient_in",
+    "guidance_loss",
     "pseudo_huber",
     "regression_loss",
+    "score_identity_loss",
 ]
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -100,10 +103,51 @@ def distribution_matching_loss(
     with torch.no_grad():
         x_t = real.schedule.diffuse(x, eps, t)
         mu_real, mu_fake = real(x_t, t, cond), fake(x_t, t, cond)
-        alpha, sigma = expand(real.schedule.alpha(t), x), expand(real.schedule.sigma(t), x)
-        factor = weight(Estimates(x.detach(), x_t, t, cond, mu_real, mu_fake, alpha, sigma))
-        grad = (expand(factor, x) if factor.ndim == 1 else factor) * (mu_fake - mu_real)
-    return 0.5 * F.mse_loss(x, x.detach() - grad)
+        at = Estimates(x.detach(), x_t, t, cond, mu_real, mu_fake, *coefficients(real.schedule, t, x))
+    return matching_loss(x, at, weight)
+
+
+def guidance_loss(
+    x: Tensor,
+    real: GuidedDenoiser,
+    t: Tensor,
+    eps: Tensor,
+    cond: Condition | None = None,
+    *,
+    weight: Weight = weight_eq8,
+) -> Tensor:
+    """Return a scalar whose gradient in x is -weight * (scale - 1) (mu_cond - mu_null) / numel(x).
+
+    It is the part of guided distribution matching that is due to guidance (Liu et al. 2025, "CFG augmentation"); the
+    other one is `distribution_matching_loss` with the teacher unguided.
+
+    Args:
+        x: generated images, B ..., in [-1, 1], with their graph to the generator.
+        real: mu_real, guided; no graph is built through it.
+        t: times (B) that diffuse x.
+        eps: noise (shape of x) that diffuses x.
+        cond: conditions of x.
+        weight: factor on the difference; its `mu_fake` is the estimate without a condition.
+    """
+    with torch.no_grad():
+        x_t = real.schedule.diffuse(x, eps, t)
+        mu_null, mu_cond = real.estimates(x_t, t, cond)
+        at = Estimates(x.detach(), x_t, t, cond, mu_cond, mu_null, *coefficients(real.schedule, t, x))
+    return matching_loss(x, at, weight, scale=real.scale - 1)
+
+
+def matching_loss(x: Tensor, at: Estimates, weight: Weight, *, scale: float = 1.0) -> Tensor:
+    """Return a scalar whose gradient in x is scale * weight * (mu_fake - mu_real) / numel(x)."""
+    with torch.no_grad():
+        factor = weight(at)
+        grad = (expand(factor, x) if factor.ndim == 1 else factor) * (at.mu_fake - at.mu_real)
+        target = x.detach() - (grad if scale == 1 else scale * grad)
+    return 0.5 * F.mse_loss(x, target)
+
+
+def coefficients(schedule: NoiseSchedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma at t (B), B 1 ... 1, to broadcast over x."""
+    return expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
 
 
 def denoising_loss(fake: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Condition | None = None) -> Tensor:
@@ -123,6 +167,37 @@ def denoising_loss(fake: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Cond
 def regression_loss(x_ref: Tensor, y_ref: Tensor, distance: Distance) -> Tensor:
     """Return the mean distance of G(z_ref) to y_ref, the image that the teacher's ODE makes of z_ref (Eq. 9)."""
     return distance(x_ref, y_ref).mean()
+
+
+def gradient_in(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return loss(x), a scalar whose gradient goes to x only: no parameter that the loss depends on gets any.
+
+    Args:
+        x: images, B ..., with their graph.
+        loss: a scalar function of images, differentiated here: nothing of its graph stays.
+    """
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach() + ((x - x.detach()) * gradient).sum()
+
+
+def score_identity_loss(x: Tensor, mu_real: Tensor, mu_fake: Tensor, *, alpha: float) -> Tensor:
+    """Return the loss of SiD per sample, (B,), the mean over its pixels (Zhou et al. 2024, Eq. 23).
+
+    (mu_real - mu_fake) ((mu_real - x) - alpha (mu_real - mu_fake)) / mean|x - mu_real|: gradients pass through both
+    means, not through the denominator.
+
+    Args:
+        x: generated images, B ....
+        mu_real: the teacher's estimates of them, with their graph.
+        mu_fake: the fake score's, with theirs.
+        alpha: 1.2 or 1 in the paper.
+    """
+    gap = mu_real - mu_fake
+    error = (gap * ((mu_real - x) - alpha * gap)).flatten(1).mean(1)
+    return error / (x - mu_real).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
 
 
 def pseudo_huber(x: Tensor, y: Tensor, *, c: float = 0.03) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from dmdistill.core.denoisers import Condition
-from dmdistill.core.samples import Batch, NoiseSource, Samples
+from dmdistill.core.noise import NoiseSource
+from dmdistill.core.samples import Batch, Samples
 from dmdistill.core.terms import Term
 
 __all__ = ["Objective", "Sampler", "Update", "UpdateLoss"]
@@ -21,12 +22,12 @@ Update = Callable[[Tensor], None]
 class Sampler(Protocol):
     """How an objective samples the generator."""
 
-    def __call__(self, batch: Batch) -> Samples:
+    def __call__(self, batch: Batch, noise: NoiseSource) -> Samples:
         """Generate the images of a batch, with their graph."""
         ...
 
-    def fresh(self, z: Tensor, cond: Condition | None) -> Samples:
-        """Generate images of fresh noise, without a graph."""
+    def fresh(self, batch: Batch, noise: NoiseSource) -> Iterator[Samples]:
+        """Yield images of the batch's fresh noise, one group for each update of the critics, without a graph."""
         ...
 
 
@@ -46,14 +47,17 @@ class Objective:
     It holds no device, no optimizer and no file, and nothing in it changes: a phase of a run is another objective.
 
     Attributes:
-        sampler: generates the images of a batch: `OneStep`.
-        terms: the generator's loss, as terms and their weights.
+        sampler: generates the images of a batch: `OneStep` or `MultiStep`.
+        terms: the generator's loss, as terms and their weights; none where it does not learn.
         critics: by the name of their update, the loss of the networks that learn from generated images.
+        critics_first: the critics learn before the generator, from fresh images only, as in SiD; else after it, first
+            from the images of its own update, as in DMD and DMD2.
     """
 
     sampler: Sampler
     terms: Mapping[Term, float]
     critics: Mapping[str, Mapping[Term, float]] = field(default_factory=dict)
+    critics_first: bool = False
 
     def step(self, batch: Batch, noise: NoiseSource, updates: Mapping[str, Update]) -> dict[str, Tensor]:
         """Run one iteration of Algorithm 1. Returns its losses by term, detached, on their device."""
@@ -68,18 +72,27 @@ class Objective:
 
         A network must be updated by the loss that was yielded before the next one is taken.
         """
-        samples = self.sampler(batch)
-        yield update_loss("generator", self.terms, samples, batch, noise)
-        for detached in self.critic_samples(samples, batch):
-            for name, terms in self.critics.items():
-                yield update_loss(name, terms, detached, batch, noise)
+        if self.critics_first:
+            yield from self.critic_losses(self.sampler.fresh(batch, noise), batch, noise)
+        with torch.set_grad_enabled(bool(self.terms)):
+            samples = self.sampler(batch, noise)
+        if self.terms:
+            yield update_loss("generator", self.terms, samples, batch, noise)
+        if not self.critics_first:
+            yield from self.critic_losses(self.critic_samples(samples, batch, noise), batch, noise)
 
-    def critic_samples(self, samples: Samples, batch: Batch) -> Iterator[Samples]:
-        """Yield the samples of the critics' updates: the generator's own, then fresh ones (5:1 in DMD2) in one call."""
+    def critic_samples(self, samples: Samples, batch: Batch, noise: NoiseSource) -> Iterator[Samples]:
+        """Yield the samples of the critics' updates: the generator's own, then fresh ones (5:1 in DMD2)."""
+        yield samples.detach()
+        yield from self.sampler.fresh(batch, noise)
+
+    def critic_losses(self, generated: Iterator[Samples], batch: Batch, noise: NoiseSource) -> Iterator[UpdateLoss]:
+        """Yield the losses of the critics, in turn, on each group of samples."""
         if self.critics:
-            yield samples.detach()
-            if batch.z_fake is not None:
-                yield from self.sampler.fresh(batch.z_fake, batch.cond_fake).chunks(len(batch.z))
+            for number, samples in enumerate(generated):
+                with_real = replace(samples, real=batch.real_images(number))
+                for name, terms in self.critics.items():
+                    yield update_loss(name, terms, with_real, batch, noise)
 
 
 def update_loss(

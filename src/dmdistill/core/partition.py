@@ -7,6 +7,7 @@ numbers of processes and of gradient-accumulation steps change losses by roundin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from itertools import accumulate
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdistill.core.samples import Batch, RandomNoise, Samples
-from dmdistill.core.schedules import NoiseSchedule
+from dmdistill.core.noise import Draw, RandomNoise
+from dmdistill.core.samples import Batch, Samples
 
 __all__ = ["PartialNoise", "SharedNoise", "select_part", "split_batch"]
 
@@ -47,8 +48,11 @@ def split_batch(batch: Batch, count: int) -> list[Batch]:
     paired = [len(batch.z_ref)] if batch.z_ref is not None else []
     groups = {"z": [size], "cond": [size], "z_fake": fake, "cond_fake": fake}
     groups |= dict.fromkeys(("z_ref", "y_ref", "cond_ref"), paired)
+    groups |= dict.fromkeys(("real", "cond_real"), [size] * (len(batch.real) // size) if batch.real is not None else [])
     return [
-        Batch(**{name: select_part(getattr(batch, name), sizes, part, count) for name, sizes in groups.items()})
+        replace(
+            batch, **{name: select_part(getattr(batch, name), sizes, part, count) for name, sizes in groups.items()}
+        )
         for part in range(count)
     ]
 
@@ -64,21 +68,20 @@ class SharedNoise:
 
     def __init__(self, rng: torch.Generator, *, parts: int = 1, count: int = 1, first: int = 0) -> None:
         self.noise, self.count = RandomNoise(rng), count
-        self.draws: dict[int, list[Any]] = {}  # by number: times, noise, and how many parts still need them
+        self.draws: dict[int, list[Any]] = {}  # by number: the rows, and how many parts still need them
         self.parts = [PartialNoise(self, first + part) for part in range(parts)]
 
-    def draw(self, number: int, samples: Samples, schedule: NoiseSchedule, low: float, high: float) -> list[Tensor]:
-        """Return the times and the noise of the full batch of the draw of this number."""
+    def draw(self, number: int, samples: Samples, draw: Draw) -> Tensor:
+        """Return the rows of the full batch of the draw of this number."""
         if number not in self.draws:
             fresh, paired = samples.fresh * self.count, samples.paired * self.count
             shape = samples.x.new_empty(()).expand(fresh + paired, *samples.x.shape[1:])
-            drawn = self.noise.diffusion(Samples(shape, None, fresh, paired), schedule, low, high)
-            self.draws[number] = [*drawn, len(self.parts)]
+            self.draws[number] = [self.noise.draw(Samples(shape, None, fresh, paired), draw), len(self.parts)]
         entry = self.draws[number]
-        entry[2] -= 1
-        if entry[2] == 0:
+        entry[1] -= 1
+        if entry[1] == 0:
             del self.draws[number]
-        return entry[:2]
+        return entry[0]
 
 
 class PartialNoise:
@@ -87,13 +90,9 @@ class PartialNoise:
     def __init__(self, shared: SharedNoise, index: int) -> None:
         self.shared, self.index, self.number = shared, index, 0
 
-    def diffusion(
-        self, samples: Samples, schedule: NoiseSchedule, low: float = 0.0, high: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Return the times and the noise of this part's samples."""
-        drawn = self.shared.draw(self.number, samples, schedule, low, high)
+    def draw(self, samples: Samples, draw: Draw) -> Tensor:
+        """Draw one row per sample of this part."""
+        rows = self.shared.draw(self.number, samples, draw)
         self.number += 1
         count = self.shared.count
-        sizes = [samples.fresh * count, samples.paired * count]
-        t, eps = (select_part(rows, sizes, self.index, count) for rows in drawn)
-        return t, eps
+        return select_part(rows, [samples.fresh * count, samples.paired * count], self.index, count)

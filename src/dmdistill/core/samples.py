@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
-from dmdistill.core.schedules import NoiseSchedule
 
-__all__ = ["Batch", "NoiseSource", "RandomNoise", "Rows", "Samples"]
+__all__ = ["Batch", "Rows", "Samples"]
 
 Rows = Literal["fresh", "paired", "all"]
 """The generated images that a term sees: those of fresh noise, those of the pairs' noise, or both."""
@@ -28,6 +26,10 @@ class Batch:
             of the same shape. cond_ref: their conditions.
         z_fake: noise for further updates of the critics, k B ... for k more updates; None for the 1:1 ratio of DMD
             (DMD2 has 5:1 and 10:1). cond_fake: its conditions.
+        real: real images, B ... for each update of the critics; None where nothing needs them. cond_real: their
+            conditions.
+        steps: which step of a few-step generator is trained: of `z`, then of each group of `z_fake`; empty for a
+            one-step generator.
     """
 
     z: Tensor
@@ -37,21 +39,36 @@ class Batch:
     cond_ref: Condition | None = None
     z_fake: Tensor | None = None
     cond_fake: Condition | None = None
+    real: Tensor | None = None
+    cond_real: Condition | None = None
+    steps: tuple[int, ...] = ()
+
+    def real_images(self, update: int) -> Samples | None:
+        """Return the real images of the critics' update of this number; None where there are none."""
+        if self.real is None:
+            return None
+        rows = slice(update * len(self.z), (update + 1) * len(self.z))
+        x = self.real[rows]
+        return Samples(x, None if self.cond_real is None else self.cond_real[rows], len(x))
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Generated images: those of fresh noise, then those of the pairs' noise.
+    """Images: generated ones of fresh noise, then those of the pairs' noise.
 
     Attributes:
         x: images, B ..., in [-1, 1]. cond: their conditions.
         fresh, paired: the numbers of images of either kind; their sum is B.
+        time: at which the generator was evaluated; None for its first, pure noise.
+        real: real images that a discriminator compares them with; None where there are none.
     """
 
     x: Tensor
     cond: Condition | None
     fresh: int
     paired: int = 0
+    time: float | None = None
+    real: Samples | None = None
 
     def select(self, rows: Rows) -> Samples:
         """Return the images of one kind. ValueError where none were generated."""
@@ -62,39 +79,16 @@ class Samples:
             return self
         fresh, paired = self.x.split([self.fresh, self.paired])
         if rows == "fresh":
-            return Samples(fresh, None if self.cond is None else self.cond[: self.fresh], self.fresh)
-        return Samples(paired, None if self.cond is None else self.cond[self.fresh :], 0, self.paired)
+            return replace(self, x=fresh, cond=None if self.cond is None else self.cond[: self.fresh], paired=0)
+        return replace(self, x=paired, cond=None if self.cond is None else self.cond[self.fresh :], fresh=0)
 
     def detach(self) -> Samples:
         """Return the same images without their graph."""
-        return Samples(self.x.detach(), self.cond, self.fresh, self.paired)
+        return replace(self, x=self.x.detach())
 
     def chunks(self, size: int) -> Iterator[Samples]:
         """Yield fresh images in groups of `size`."""
         for start in range(0, len(self.x), size):
             rows = slice(start, start + size)
-            yield Samples(self.x[rows], None if self.cond is None else self.cond[rows], len(self.x[rows]))
-
-
-class NoiseSource(Protocol):
-    """Where the random draws of the losses come from."""
-
-    def diffusion(
-        self, samples: Samples, schedule: NoiseSchedule, low: float = 0.0, high: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Draw a time (B) between the fractions `low` and `high` of the range, and noise of the shape of the images."""
-        ...
-
-
-@dataclass(frozen=True)
-class RandomNoise:
-    """Noise from a generator of random numbers on the device of the images."""
-
-    rng: torch.Generator
-
-    def diffusion(
-        self, samples: Samples, schedule: NoiseSchedule, low: float = 0.0, high: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Draw the times, then the noise."""
-        t = schedule.sample_t(len(samples.x), low, high, rng=self.rng)
-        return t, torch.randn(samples.x.shape, generator=self.rng, device=samples.x.device)
+            x = self.x[rows]
+            yield replace(self, x=x, cond=None if self.cond is None else self.cond[rows], fresh=len(x))

@@ -51,6 +51,28 @@ class NoiseSchedule:
         """Return the time of bin `index` (integers in [0, bins)); it rises with the noise."""
         raise NotImplementedError
 
+    def time_at_ratio(self, ratio: Tensor) -> Tensor:
+        """Return the time at which sigma/alpha is `ratio` (B), the nearest one of a discrete schedule. fp32."""
+        raise NotImplementedError
+
+    def fraction(self, t: float) -> float:
+        """Return the fraction of the bins whose time is at most t."""
+        times = self.time(torch.arange(self.bins))
+        return int((times <= t).sum()) / self.bins
+
+    def noise_std(self, t: float) -> float:
+        """Return the scale of pure noise, z ~ N(0, I), as the input of a generator that is evaluated at time t."""
+        return self.prior_std
+
+    def student_times(self, steps: int) -> tuple[float, ...]:
+        """Return the times of a few-step generator: `t_max`, then the ends of equal parts of the bins (DMD2)."""
+        if not 1 <= steps <= self.bins:
+            raise ValueError(
+                f"{steps} steps of a student, expected 1 ... {self.bins}: the schedule has that many times"
+            )
+        index = [round(self.bins * (steps - step) / steps) - 1 for step in range(steps)]
+        return (self.t_max, *self.time(torch.tensor(index[1:], dtype=torch.int64)).tolist())
+
     def solver_times(self, steps: int) -> Tensor:
         """Return a solver's grid, from `t_max` down to the clean image, sigma = 0. fp64, shape (steps + 1,)."""
         raise NotImplementedError
@@ -91,6 +113,12 @@ class EDM(NoiseSchedule):
 
     def time(self, index: Tensor) -> Tensor:
         return self.karras(index.double() / (self.bins - 1)).float()
+
+    def time_at_ratio(self, ratio: Tensor) -> Tensor:
+        return ratio.float()
+
+    def noise_std(self, t: float) -> float:
+        return t
 
     def solver_times(self, steps: int) -> Tensor:
         return torch.cat([self.karras(torch.linspace(1, 0, steps, dtype=torch.float64)), torch.zeros(1).double()])
@@ -138,6 +166,11 @@ class VP(NoiseSchedule):
     def time(self, index: Tensor) -> Tensor:
         return index.float()
 
+    def time_at_ratio(self, ratio: Tensor) -> Tensor:
+        abar = self.alphas_cumprod[1:].to(ratio.device)
+        midpoints = ((1 / abar - 1).log()[1:] + (1 / abar - 1).log()[:-1]) / 4  # of ln(sigma/alpha) of neighbours
+        return torch.bucketize(ratio.double().log(), midpoints).float()
+
     def solver_times(self, steps: int) -> Tensor:
         if not 1 <= steps <= self.bins:
             raise ValueError(f"{steps} solver steps, expected 1 ... {self.bins}: the path has that many times")
@@ -166,6 +199,12 @@ class Flow(NoiseSchedule):
 
     def time(self, index: Tensor) -> Tensor:
         return ((index.double() + 1) / self.bins).float()
+
+    def time_at_ratio(self, ratio: Tensor) -> Tensor:
+        return (ratio / (1 + ratio)).float()
+
+    def student_times(self, steps: int) -> tuple[float, ...]:
+        return tuple(self.solver_times(steps)[:-1].tolist())
 
     def solver_times(self, steps: int) -> Tensor:
         t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)

@@ -44,6 +44,13 @@ class DiffusersWrapper(nn.Module):
         self.model: Any = model
 
     @property
+    def feature_layers(self) -> list[str]:
+        """The layers whose output a discriminator judges: a U-Net's bottleneck, the middle block of a transformer."""
+        if hasattr(self.model, "mid_block"):
+            return ["model.mid_block"]
+        return [f"model.transformer_blocks.{len(self.model.transformer_blocks) // 2}"]
+
+    @property
     def classes(self) -> int:
         """The number of classes; 0 for a network without."""
         return 0

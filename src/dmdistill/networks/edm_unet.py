@@ -155,6 +155,11 @@ class UNet(nn.Module):
         emb = self.embed(noise, self.labels(cond), self.augment(cond))
         return self.decode(self.encode(x, emb), emb)
 
+    @property
+    def feature_layers(self) -> list[str]:
+        """The layers whose output a discriminator judges: the end of the encoder, at the lowest resolution."""
+        return [f"enc.{list(self.enc)[-1]}"]
+
     def labels(self, cond: LabelCondition | None) -> Tensor | None:
         """Return one-hot labels, some of them dropped in training; None for an unconditional network."""
         given = cond.one_hot.shape[1] if cond is not None else 0

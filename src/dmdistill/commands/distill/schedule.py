@@ -12,6 +12,7 @@ from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import Distance, Weight
 from dmdistill.core.methods import dmd, regression
 from dmdistill.core.objective import Objective
+from dmdistill.core.times import UniformTimes
 
 __all__ = ["Objectives", "Phase", "PhaseSchedule"]
 
@@ -136,6 +137,5 @@ class Objectives:
             lambda_reg=lambda_reg,
             match_pairs=matching.match_pairs,
             weight=self.weight,
-            low=matching.min_t,
-            high=matching.max_t,
+            times=UniformTimes(matching.min_t, matching.max_t),
         )

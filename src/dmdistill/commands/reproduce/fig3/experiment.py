@@ -19,10 +19,12 @@ from dmdistill.core.denoisers import Condition, Denoiser, EDMDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss
 from dmdistill.core.methods import dmd
+from dmdistill.core.noise import RandomNoise
 from dmdistill.core.objective import Update
-from dmdistill.core.samples import Batch, RandomNoise
+from dmdistill.core.samples import Batch
 from dmdistill.core.schedules import NoiseSchedule, expand
 from dmdistill.core.solvers import heun
+from dmdistill.core.times import UniformTimes
 from dmdistill.models.gaussian_mixture import GaussianMixture, two_modes
 from dmdistill.training.optimizer import NetworkOptimizer
 
@@ -125,7 +127,7 @@ def train(initial: InitialState, loss: str, high: float, *, steps: int) -> Traje
     if loss == "a":
         fake, updates["fake"] = ZeroScore(initial.real.schedule), lambda _: None
     lambda_reg = LAMBDA_REG if loss == "c" else 0.0
-    objective = dmd(generator, initial.real, fake, lambda_reg=lambda_reg, high=high)
+    objective = dmd(generator, initial.real, fake, lambda_reg=lambda_reg, times=UniformTimes(0.02, high))
     z, noise = draw_noise(BATCH, seeds, rng), RandomNoise(rng)
     snapshot_steps = set(torch.linspace(0, steps, SNAPSHOTS).round().int().tolist())
     snapshots = []

@@ -1,0 +1,72 @@
+"""f-distill (Xu et al. 2025): other f-divergences of the student from the teacher, as weights of DMD's gradient.
+
+With r = p_real/p_fake at x_t the gradient of an f-divergence is that of DMD, reverse KL's, times h(r) = r^2 f''(r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmdistill.core.denoisers import Condition
+from dmdistill.core.losses import Estimates, weight_eq8
+
+__all__ = ["DIVERGENCES", "DensityRatioWeight", "Discriminator"]
+
+Discriminator = Callable[[Tensor, Tensor, Condition | None], Tensor]
+"""(x_t, t, cond) -> logits, B ..., of x_t being a diffused real image rather than a generated one."""
+
+DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rkl": torch.ones_like,  # reverse KL: DMD
+    "kl": lambda r: r,  # forward KL
+    "js": lambda r: r / (1 + r),  # Jensen-Shannon
+    "sf": lambda r: 1 / (1 + r),  # softened forward KL
+    "neyman": lambda r: 1 / r.clamp(min=1e-8),  # Neyman's chi-squared
+    "sh": torch.sqrt,  # squared Hellinger
+    "jf": lambda r: 1 + r,  # Jeffreys
+}
+"""h(r) = r^2 f''(r), up to a constant factor, by the divergence's name."""
+
+EPSILON = 1e-6  # of the two normalizations
+
+
+@dataclass(frozen=True, eq=False)
+class DensityRatioWeight:
+    """Eq. 8 times h(r), with r of a discriminator, normalized twice as in the authors' code.
+
+    First r is divided by its mean over the samples of the same tenth of the range of t; then h by its mean.
+
+    Attributes:
+        discriminator: whose logits at x_t are the logarithm of r.
+        divergence: a key of `DIVERGENCES`.
+        t_min, t_max: the range of t that is divided in bins.
+        bins: how many.
+        mean: averages a tensor over all processes.
+    """
+
+    discriminator: Discriminator
+    divergence: str
+    t_min: float
+    t_max: float
+    bins: int = 10
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    def __call__(self, at: Estimates) -> Tensor:
+        """Return the factor on mu_fake - mu_real, B 1 ... 1."""
+        if self.divergence == "rkl":
+            return weight_eq8(at)
+        h = DIVERGENCES[self.divergence](self.ratio(at))
+        h = h / (self.mean(h.mean()) + EPSILON)
+        return weight_eq8(at) * h.reshape(-1, *[1] * (at.x.ndim - 1))
+
+    def ratio(self, at: Estimates) -> Tensor:
+        """Return r (B), clipped, and divided by its mean over its bin of times."""
+        logits = self.discriminator(at.x_t, at.t, at.cond).flatten(1).mean(1).float()
+        r = logits.clamp(-10, 10).exp().clamp(0.1, 20)
+        index = ((at.t - self.t_min) / ((self.t_max - self.t_min) / self.bins)).long().clamp(0, self.bins - 1)
+        member = torch.nn.functional.one_hot(index, self.bins).to(r)
+        sums, counts = self.mean(r @ member), self.mean(member.sum(0))
+        return r / ((sums / counts.clamp(min=torch.finfo(r.dtype).tiny))[index] + EPSILON)

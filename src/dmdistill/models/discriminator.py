@@ -1,0 +1,86 @@
+"""Discriminators of diffused images: a head on features of a denoiser's network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dmdistill.core.denoisers import Condition, Denoiser
+from dmdistill.networks.discriminator import build_head, capture_features, feature_layers
+
+__all__ = ["DenoiserWithHead", "HeadDiscriminator", "add_head"]
+
+
+class DenoiserWithHead(Denoiser):
+    """A fake score that is a discriminator, too: DMD2's, whose head judges features of the network that learns.
+
+    Args:
+        denoiser: mu_fake.
+        head: takes the features of the layers, returns logits, B n.
+        layers: names of layers of its network.
+    """
+
+    def __init__(self, denoiser: Denoiser, head: nn.Module, layers: Sequence[str]) -> None:
+        nn.Module.__init__(self)  # the network is the inner denoiser's: registered once
+        self.schedule = denoiser.schedule
+        self.denoiser, self.head, self.layers = denoiser, head, tuple(layers)
+
+    @property
+    def net(self) -> nn.Module:  # type: ignore[override]
+        """The network."""
+        return self.denoiser.net
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None, *, logits: bool = False) -> Tensor:
+        """Return mu of x_t (B ...) at times t (B), or the logits (B n) of x_t being a diffused real image."""
+        if not logits:
+            return self.denoiser(x_t, t, cond)
+        return self.head(capture_features(self.net, self.layers, lambda: self.denoiser(x_t, t, cond)))
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.denoiser.weight(t)
+
+
+class HeadDiscriminator:
+    """A discriminator whose head judges features of a frozen denoiser, such as the teacher: f-distill's.
+
+    Args:
+        denoiser: the denoiser.
+        head: trained, wrapped for training where several processes train.
+        layers: names of layers of its network.
+    """
+
+    def __init__(self, denoiser: Denoiser, head: nn.Module, layers: Sequence[str]) -> None:
+        self.denoiser, self.head, self.layers = denoiser, head, tuple(layers)
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """Return the logits (B n) of x_t (B ...) at times t (B)."""
+        sharded = hasattr(self.denoiser, "unshard")  # FSDP2's, whose forward pass must end
+        evaluate = lambda: self.denoiser(x_t, t, cond)  # noqa: E731
+        return self.head(capture_features(self.denoiser.net, self.layers, evaluate, stop=not sharded))
+
+
+@torch.no_grad()
+def add_head(
+    denoiser: Denoiser, z: Tensor, cond: Condition | None, *, layers: Sequence[str] = (), kind: str = "learned"
+) -> DenoiserWithHead:
+    """Add a new discriminator head to a denoiser. Its weights are drawn from torch's global generator.
+
+    Args:
+        denoiser: the denoiser, whose features are computed once, for their shapes.
+        z: noise of one image, 1 ....
+        cond: its condition.
+        layers: names of layers of its network; by default those that the network names.
+        kind: of the head, "learned" or "mean" (SiDA's).
+
+    Raises:
+        ValueError: there are no such layers.
+    """
+    names = list(layers) or feature_layers(denoiser.net)
+    known = dict(denoiser.net.named_modules())
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{type(denoiser.net).__name__} has no layer {unknown[0]!r} for a discriminator to judge")
+    t = z.new_full((len(z),), denoiser.schedule.t_max)
+    features = capture_features(denoiser.net, names, lambda: denoiser(z, t, cond))
+    return DenoiserWithHead(denoiser, build_head(features, kind).to(z.device), names)
