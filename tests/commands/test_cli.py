@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import dmdistill
 from dmdistill.commands.cli import COMMANDS, main
+from dmdistill.io.atomic import write_safetensors
 from dmdistill.io.folders import exclusive_folder
+from helpers.edits import edit_json
 from helpers.small_disk import small_disk
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -105,8 +107,7 @@ def test_spoiled_weights_are_named(command, damage, model, refused):
 
 
 def test_a_student_is_no_teacher(model, refused):
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"kind": "student"}))
+    edit_json(model / "config.json", kind="student")
     refused("distill", "--teacher", model, match="is a student")
 
 
@@ -356,7 +357,7 @@ def spoil(model):
     file = model / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     tensors["map_layer0.bias"][3] = math.nan
-    save_file(tensors, file)
+    write_safetensors(file, tensors)
 
 
 def test_nan_in_a_teacher_names_network_time_and_step(model, tmp_path, capsys):
@@ -475,7 +476,7 @@ def test_a_run_is_resumed_from_another_folder_with_its_own_teacher_only(tiny_tea
     monkeypatch.chdir(second)
     main(["distill", "--resume", "run", "--steps", "3"])
     weights = load_file(first / "teacher" / "model.safetensors")
-    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, first / "teacher" / "model.safetensors")
+    write_safetensors(first / "teacher" / "model.safetensors", {name: 1.01 * one for name, one in weights.items()})
     with pytest.raises(SystemExit) as end:
         main(["distill", "--resume", "run", "--steps", "4"])
     assert end.value.code == 2

@@ -58,7 +58,7 @@ def test_a_configuration_written_and_read_back_is_equal(config, tmp_path):
     if again is not None:
         assert typed(again) == typed(change(config, out=tmp_path, resume=tmp_path))
     preset = str(tmp_path / "mine.toml")
-    table = (tmp_path / "config.toml").read_text()
+    _, table = (tmp_path / "config.toml").read_text().split("\n", 1)  # without its checksum
     Path(preset).write_text(f"[teach]\n{table}".replace("\n[", "\n[teach.") if type(config) is TeachConfig else table)
     assert typed(from_preset(type(config), preset)) == typed(change(config, preset=preset))
 
@@ -275,6 +275,20 @@ def test_resume_takes_the_runs_options_and_the_flags_over_them(tmp_path):
         parse(["teach", "--resume", str(run)])
     with pytest.raises(ValueError, match=r"nowhere/config\.toml"):
         parse(["distill", "--resume", str(tmp_path / "nowhere")])
+
+
+def test_a_changed_digit_of_a_runs_options_is_detected(tmp_path, capsys):
+    file = tmp_path / "config.toml"
+    write_config(change(DistillConfig(), lr=2e-4, seed=3), file)
+    text = file.read_text()
+    for old, new in (("seed = 3", "seed = 4"), ("lr = 0.0002", "lr = 0.0003"), ('crc32 = "', 'crc33 = "')):
+        file.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=r"config\.toml is damaged"):
+            from_run(DistillConfig, tmp_path)
+    assert capsys.readouterr().err == ""
+    file.write_text(text.split("\n", 1)[1])  # as an earlier version wrote it
+    assert from_run(DistillConfig, tmp_path).seed == 3
+    assert capsys.readouterr().err.startswith(f"dmdistill: {file} is not verified")
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "options"])

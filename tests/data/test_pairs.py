@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from dmdistill.data.pairs import PairSettings, make_pairs, open_pairs
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.load import load_teacher
+from helpers.edits import edit_json
 
 SETTINGS = PairSettings(
     teacher="tiny 0",
@@ -186,8 +187,7 @@ def test_a_foreign_description_is_one_clear_line(text, tmp_path):
 )
 def test_a_description_with_a_value_that_cannot_be_is_named(name, value, tmp_path):
     make(tmp_path)
-    described = json.loads((tmp_path / "pairs.json").read_text())
-    (tmp_path / "pairs.json").write_text(json.dumps(described | {name: value}))
+    edit_json(tmp_path / "pairs.json", **{name: value})
     with pytest.raises(ValueError, match=rf"pairs\.json does not describe pairs: {name} is {value!r}"):
         open_pairs(tmp_path)
 

@@ -1,6 +1,5 @@
 """A damaged feature extractor is an error, never another distance."""
 
-import json
 import random
 import shutil
 
@@ -11,6 +10,7 @@ from dmdistill.io.atomic import write_safetensors
 from dmdistill.io.weights import bundled_models
 from dmdistill.metrics.classifier_features import load_classifier_features
 from helpers.damage import damage
+from helpers.edits import edit_json
 
 CPU = torch.device("cpu")
 FILES = ("config.json", "model.safetensors", "reference.safetensors")
@@ -58,8 +58,7 @@ def test_no_damage_gives_other_features_or_another_reference(name, folder):
     ],
 )
 def test_impossible_values_are_refused_before_memory_is_taken(change, match, folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
+    edit_json(folder / "config.json", **change)
     with pytest.raises(ValueError, match=match):
         load_classifier_features(str(folder), CPU)
 

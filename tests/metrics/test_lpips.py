@@ -190,3 +190,17 @@ def test_a_mere_name_is_looked_for_in_the_assets_and_the_cache(tmp_path, monkeyp
         load_lpips(Path("other.safetensors"))
     with pytest.raises(ValueError, match=r"empty/other\.safetensors does not exist"):
         load_lpips(tmp_path / "empty" / "other.safetensors")
+
+
+def test_other_weights_than_the_published_ones_are_named_once(weight_file, tmp_path, capsys):
+    load_lpips(weight_file)
+    assert capsys.readouterr().err == ""
+    weights = load_file(weight_file)
+    weights["features.0.bias"][3] += 1e-6
+    for name in ("near", "near", "far"):
+        save_file(weights, tmp_path / name)
+        load_lpips(tmp_path / name)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" are ")[0] for line in lines] == [
+        f"dmdistill: LPIPS weights {tmp_path / name}" for name in ("near", "far")
+    ]

@@ -16,6 +16,7 @@ from dmdistill.models import load
 from dmdistill.models.folder import build_part, save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student, Teacher
+from helpers.edits import edit_json, read_entries
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def model(tiny_teacher, tmp_path):
 
 
 def change(folder, **changes):
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    edit_json(folder / "config.json", **changes)
 
 
 def refused(folder, match):
@@ -202,10 +202,7 @@ def test_a_description_that_is_not_ours_is_named(text, model):
 
 @pytest.mark.parametrize("key", ["name", "network", "schedule", "denoiser", "shape", "solver", "steps", "guidance"])
 def test_a_description_that_lacks_something_says_what(key, model):
-    file = model / "config.json"
-    config = json.loads(file.read_text())
-    del config[key]
-    file.write_text(json.dumps(config))
+    edit_json(model / "config.json", remove=key)
     refused(model, f"config.json cannot be used: .*{key}")
 
 
@@ -307,3 +304,25 @@ def test_nan_in_weights_reaches_the_images(model, rng):
     teacher = load_teacher(str(model))
     assert isinstance(teacher, Teacher)
     assert not torch.isfinite(teacher.images(*teacher.sample_inputs(2, rng=rng))).any()
+
+
+def test_one_changed_digit_is_detected(model):
+    file = model / "config.json"
+    text = file.read_text()
+    for number, character in enumerate(text):
+        if character.isdigit():
+            file.write_text(f"{text[:number]}{(int(character) + 1) % 10}{text[number + 1 :]}")
+            refused(model, r"config\.json")
+
+
+def test_a_model_without_checksums_is_used_and_named_once(model, tiny_teacher, capsys):
+    weights = load_file(model / "model.safetensors")
+    save_file(weights, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps(read_entries(model / "config.json")))
+    for _ in range(2):
+        found = load_teacher(str(model))
+    assert found.config == load_teacher(str(tiny_teacher)).config
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" is not verified")[0] for line in lines] == [
+        f"dmdistill: {model / name}" for name in ("config.json", "model.safetensors")
+    ]

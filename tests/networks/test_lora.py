@@ -1,7 +1,6 @@
 """Adapters: where they sit, what they share, how they are stored."""
 
 import copy
-import json
 import shutil
 import sys
 
@@ -15,6 +14,7 @@ from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
 from dmdistill.networks.copying import copy_sharing_frozen
 from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
+from helpers.edits import edit_json
 from helpers.tiny_models import unet2d_network
 
 pytest.importorskip("peft")
@@ -194,8 +194,7 @@ def refused(folder, match, **given):
 
 
 def change(folder, **changes):
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    edit_json(folder / "config.json", **changes)
 
 
 def test_saved_and_loaded_a_student_is_the_same(student, rng):

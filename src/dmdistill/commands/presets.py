@@ -25,6 +25,7 @@ import tomli_w
 import tyro
 
 from dmdistill.commands.options import change, flag_name
+from dmdistill.io.checksums import add_checksum, note_unverified, pop_checksum
 from dmdistill.io.errors import did_you_mean
 
 __all__ = ["from_preset", "from_run", "preset_names", "preset_values", "recommend_preset", "write_config"]
@@ -92,15 +93,20 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """Read a TOML file. ValueError, naming it, where it is missing or no TOML."""
+    """Read a TOML file, without the checksum that a run's has.
+
+    ValueError, naming the file, where it is missing or no TOML, or where its checksum differs.
+    """
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        table = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{file} does not exist") from None
     except RecursionError:
         raise ValueError(f"{file} cannot be read as TOML: it is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{file} cannot be read as TOML: {error}") from None
+    pop_checksum(table, file)
+    return table
 
 
 def from_run(kind: type[Config], folder: Path) -> Config:
@@ -108,12 +114,14 @@ def from_run(kind: type[Config], folder: Path) -> Config:
     file = folder / "config.toml"
     if not (table := read_toml(file)):
         raise ValueError(f"{file} is empty: the run's options are not known")
-    return change(parse_values(kind, dict(flatten(table)), str(file)), out=folder, resume=folder)
+    config = change(parse_values(kind, dict(flatten(table)), str(file)), out=folder, resume=folder)
+    note_unverified(file)
+    return config
 
 
 def write_config(config: Any, file: Path) -> None:
-    """Write a configuration as TOML, its groups as tables; an option without a value is left out."""
-    file.write_text(tomli_w.dumps(plain(dataclasses.asdict(config))), encoding="utf-8")
+    """Write a configuration as TOML with a checksum, its groups as tables; an option without a value is left out."""
+    file.write_text(tomli_w.dumps(add_checksum(plain(dataclasses.asdict(config)))), encoding="utf-8")
 
 
 def plain(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +14,21 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 
-from dmdistill.commands.options import ComputeOptions, resolve_paths
+from dmdistill.commands.options import ComputeOptions, flag_name, option_values, resolve_paths
 from dmdistill.commands.presets import write_config
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
 from dmdistill.io.atomic import atomic_write
 from dmdistill.io.folders import check_new_folder, exclusive_folder
 from dmdistill.training.device import choose_device, choose_precision
 
-__all__ = ["DTYPES", "RunFolder", "open_run", "setup_compute"]
+__all__ = ["DTYPES", "OptionsCheck", "RunFolder", "open_run", "setup_compute"]
 
 SOURCES = ("teacher", "prompts", "start", "pairs", "reference", "lpips_weights", "decoder", "data")  # what a run reads
+MAY_CHANGE = {  # in a resumed run: what leaves its meaning, or what is checked by its content
+    *("out", "resume", "preset", "steps", "lr", "lr_fake", "grad_clip", *SOURCES),
+    *("accumulate", "strategy", "checkpointing", "compile", "device", "precision", "threads"),
+    *("log_every", "log_to", "sample_every", "save_every", "save_dtype", "evaluate_every", "report_images", "keep"),
+}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # of --save-dtype
 
 
@@ -36,6 +43,32 @@ def setup_compute(compute: ComputeOptions) -> tuple[torch.device, torch.dtype | 
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     return device, precision
+
+
+class OptionsCheck:
+    """Compares the options of a resumed run with those of its checkpoints, which save them.
+
+    Args:
+        config: the options.
+        say: prints a line about those that changed and may.
+    """
+
+    def __init__(self, config: Any, say: Callable[[str], None]) -> None:
+        self.values: dict[str, Any] = json.loads(json.dumps(option_values(config), default=str))
+        self.say = say
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the options."""
+        return self.values
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError, naming the flag, where an option changed that may not."""
+        changed = [name for name in self.values if name in state and state[name] != self.values[name]]
+        texts = {name: f"{flag_name(name)} {self.values[name]}, before {state[name]}" for name in changed}
+        if refused := [text for name, text in texts.items() if name not in MAY_CHANGE]:
+            raise ValueError(f"--resume: {'; '.join(refused)}: a run keeps these options, give the first or start anew")
+        if told := [text for name, text in texts.items() if name not in ("out", "resume")]:
+            self.say(f"resumed with other options: {'; '.join(told)}")
 
 
 @dataclass(frozen=True)

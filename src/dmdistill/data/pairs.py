@@ -23,7 +23,7 @@ from dmdistill.data.seeds import derive_seed
 from dmdistill.data.shards import ShardLayout, Track, gather_rows, read_shard, write_shards
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.atomic import read_json, read_safetensors, write_json
-from dmdistill.io.checksums import json_checksum
+from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.folders import exclusive_folder
 
 __all__ = ["PairDataset", "PairSettings", "make_pairs", "open_pairs"]
@@ -197,8 +197,7 @@ def write_or_compare(file: Path, settings: PairSettings) -> None:
 
 def write_settings(file: Path, settings: PairSettings, seconds: float | None) -> None:
     """Write pairs.json: the settings, the seconds an image took, where known, and a checksum."""
-    values = {**asdict(settings), "seconds_per_image": seconds}
-    write_json(file, values | {"crc32": json_checksum(values)})
+    write_json(file, add_checksum({**asdict(settings), "seconds_per_image": seconds}))
 
 
 def read_settings(file: Path) -> tuple[PairSettings, float | None]:
@@ -206,7 +205,7 @@ def read_settings(file: Path) -> tuple[PairSettings, float | None]:
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} does not describe pairs: it holds a {type(values).__name__}")
-    written = values.pop("crc32", None)  # written by hand it may lack one
+    pop_checksum(values, file)  # written by hand it may lack one
     types = {field.name: JSON_TYPES[str(field.type)] for field in dataclasses.fields(PairSettings)}
     types["seconds_per_image"] = ("int", "float", "NoneType")
     if odd := values.keys() ^ types.keys():
@@ -214,7 +213,5 @@ def read_settings(file: Path) -> tuple[PairSettings, float | None]:
     for name, value in values.items():
         if type(value).__name__ not in types[name] or (name in ("count", "shard_size") and value < 1):
             raise ValueError(f"{file} does not describe pairs: {name} is {reprlib.repr(value)}")
-    if written not in (None, checksum := json_checksum(values)):
-        raise ValueError(f"{file} is damaged or was changed: its checksum is {checksum}, {written} was written")
     seconds = values.pop("seconds_per_image")
     return PairSettings(**values), seconds

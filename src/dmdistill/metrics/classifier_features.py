@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.io.atomic import read_json, read_safetensors
+from dmdistill.io.checksums import note_unverified, pop_checksum, tensor_digest
 from dmdistill.io.weights import bundled_models, check_weights, copy_weights
 from dmdistill.metrics.features import check_uint8
 from dmdistill.metrics.frechet import Statistics, load_statistics
@@ -39,10 +39,7 @@ class ClassifierFeatures:
     @property
     def id(self) -> str:
         """Its name and a hash of its weights, as folders may share a name."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.classifier.state_dict().items()):
-            sha.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return f"{self.name}-{sha.hexdigest()[:12]}"
+        return f"{self.name}-{tensor_digest(self.classifier.state_dict())[:12]}"
 
     @property
     def channels(self) -> int:
@@ -80,13 +77,17 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
         raise ValueError(
             f"{reference_file} has {len(reference.mean)} features, the classifier has {classifier.num_features}"
         )
+    note_unverified(config_file, weights_file, reference_file)
     classifier.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     classifier.eval().requires_grad_(False)
     return ClassifierFeatures(name, classifier, reference)
 
 
 def read_config(file: Path) -> tuple[str, dict[str, int]]:
-    """Read name and network of a classifier's config.json. ValueError, naming the file, for unexpected values."""
+    """Read name and network of a classifier's config.json.
+
+    ValueError, naming the file, for unexpected values, or where its checksum differs.
+    """
     config = read_json(file)
     if not isinstance(config, dict) or config.get("kind") != "feature_extractor":
         raise ValueError(f"{file} describes no classifier of dmdistill")
@@ -98,4 +99,5 @@ def read_config(file: Path) -> tuple[str, dict[str, int]]:
     for key, value in network.items():
         if type(value) is not int or not 1 <= value <= SIZES[key]:
             raise ValueError(f"{file}: {key} is {value!r:.200}, expected an integer from 1 to {SIZES[key]}")
+    pop_checksum(config, file)
     return name, network

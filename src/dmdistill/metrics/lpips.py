@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmdistill.io.atomic import read_safetensors
+from dmdistill.io.checksums import note_once, tensor_digest
 from dmdistill.metrics.assets import asset_places, find_asset
 
 __all__ = ["LPIPS", "load_lpips"]
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
+PUBLISHED = "13dc372fe180a6c00cbd5b9b52f2a897d76fb24334242d50950b963ebf6b7e77"  # sha256 of the tensors
 FLOOR = 1e-10  # added to the length of features, as published
 
 
@@ -102,7 +104,8 @@ def unit_length(h: Tensor) -> Tensor:
 def load_lpips(path: Path, *, resize: int | None = 224) -> LPIPS:
     """Load LPIPS from a safetensors file. ValueError, naming the file, where it is missing, damaged or another kind.
 
-    Its tensors have the published names: features.N.weight and .bias of VGG16, linN.model.1.weight of the heads.
+    Its tensors have the published names: features.N.weight and .bias of VGG16, linN.model.1.weight of the heads. Other
+    weights than the published ones are used, and named on stderr.
 
     Args:
         path: the file. A mere name is also looked for in $DMDISTILL_ASSETS and the cache.
@@ -118,6 +121,8 @@ def load_lpips(path: Path, *, resize: int | None = 224) -> LPIPS:
         given, wanted = (tuple(tensors[name].shape) if name in tensors else None for tensors in (weights, expected))
         if given != wanted:
             raise ValueError(f"{file} is no LPIPS: {name} is {given or 'missing'}, expected {wanted or 'none'}")
+    if (digest := tensor_digest(weights)) != PUBLISHED:
+        note_once(f"LPIPS weights {file} are not the published ones (sha256 {digest})")
     model.load_state_dict({name: weights[published_name(name)] for name in model.state_dict()})
     return model
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from dmdistill.core.solvers import SOLVERS
 from dmdistill.io.atomic import read_json
+from dmdistill.io.checksums import pop_checksum
 
 __all__ = ["check_arguments", "check_config", "check_memory", "check_student", "read_config"]
 
@@ -62,10 +63,14 @@ ARGUMENTS = {  # by the annotation of a parameter
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read the config.json of a teacher or a student. ValueError, naming the file, where it is of nothing such."""
+    """Read the config.json of a teacher or a student, without its checksum.
+
+    ValueError, naming the file, where it is of nothing such, or where its checksum differs.
+    """
     config = read_json(file)
     if not isinstance(config, dict) or config.get("kind") not in ("teacher", "student"):
         raise ValueError(f"{file} describes no teacher or student of dmdistill")
+    pop_checksum(config, file)
     return config
 
 

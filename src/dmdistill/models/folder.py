@@ -12,6 +12,7 @@ from dmdistill.core.denoisers import Denoiser, EDMDenoiser
 from dmdistill.core.schedules import EDM
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.io.atomic import atomic_write, read_safetensors, write_json
+from dmdistill.io.checksums import add_checksum, note_unverified
 from dmdistill.io.errors import first_line
 from dmdistill.io.weights import check_weights, copy_weights, save_weights
 from dmdistill.models.config_json import check_arguments, check_config, check_memory, read_config
@@ -37,6 +38,7 @@ def load_folder(folder: Path) -> Model:
     config, weights = read_config(config_file), read_safetensors(weights_file)
     model = build_model(config, weights, config_file=config_file, weights_file=weights_file)
     copy_weights(weights, model.network)
+    note_unverified(config_file, weights_file)
     return model
 
 
@@ -92,6 +94,6 @@ def save_model(folder: Path, model: Model, *, card: str, dtype: torch.dtype = to
         dtype: of the stored weights; loading gives fp32 again.
     """
     save_weights(folder / "model.safetensors", model.network, dtype=dtype)
-    write_json(folder / "config.json", model.config)
+    write_json(folder / "config.json", add_checksum(model.config))
     with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdistill.io.atomic import read_json
+from dmdistill.io.checksums import note_unverified
 from dmdistill.io.errors import did_you_mean, import_optional
 from dmdistill.io.weights import bundled_models, load_weights
 from dmdistill.models.config_json import check_student, read_config
@@ -106,7 +107,9 @@ def load_own_folder(folder: Path, teacher: Teacher | None) -> Model:
     if not config.get("lora" if config.get("network") else "teacher"):
         return load_folder(folder)
     student = build_on_teacher(config, file, teacher)
-    load_weights(folder / "model.safetensors", student.network)
+    weights_file = folder / "model.safetensors"
+    load_weights(weights_file, student.network)
+    note_unverified(file, weights_file)
     return student
 
 

@@ -16,9 +16,10 @@ from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import Spread, device_clock, find_best_batch, time_in_rounds
 from dmdistill.commands.cli import main
 from dmdistill.commands.options import SolverOptions as Ode
-from dmdistill.io.atomic import read_json, write_json
+from dmdistill.io.atomic import read_json
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Student, Teacher
+from helpers.edits import edit_json
 from helpers.slow_models import slow
 from helpers.tiny_models import save_student
 
@@ -214,9 +215,8 @@ def student(tiny_teacher, tmp_path):
     """Save a student of the tiny teacher, whose pairs took two steps."""
     folder = tmp_path / "student"
     save_student(str(tiny_teacher), folder)
-    config = read_json(folder / "config.json")
-    config["distilled"] |= {"solver": "ddim", "solver_steps": 2, "guidance": 3.0}
-    write_json(folder / "config.json", config)
+    distilled = read_json(folder / "config.json")["distilled"]
+    edit_json(folder / "config.json", distilled=distilled | {"solver": "ddim", "solver_steps": 2, "guidance": 3.0})
     return folder
 
 
@@ -261,16 +261,15 @@ def test_impossible_settings_are_refused(student, tiny_teacher, error_line):
     assert "makes (1, 28, 28), tiny-student (1, 8, 8): not its teacher" in error_line(
         "bench", student, "--teacher", "fashion"
     )
-    config = read_json(student / "config.json")
-    write_json(student / "config.json", config | {"distilled": {"teacher": "gone"}})
+    edit_json(student / "config.json", distilled={"teacher": "gone"})
     assert "cannot be loaded, give --teacher: unknown model 'gone'" in error_line("bench", student)
-    write_json(student / "config.json", config | {"distilled": None})
+    edit_json(student / "config.json", distilled=None)
     assert "does not name its teacher: give --teacher" in error_line("bench", student)
     for odd in ({"solver": "eluer"}, {"solver": 1}, {"solver_steps": "many"}, {"solver_steps": 0}, {"guidance": [3]}):
-        write_json(student / "config.json", config | {"distilled": {"teacher": str(tiny_teacher), **odd}})
+        edit_json(student / "config.json", distilled={"teacher": str(tiny_teacher), **odd})
         line = error_line("bench", student)
         assert str(next(iter(odd.values()))) in line
-    write_json(student / "config.json", config | {"distilled": None})
+    edit_json(student / "config.json", distilled=None)
     assert len(load_models(BenchConfig(str(student), teacher=str(tiny_teacher)))) == 2
 
 

@@ -17,7 +17,7 @@ from dmdistill.commands.distill import pair_loading, report
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.setup import Distillation
-from dmdistill.commands.options import change
+from dmdistill.commands.options import change, flag_name
 from dmdistill.commands.pairs.command import pairs
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.presets import from_run
@@ -242,3 +242,17 @@ def test_lpips_is_the_distance_where_its_weights_are_given(side, settings):
 
     logged = read_metrics(config.out)[-1]["loss_reg"]  # the mean of both steps, the second after one small update
     assert logged == pytest.approx((distance(0) + distance(1)) / 2, rel=0.1)
+
+
+def test_a_resumed_run_keeps_its_options(settings, terminated, capsys):
+    """Another value of one that decides the student is refused by name; of another one it is said."""
+    config = settings(save_every=2)
+    terminated(Distillation, "iterate", 3)
+    assert distill(config) is None
+    again = dataclasses.replace(config, resume=config.out)
+    for name, value in (("batch", 4), ("batch_reg", 3), ("weight_decay", 0.02), ("match_from", 0.5)):
+        with pytest.raises(ValueError, match=rf"^--resume: {flag_name(name)} {value}, before "):
+            distill(change(again, **{name: value}))
+    capsys.readouterr()
+    assert distill(change(again, steps=7, log_every=1)) is not None
+    assert "resumed with other options: --steps 7, before 6; --log-every 1, before 2\n" in capsys.readouterr().out

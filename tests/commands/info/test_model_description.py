@@ -1,6 +1,5 @@
 """What `dmdistill info` says of a model."""
 
-import json
 import shutil
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from dmdistill.commands.cli import main
 from dmdistill.commands.info.model_description import describe_model
 from dmdistill.models.load import load_model
+from helpers.edits import edit_json
 from helpers.tiny_models import save_student, unet2d
 
 
@@ -56,8 +56,7 @@ def test_a_v_prediction_is_told(tmp_path):
 def test_brackets_in_names_are_printed(tiny_teacher, tmp_path, capsys):
     """Names are no markup: neither of a model nor of a metric."""
     folder = shutil.copytree(tiny_teacher, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"name": "[red]tiny[/red]", "licence": "[/]"}))
+    edit_json(folder / "config.json", name="[red]tiny[/red]", licence="[/]")
     main(["info", str(folder)])
     printed = capsys.readouterr().out
     assert "[red]tiny[/red], a teacher" in printed

@@ -16,6 +16,7 @@ from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled_images
 from dmdistill.io.atomic import atomic_write, check_writable, write_json
+from dmdistill.io.checksums import add_checksum
 from dmdistill.io.folders import check_new_folder
 from dmdistill.io.weights import save_weights
 from dmdistill.metrics.classifier_features import ClassifierFeatures
@@ -122,6 +123,6 @@ def save(
     save_weights(config.out / "model.safetensors", extractor.classifier)
     save_statistics(config.out / "reference.safetensors", extractor.reference)
     about = {"kind": "feature_extractor", "name": extractor.name, "network": network, **results}
-    write_json(config.out / "config.json", about)
+    write_json(config.out / "config.json", add_checksum(about))
     with atomic_write(config.out / "README.md") as temporary:
         temporary.write_text(classifier_card(extractor, results, asdict(config)), encoding="utf-8")

@@ -25,7 +25,7 @@ from dmdistill.commands.options import check, flag_name, option_values
 from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import recommend_preset
 from dmdistill.commands.prompts import with_prompts
-from dmdistill.commands.run_folder import DTYPES, RunFolder, open_run
+from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
 from dmdistill.data.pairs import PairDataset
 from dmdistill.distributed.data_parallel import Parallelism, parallelism
 from dmdistill.distributed.process_group import ProcessGroup, is_elastic_restart, join_process_group, local_device
@@ -110,7 +110,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
         config, teacher, generator, fake, distance=distance, pairs=pairs, parallel=parallel, rng=run.rng
     )
     trainer = build_trainer(config, distillation)
-    trainer.stateful["teacher"] = teacher_check
+    trainer.stateful |= {"options": OptionsCheck(run.config, run.print), "teacher": teacher_check}
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
     if config.resume is not None:
         trainer.restore()

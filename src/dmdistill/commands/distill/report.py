@@ -22,6 +22,7 @@ from dmdistill.commands.evaluate.tables import print_comparison
 from dmdistill.data.image_tensors import to_uint8
 from dmdistill.data.pairs import PairDataset
 from dmdistill.io.atomic import atomic_write, write_json
+from dmdistill.io.checksums import add_checksum
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.training.metrics_log import read_metrics
 
@@ -63,7 +64,8 @@ def write_report(
     durations = {"distillation": seconds}
     if pairs is not None and pairs.seconds_per_image is not None:
         durations["pairs"] = pairs.seconds_per_image * len(pairs)
-    write_json(config.out / "report.json", {"teacher": reports[0], "student": reports[1], "seconds": durations})
+    results = {"teacher": reports[0], "student": reports[1], "seconds": durations}
+    write_json(config.out / "report.json", add_checksum(results))
     draw_curves(config.out)
     draw_comparison(config.out / "comparison.png", teacher, student, batch=batch)
     print_comparison(reports)

@@ -12,6 +12,7 @@ from dmdistill.commands.export.latent import export_pipeline
 from dmdistill.commands.export.pixel import export_pixel_pipeline
 from dmdistill.commands.export.precision import choose_dtype
 from dmdistill.io.atomic import read_json
+from dmdistill.io.checksums import pop_checksum
 from dmdistill.io.errors import first_line, import_optional
 from dmdistill.io.folders import new_folder
 from dmdistill.models.cards import export_card
@@ -55,7 +56,10 @@ def read_report(name: str) -> dict[str, Any]:
     """Return the report of the run that a run's or a student's folder belongs to; empty without a report."""
     run = Path(name).parent if Path(name).name == "student" else Path(name)
     file = run / "report.json"
-    return read_json(file) if file.is_file() else {}
+    report = read_json(file) if file.is_file() else {}
+    if isinstance(report, dict):
+        pop_checksum(report, file)
+    return report
 
 
 def push_to_hub(folder: Path, name: str) -> str:

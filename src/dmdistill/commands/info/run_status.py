@@ -10,6 +10,7 @@ from typing import Any
 from dmdistill.commands.info.run_health import describe_trends, verdict
 from dmdistill.commands.presets import flatten, read_toml
 from dmdistill.io.atomic import read_json
+from dmdistill.io.checksums import pop_checksum
 
 __all__ = ["describe_run"]
 
@@ -68,6 +69,8 @@ def describe_report(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     report = read_json(file)
+    if isinstance(report, dict):
+        pop_checksum(report, file)
     try:
         teacher, student = report["teacher"], report["student"]
         rows = {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.commands.options import check, option_values
-from dmdistill.commands.run_folder import DTYPES, RunFolder, open_run
+from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
 from dmdistill.commands.teach.config import TeachConfig
 from dmdistill.commands.teach.recipes import RECIPES, Recipe
 from dmdistill.core.denoisers import Denoiser
@@ -61,6 +61,7 @@ def train(
         log_every=output.log_every,
         save_every=output.save_every,
     )
+    trainer.stateful["options"] = OptionsCheck(run.config, run.print)
     if config.resume is not None:
         trainer.restore()
     iteration = Iteration(config, recipe, denoiser, optimizer, images, run.rng)
