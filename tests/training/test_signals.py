@@ -30,6 +30,7 @@ def test_only_a_second_ctrl_c_interrupts(number):
         for _ in range(3):
             signal.raise_signal(number)
         assert event.is_set()
+        assert event.number == number
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -88,6 +88,7 @@ def test_stopped_and_resumed_equals_never_stopped(stop, number, uninterrupted, t
     first = Toy(folder)
     first.before = stop_at(stop, number)
     assert not first.fit()
+    assert first.trainer.stop_signal == number
     assert first.steps_taken == list(range(stop + 1))  # the step in hand is ended
     assert checkpoints(folder)[-1] == f"step-{stop + 1:08d}.pt"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(number)) == handlers

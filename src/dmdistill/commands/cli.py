@@ -28,6 +28,7 @@ from dmdistill.commands.presets import from_preset, from_run
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach.config import TeachConfig
+from dmdistill.training.signals import TrainingStopped
 
 __all__ = ["main"]
 
@@ -63,7 +64,10 @@ BUNDLED = {"teach": Path("datasets/fashion-mnist"), "pairs": "fashion", "distill
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. What the user can mend ends in one line and exit code 2; DMDISTILL_DEBUG=1 shows a traceback."""
+    """Run one command. What the user can mend ends in one line and exit code 2; DMDISTILL_DEBUG=1 shows a traceback.
+
+    Training that a signal has ended early, with a checkpoint, has the exit code 128 plus the signal's number.
+    """
     config: Any = None
     try:
         arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -87,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"out of memory: try a smaller {' or '.join(flags) or 'model'}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)
+    except TrainingStopped as stopped:
+        raise SystemExit(stopped.exit_code) from None
 
 
 def short_help() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from rich.console import Console
@@ -20,6 +20,8 @@ from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, lo
 from dmdistill.io.atomic import atomic_write
 from dmdistill.io.folders import check_new_folder, exclusive_folder
 from dmdistill.training.device import choose_device, choose_precision
+from dmdistill.training.signals import TrainingStopped
+from dmdistill.training.trainer import Trainer
 
 __all__ = ["DTYPES", "OptionsCheck", "RunFolder", "open_run", "setup_compute"]
 
@@ -110,6 +112,11 @@ class RunFolder:
     def print_resume_command(self, command: str, done: str) -> None:
         """Print what was done and the command that resumes the run."""
         self.print(f"{done}; resume with: dmdistill {command} --resume {shlex.quote(str(self.folder))}")
+
+    def stop(self, command: str, trainer: Trainer) -> NoReturn:
+        """Print how to resume training that a signal has ended. Raises TrainingStopped."""
+        self.print_resume_command(command, f"stopped after step {trainer.step}, saved")
+        raise TrainingStopped(trainer.stop_signal)
 
 
 def open_run(config: Any, processes: ProcessGroup = SINGLE_PROCESS) -> RunFolder:

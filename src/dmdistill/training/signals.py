@@ -10,10 +10,48 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["exit_on_interrupt", "interrupt_event", "interrupt_if_closed", "stop_signals"]
+__all__ = [
+    "StopEvent",
+    "TrainingStopped",
+    "exit_on_interrupt",
+    "interrupt_event",
+    "interrupt_if_closed",
+    "stop_signals",
+]
 
 VARIABLE = "DMDISTILL_STOP_SIGNALS"
 DEFAULT = "SIGTERM SIGHUP SIGUSR1"  # of kill, of a closed terminal, of Slurm's --signal
+SIGPIPE = 13  # of a closed stdout; not all systems have it
+
+
+class TrainingStopped(Exception):  # noqa: N818, as it is none
+    """Training ended early, with a checkpoint to resume from, after a signal or as nobody reads stdout any longer.
+
+    Args:
+        signal_number: of the signal.
+
+    Attributes:
+        exit_code: of the command, as shells and schedulers expect it: 128 plus the signal's number, 130 for Ctrl-C.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"training was stopped by signal {signal_number}; it can be resumed")
+        self.exit_code = 128 + signal_number
+
+
+class StopEvent(threading.Event):
+    """An event that a signal sets.
+
+    Attributes:
+        number: of the first signal; 0 while there was none.
+    """
+
+    number = 0
+
+    def stop(self, number: int) -> None:
+        """Set the event for a signal."""
+        self.number = self.number or number
+        self.set()
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -30,7 +68,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def interrupt_event(*, single: bool = True) -> Iterator[threading.Event]:
+def interrupt_event(*, single: bool = True) -> Iterator[StopEvent]:
     """Yield an event that `stop_signals` set, so that training can finish its step. A second Ctrl-C raises at once.
 
     SIGHUP stays ignored if the process was started so, as by nohup.
@@ -39,7 +77,7 @@ def interrupt_event(*, single: bool = True) -> Iterator[threading.Event]:
         single: whether this is the only process. Otherwise torchrun repeats the signals of the terminal, and a second
             one says nothing new.
     """
-    event = threading.Event()
+    event = StopEvent()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
@@ -47,7 +85,7 @@ def interrupt_event(*, single: bool = True) -> Iterator[threading.Event]:
     def handle(number: int, frame: Any) -> None:
         if event.is_set() and single and number == signal.SIGINT:
             raise KeyboardInterrupt
-        event.set()
+        event.stop(number)
 
     ignored = {number for number in stop_signals() if number.name == "SIGHUP" and is_ignored(number)}
     before = {number: signal.signal(number, handle) for number in {*stop_signals()} - ignored}
@@ -63,14 +101,14 @@ def is_ignored(number: signal.Signals) -> bool:
     return signal.getsignal(number) is signal.SIG_IGN
 
 
-def interrupt_if_closed(show: Callable[..., None], event: threading.Event) -> Callable[..., None]:
+def interrupt_if_closed(show: Callable[..., None], event: StopEvent) -> Callable[..., None]:
     """Return a function that prints like `show`, and sets the event if nobody reads stdout any longer."""
 
     def guarded(*args: Any) -> None:
         try:
             show(*args)
         except (BrokenPipeError, SystemExit):  # rich makes the one into the other
-            event.set()
+            event.stop(SIGPIPE)
 
     return guarded
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -20,12 +19,14 @@ from dmdistill.training.metrics_log import MetricsLog
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.progress import progress_bar
-from dmdistill.training.signals import interrupt_event, interrupt_if_closed
+from dmdistill.training.signals import StopEvent, interrupt_event, interrupt_if_closed
 
 __all__ = ["Stateful", "Trainer"]
 
 Iteration = Callable[[int], Mapping[str, Tensor]]
 Hook = Callable[[int], Mapping[str, float]]
+
+FAILED = 1000  # above the number of any signal
 
 
 class Stateful(Protocol):
@@ -57,6 +58,7 @@ class Trainer:
     Attributes:
         step: number of steps done.
         seconds: of training so far, those before a resume included.
+        stop_signal: number of the signal that ended training early, in whichever process; 0 for none.
         logger: a `Logger` that gets each row of the log too, or None.
         stateful: further objects whose state each checkpoint saves, by name.
     """
@@ -81,6 +83,7 @@ class Trainer:
         self.stateful: dict[str, Stateful] = {}
         self.step = 0
         self.seconds = 0.0
+        self.stop_signal = 0
         self.sums: dict[str, Tensor] = {}  # of the losses since the last row of the log
         self.counts: dict[str, int] = {}  # of the steps in each of these sums
         self.metrics_log = MetricsLog(folder)
@@ -121,13 +124,18 @@ class Trainer:
         return completed
 
     def train(
-        self, iterate: Iteration, hooks: Sequence[tuple[int, Hook]], interrupted: Event, progress: Callable[..., None]
+        self,
+        iterate: Iteration,
+        hooks: Sequence[tuple[int, Hook]],
+        interrupted: StopEvent,
+        progress: Callable[..., None],
     ) -> bool:
         """Run the loop itself; its last checkpoint may still be being written when it returns."""
         self.started = time.perf_counter() - self.seconds
         while self.step < self.steps:
             self.advance(iterate)
-            stop = self.must_stop(interrupted) and self.step < self.steps
+            self.stop_signal = self.received_signal(interrupted)
+            stop = self.stop_signal > 0 and self.step < self.steps
             due = [hook for every, hook in hooks if self.is_due(every)]
             log, save = self.is_due(self.log_every), stop or self.is_due(self.save_every)
             if (due or log or save) and not self.is_finite():
@@ -190,12 +198,15 @@ class Trainer:
         """Whether something that happens every so many steps, and after the last, happens now."""
         return self.step == self.steps or self.step % every == 0
 
-    def must_stop(self, interrupted: Event) -> bool:
-        """Whether a process was interrupted: then all stop after the same step. OSError if a checkpoint failed."""
-        news = self.processes.all_max(2 if self.checkpoints.failed else int(interrupted.is_set()))
-        if news == 2:
+    def received_signal(self, interrupted: StopEvent) -> int:
+        """Return a signal that a process has received, 0 for none: all learn of it after the same step.
+
+        OSError if a checkpoint failed.
+        """
+        number = self.processes.all_max(FAILED if self.checkpoints.failed else interrupted.number)
+        if number == FAILED:
             self.processes.on_main(self.checkpoints.wait)
-        return news == 1
+        return number
 
     def rewind(self) -> None:
         """Return to the last checkpoint, to repeat the steps since with the check. NonFiniteError if there is none."""

@@ -31,6 +31,7 @@ from dmdistill.metrics.lpips import load_lpips
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
 from dmdistill.training.metrics_log import read_metrics
+from dmdistill.training.signals import TrainingStopped
 from helpers.configs import CPU, configure
 from helpers.runs import logged_values, student_bytes
 
@@ -59,7 +60,9 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(stop, change
 
     with monkeypatch.context() as patch:
         patch.setattr(Distillation, "iterate", interrupting)
-        assert distill(stopped) is None
+        with pytest.raises(TrainingStopped) as end:
+            distill(stopped)
+    assert end.value.exit_code == 130
     assert f"stopped after step {stop + 1}" in capsys.readouterr().out
     assert not (stopped.out / "student").exists()
     distill(dataclasses.replace(stopped, resume=stopped.out))

@@ -19,6 +19,7 @@ from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.training.metrics_log import read_metrics
+from dmdistill.training.signals import TrainingStopped
 from helpers.configs import CPU, configure, small_distillation
 from helpers.process_group_tests import together
 
@@ -145,7 +146,8 @@ def run_until(config, step, rank):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Distillation, "iterate", interrupt)
-        run(config)
+        with pytest.raises(TrainingStopped, match="15"):
+            run(config)
 
 
 def test_a_run_is_resumed_by_any_number_of_processes(settings, complete):

@@ -30,6 +30,7 @@ from dmdistill.data.image_tensors import LabelledImages, to_uint8
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
+from dmdistill.training.signals import TrainingStopped
 from helpers.configs import configure
 from helpers.feature_statistics import frechet_to_real
 
@@ -135,7 +136,8 @@ def test_teaching_resumes_bit_for_bit(lesson, terminated):
     whole, stopped = lesson("whole"), lesson("stopped")
     teaching.teach(whole)
     asked = terminated(teaching, "denoising_loss", 3)
-    assert teaching.teach(stopped) is None
+    with pytest.raises(TrainingStopped, match="15"):
+        teaching.teach(stopped)
     assert not (stopped.out / "teacher").exists()
     teaching.teach(dataclasses.replace(stopped, resume=stopped.out))
     assert len(asked) == 6
@@ -147,7 +149,8 @@ def test_a_teacher_of_cifar_resumes_bit_for_bit(coloured, terminated):
     whole, stopped = coloured("whole"), coloured("stopped")
     teaching.teach(whole)
     terminated(teaching, "denoising_loss", 3)
-    assert teaching.teach(stopped) is None
+    with pytest.raises(TrainingStopped, match="15"):
+        teaching.teach(stopped)
     teaching.teach(dataclasses.replace(stopped, resume=stopped.out))
     files = [config.out / "teacher" / "model.safetensors" for config in (whole, stopped)]
     assert files[0].read_bytes() == files[1].read_bytes()

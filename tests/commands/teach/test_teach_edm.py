@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from dmdistill.commands.teach import command
 from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
 from dmdistill.models.load import load_teacher
+from dmdistill.training.signals import TrainingStopped
 from helpers.configs import CPU, configure
 from helpers.runs import logged_values
 
@@ -37,7 +39,8 @@ def test_a_teacher_is_written_and_resumed_bit_for_bit(idx_folder, tmp_path, term
     torch.testing.assert_close(loaded.images(z, cond), trained.images(z, cond), rtol=1e-4, atol=1e-4)
 
     calls = terminated(command, "denoising_loss", 3)
-    assert command.teach(stopped) is None
+    with pytest.raises(TrainingStopped, match="15"):
+        command.teach(stopped)
     command.teach(dataclasses.replace(stopped, resume=stopped.out))
     assert len(calls) == 6
     files = [config.out / "teacher" / "model.safetensors" for config in (complete, stopped)]

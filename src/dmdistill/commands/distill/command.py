@@ -44,7 +44,10 @@ CPU = torch.device("cpu")
 
 
 def distill(config: DistillConfig) -> Student | None:
-    """Distill, write the student to out/student, report, return it; None where training was interrupted."""
+    """Distill, write the student to out/student, report, return it; None in all processes but the first.
+
+    TrainingStopped where a signal ended training early.
+    """
     check(config)
     with join_process_group(local_device(config.compute.device)) as processes:
         if is_elastic_restart() and (config.out / "config.toml").exists():
@@ -117,8 +120,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, option_values(config)):
         done = trainer.fit(distillation.iterate, hooks=monitor.hooks, name="distilling")
     if not done:
-        run.print_resume_command("distill", f"stopped after step {trainer.step}, saved")
-        return None
+        run.stop("distill", trainer)
     teacher, student = finish(config, distillation, monitor, run)
     if student is None or not config.evaluation.report_images:
         return student

@@ -27,8 +27,8 @@ from dmdistill.training.trainer import Trainer
 __all__ = ["teach"]
 
 
-def teach(config: TeachConfig) -> Teacher | None:
-    """Train a teacher, write it to out/teacher, return it; None where training was interrupted."""
+def teach(config: TeachConfig) -> Teacher:
+    """Train a teacher, write it to out/teacher, return it. TrainingStopped where a signal ended training early."""
     check(config)
     require_logger(config.output.log_to)
     data = load_labelled_images(config.data)
@@ -40,9 +40,7 @@ def teach(config: TeachConfig) -> Teacher | None:
         return train(config, recipe, teacher.to(run.device, run.precision), data, run)
 
 
-def train(
-    config: TeachConfig, recipe: Recipe, teacher: Teacher, data: LabelledImages, run: RunFolder
-) -> Teacher | None:
+def train(config: TeachConfig, recipe: Recipe, teacher: Teacher, data: LabelledImages, run: RunFolder) -> Teacher:
     """Train a new teacher and write its EMA."""
     denoiser = teacher.denoiser.train()
     optimizer = build_optimizer(denoiser, config)
@@ -69,8 +67,7 @@ def train(
     with logging_to(trainer, output.log_to, option_values(config)):
         done = trainer.fit(iteration, hooks=hooks, name="training the teacher")
     if not done:
-        run.print_resume_command("teach", f"stopped after step {trainer.step}, saved")
-        return None
+        run.stop("teach", trainer)
     card = teacher_card(averaged, option_values(config))
     recipe.save(config.out / "teacher", averaged, card=card, dtype=DTYPES[output.save_dtype])
     file = config.out / "samples" / "teacher.png"

@@ -69,8 +69,8 @@ class Experiment:
         if started := (folder / "config.toml").exists():
             settings = replace(settings, resume=folder)
             check_same_options(from_run(DistillConfig, folder), settings)
-        if not (started and (folder / "student").exists()) and distill(settings) is None:
-            raise KeyboardInterrupt
+        if not (started and (folder / "student").exists()):
+            distill(settings)
         student = load_model(str(folder / "student"))
         student.to(self.teacher.device, self.teacher.denoiser.precision)
         features = extract_features(self.feature_extractor, generate_images(student, STUDENT_IMAGES, batch=500, seed=1))
