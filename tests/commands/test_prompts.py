@@ -163,7 +163,7 @@ def test_samples_are_of_the_prompts_given_in_turn(teacher, rng):
     model = with_prompt_texts(replace(load_teacher(str(teacher)), text=Letters([])), ["a circle", "sky"])
     z = torch.randn(5, *SHAPE, generator=rng)
     expected = model.images(z, model.condition(torch.tensor([0, 1, 0, 1, 0])))
-    torch.testing.assert_close(drawn, expected)
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=5e-4)  # convolutions in another memory layout
     assert not torch.allclose(drawn, model.images(z, model.condition(torch.tensor([1, 0, 1, 0, 1]))), atol=1e-3)
 
 

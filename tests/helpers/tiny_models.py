@@ -79,17 +79,11 @@ def save_student(name: str, folder: Path, *, rank: int = 0) -> Student:
     config = {
         "kind": "student",
         "name": f"{teacher.name}-student",
-        **{key: teacher.config.get(key) for key in INHERITED_KEYS},
+        **{key: teacher.config.get(key) for key in (*INHERITED_KEYS, "licence", "feature_extractor")},
     }
     if rank or "network" not in teacher.config:
         config |= {"teacher": name} | ({"lora": {"rank": rank, "alpha": alpha}} if rank else {})
     config["distilled"] = {"teacher": name, "steps": 7}
-    fields = {
-        "shape": teacher.shape,
-        "conditions": teacher.conditions,
-        "autoencoder": teacher.autoencoder,
-        "text": teacher.text,
-    }
-    student = Student(name=config["name"], denoiser=denoiser, **fields, config=config)
+    student = Student.from_teacher(teacher, denoiser, config)
     save_model(folder, student, card="A student of nothing.")
     return student
