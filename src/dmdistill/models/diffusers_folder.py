@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dmdistill.io.atomic import read_json
+from dmdistill.io.checksums import pop_checksum
 from dmdistill.io.errors import first_line, import_optional
 
 __all__ = [
     "METADATA_FILE",
+    "PARTS",
+    "TEXTS",
     "is_diffusers",
     "read_component_config",
     "read_index",
@@ -23,7 +26,9 @@ __all__ = [
     "weights_variant",
 ]
 
-METADATA_FILE = "dmdistill.json"  # name, classes, licence and feature extractor, for which diffusers has no place
+METADATA_FILE = "dmdistill.json"  # entries of our config.json, for which diffusers has no place
+TEXTS = ("kind", "name", "licence", "feature_extractor")  # of that file
+PARTS = ("network", "schedule", "denoiser", "shape")  # of that file, where the network is none of diffusers'
 DOWNLOADS = [
     *("README.md", "*.json", "*.txt", "*.model"),
     *("diffusion_pytorch_model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "*/model*.safetensors"),
@@ -114,18 +119,23 @@ def read_scheduler_config(folder: Path) -> dict[str, Any]:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Read dmdistill.json: a name, names of classes, a licence and a feature extractor, all of them optional."""
-    metadata = read_object(folder / METADATA_FILE)
+    """Read dmdistill.json: teacher or student, its name, classes, licence and feature extractor, all of them optional.
+
+    Of an exported student whose network is this package's own it has the network's entries, too.
+    """
+    file = folder / METADATA_FILE
+    metadata = read_object(file)
+    pop_checksum(metadata, file)
     classes = metadata.get("classes") or []
-    texts = [metadata[key] for key in ("name", "licence", "feature_extractor") if metadata.get(key)]
+    texts = [metadata[key] for key in TEXTS if metadata.get(key)]
     if not (
         isinstance(classes, list) and all(isinstance(text, str) and text.isprintable() for text in [*classes, *texts])
-    ):
+    ) or metadata.get("kind", "teacher") not in ("teacher", "student"):
         raise ValueError(
-            f"{folder / METADATA_FILE}: expected "
-            '{"name": "...", "classes": ["...", ...], "licence": "...", "feature_extractor": "..."}'
+            f'{file}: expected {{"kind": "teacher" or "student", "name": "...", "classes": ["...", ...], '
+            '"licence": "...", "feature_extractor": "..."}'
         )
-    return {key: metadata[key] for key in ("name", "classes", "licence", "feature_extractor") if metadata.get(key)}
+    return {key: metadata[key] for key in (*TEXTS, "classes", *PARTS) if metadata.get(key)}
 
 
 def read_licence(folder: Path) -> str:

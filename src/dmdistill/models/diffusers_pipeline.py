@@ -1,4 +1,4 @@
-"""Teachers of the diffusers library: network, noise schedule, autoencoder and text encoder from a folder or hub id.
+"""Models of the diffusers library: network, noise schedule, autoencoder and text encoder from a folder or hub id.
 
 Only safetensors are read, and no code from a folder or from the hub is run.
 """
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from dmdistill.data.conditions import LabelSpace
+from dmdistill.io.atomic import read_safetensors
 from dmdistill.io.errors import first_line
+from dmdistill.io.weights import copy_weights
 from dmdistill.models.autoencoder import VAE
 from dmdistill.models.config_json import check_memory
 from dmdistill.models.diffusers_components import build_sketch, load_component, load_pipeline_autoencoder
@@ -26,7 +28,8 @@ from dmdistill.models.diffusers_folder import (
 )
 from dmdistill.models.diffusers_scheduler import Schedule, read_schedule
 from dmdistill.models.diffusers_text import PipelineText
-from dmdistill.models.model import Teacher
+from dmdistill.models.folder import build_model
+from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.networks.diffusers_wrappers import WRAPPERS, DiffusersWrapper, UNet2DCondition
 
 __all__ = ["load_diffusers"]
@@ -46,14 +49,34 @@ SUPPORTED = {  # class of a network: option of its config: values with which it 
 LEARNED_VARIANCE = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # which may predict it, too
 
 
-def load_diffusers(source: str) -> Teacher:
+def load_diffusers(source: str) -> Model:
     """Load a teacher from a pipeline's folder, a network's folder with scheduler/ in it, or a hub id (owner/name).
 
-    ValueError, naming the component, where one is missing, unknown, damaged or of a kind that cannot be distilled.
+    A student that `dmdistill export` wrote is a student again. ValueError, naming the component, where one is missing,
+    unknown, damaged or of a kind that cannot be distilled.
     """
     folder = resolve_folder(source)
-    network_folder, class_name = find_network(folder)
     metadata = read_metadata(folder)
+    if "network" in metadata:
+        return load_exported_network(folder, metadata)
+    teacher = load_pipeline(source, folder, metadata)
+    if metadata.get("kind") == "student":
+        return Student.from_teacher(teacher, teacher.denoiser, teacher.config)
+    return teacher
+
+
+def load_exported_network(folder: Path, config: dict[str, Any]) -> Model:
+    """Load an exported student whose network is this package's own; the source in the folder is not run."""
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name.removeprefix("net."): tensor for name, tensor in read_safetensors(file).items()}
+    model = build_model(config, weights, config_file=folder / METADATA_FILE, weights_file=file)
+    copy_weights(weights, model.network)
+    return model
+
+
+def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teacher:
+    """Load the folder of a source as a teacher."""
+    network_folder, class_name = find_network(folder)
     sketch = build_sketch(network_folder, class_name)
     shape = read_shape(sketch.config, class_name, network_folder / "config.json")
     schedule = read_folder_schedule(folder, tokens=shape[1] * shape[2] // 4)

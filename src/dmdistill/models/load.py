@@ -24,6 +24,7 @@ from dmdistill.networks.lora import add_lora
 __all__ = ["SHARED_KEYS", "absolute_name", "display_name", "load_model", "load_teacher"]
 
 SHARED_KEYS = ("network", "schedule", "denoiser", "shape")  # of config.json: alike in a student and its teacher
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 WEIGHTS_ONLY = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 FORMS = "the folder of a model or run, a checkpoint of EDM (.pkl), a folder or hub id of diffusers, module:function"
 
@@ -50,7 +51,7 @@ def load_teacher(name: str) -> Teacher:
     """Load a teacher by a name that `load_model` takes. ValueError where it is a student's."""
     model = load_model(name)
     if not isinstance(model, Teacher):
-        raise ValueError(f"{name} is a student, expected a teacher")
+        raise ValueError(f"{name} is a student, expected a teacher: give the model that it was distilled from")
     return model
 
 
@@ -95,6 +96,8 @@ def describe_path(path: Path) -> str:
         )
     if not path.is_dir():
         return f"is a file of an unknown kind, expected {FORMS}"
+    if (path / LORA_FILE).is_file():
+        return "holds LoRA weights, for diffusers to load: give the folder of the student or run that was exported"
     if not any(path.iterdir()):
         return f"is an empty folder, expected {FORMS}"
     return "holds no config.json, student/ or teacher/: not the folder of a model or run"

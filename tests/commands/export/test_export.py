@@ -26,6 +26,7 @@ from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.models.load import load_model, load_teacher
+from dmdistill.models.model import Student
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
 from helpers.killed_command import run_killed
@@ -88,7 +89,7 @@ def drawn(teachers, tmp_path_factory):
 
 def exported(key, folder, base):
     """Our images of a student, in about [0, 1], and what the other process is to draw: both from the same noise."""
-    main(["export", str(folder / "students" / key), str(folder / key), "--format", "diffusers"])
+    main(["export", str(folder / "students" / key), str(folder / key)])
     student = load_model(str(folder / "students" / key))
     z = torch.randn(2, *student.shape, generator=torch.Generator().manual_seed(3))
     if student.text is not None:
@@ -136,6 +137,27 @@ def test_the_same_noise_makes_the_same_image(key, drawn):
     difference = (theirs - ours).abs().max() / ours.std()
     print(f"{key}: {difference:.2g}")
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_an_exported_student_is_a_student_again(key, drawn, teachers, monkeypatch):
+    """With the same images; LoRA weights alone say where they belong. No command takes it for a teacher."""
+    monkeypatch.setattr("dmdistill.models.diffusers_pipeline.FLUX_SIZE", 8)
+    expected, _, folder = drawn[key]
+    if (folder / "pytorch_lora_weights.safetensors").exists():
+        with pytest.raises(ValueError, match=r"LoRA weights.* give the folder of the student"):
+            load_model(str(folder))
+        return
+    with pytest.raises(ValueError, match="is a student, expected a teacher"):
+        load_teacher(str(folder))
+    student = load_model(str(folder))
+    assert isinstance(student, Student)
+    assert student.name == load_model(str(folder.parent / "students" / key)).name
+    if student.text is not None:
+        student = with_prompt_texts(student, PROMPTS)
+    index = torch.tensor([1, 0]) if student.conditions is not None else None
+    images = student.images(torch.load(f"{folder}.z.pt"), student.condition(index)) / 2 + 0.5
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("betas", "exact"), [((1e-4, 0.004), True), ((8.5e-4, 0.012), False), ((1e-4, 0.02), False)])
@@ -265,7 +287,7 @@ def test_what_is_written_is_all_there_is(student, tmp_path):
     main(["export", str(student), str(tmp_path / "out")])
     files = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
     network = {f"unet/{name}" for name in ("network.py", "config.json", "diffusion_pytorch_model.safetensors")}
-    assert files == {"README.md", "model_index.json", "pipeline.py"} | network
+    assert files == {"README.md", "dmdistill.json", "model_index.json", "pipeline.py"} | network
     assert {(tmp_path / "out" / file).stat().st_mode & 0o777 for file in files} == {0o666 & ~umask}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

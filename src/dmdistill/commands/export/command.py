@@ -11,11 +11,12 @@ from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.export.latent import export_pipeline
 from dmdistill.commands.export.pixel import export_pixel_pipeline
 from dmdistill.commands.export.precision import choose_dtype
-from dmdistill.io.atomic import read_json
-from dmdistill.io.checksums import pop_checksum
+from dmdistill.io.atomic import read_json, write_json
+from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.errors import first_line, import_optional
 from dmdistill.io.folders import new_folder
 from dmdistill.models.cards import export_card
+from dmdistill.models.diffusers_folder import METADATA_FILE, PARTS, TEXTS
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
@@ -48,6 +49,9 @@ def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
     code = write(student, folder, choose_dtype(config.save_dtype, student, config.student))
     card = export_card(student, code, read_report(config.student))
     (folder / "README.md").write_text(card, encoding="utf-8")
+    keys = TEXTS if isinstance(student.network, DiffusersWrapper) else (*TEXTS, *PARTS)
+    entries = {key: student.config[key] for key in ("classes", *keys) if student.config.get(key)}
+    write_json(folder / METADATA_FILE, add_checksum(entries))
     for file in filter(Path.is_file, folder.rglob("*")):  # safetensors' files are readable by their owner only
         file.chmod((folder / "README.md").stat().st_mode)
 

@@ -19,8 +19,6 @@ class ExportConfig:
     """The bundled fashion-student, or the folder of a student or of a run."""
     out: Positional[Path]
     """Output folder, which must be new."""
-    format: Literal["diffusers"] = "diffusers"
-    """Format of the folder."""
     save_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Dtype of the exported weights; auto is fp16 where the student's or its teacher's files are, else fp32."""
     push_to_hub: str | None = None

@@ -18,6 +18,7 @@ from dmdistill.core.denoisers import Denoiser, EpsDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import VP
 from dmdistill.io.atomic import write_json
+from dmdistill.models.diffusers_folder import read_scheduler_config, resolve_folder
 from dmdistill.models.model import Student
 from dmdistill.models.python_function import is_python_function
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
@@ -43,6 +44,10 @@ def export_pixel_pipeline(student: Student, folder: Path, dtype: torch.dtype) ->
             if options["out_channels"] == options["in_channels"] and ddim_is_exact(scheduler, student.denoiser):
                 return write_ddim_pipeline(scheduler, network, folder, dtype)
         network.model.save_pretrained(folder / "unet")
+        if has_scheduler:  # which this package reads where the folder is loaded as a student again
+            config = read_scheduler_config(resolve_folder(str(student.config["teacher"])))
+            (folder / "scheduler").mkdir()
+            write_json(folder / "scheduler" / "scheduler_config.json", config)
         return write_custom_pipeline(student, folder, ["diffusers", type(network.model).__name__], dtype)
     if student.text is not None or student.autoencoder is not None or not student.config.get("network"):
         raise ValueError(
