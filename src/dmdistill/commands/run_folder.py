@@ -18,7 +18,7 @@ from dmdistill.commands.options import ComputeOptions, flag_name, option_values,
 from dmdistill.commands.presets import write_config
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
 from dmdistill.io.atomic import atomic_write
-from dmdistill.io.folders import check_new_folder, exclusive_folder
+from dmdistill.io.folders import check_new_folder, exclusive_folder, removed_if_useless
 from dmdistill.training.device import choose_device, choose_precision
 from dmdistill.training.signals import TrainingStopped
 from dmdistill.training.trainer import Trainer
@@ -31,6 +31,7 @@ MAY_CHANGE = {  # in a resumed run: what leaves its meaning, or what is checked 
     *("accumulate", "strategy", "checkpointing", "compile", "device", "precision", "threads"),
     *("log_every", "log_to", "sample_every", "save_every", "save_dtype", "evaluate_every", "report_images", "keep"),
 }
+KEPT = ("pairs",)  # of a run that failed: they may have taken hours
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # of --save-dtype
 
 
@@ -78,7 +79,8 @@ class RunFolder:
     """A run's folder, its processes, its device and the generator of its random draws.
 
     The folder is made by `lock`, once all options are known to be good. From then on until the end of a `with` block
-    this process holds its lock, or the first of the processes that train together, which is the one that writes.
+    this process holds its lock, or the first of the processes that train together, which is the one that writes. A new
+    run that fails before its first result, as where a step does not fit in memory, leaves only pairs that are done.
     """
 
     folder: Path
@@ -92,8 +94,8 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.locks.close()
+    def __exit__(self, *error: Any) -> None:
+        self.locks.__exit__(*error)
 
     def lock(self) -> None:
         """Make and lock the folder and write config.toml. ValueError where another process has the lock."""
@@ -101,9 +103,16 @@ class RunFolder:
 
     def write(self) -> None:
         """Make and lock the folder and write config.toml, in the process that writes."""
+        if self.config.resume is None:
+            self.locks.enter_context(removed_if_useless(self.folder, self.has_results, kept=KEPT))
         self.locks.enter_context(exclusive_folder(self.folder))
         with atomic_write(self.folder / "config.toml") as temporary:
             write_config(self.config, temporary)
+
+    def has_results(self) -> bool:
+        """Whether the run has a checkpoint or a row of its log."""
+        log = self.folder / "metrics.jsonl"
+        return any(self.folder.glob("checkpoints/*.pt")) or (log.is_file() and log.stat().st_size > 0)
 
     def print(self, text: str) -> None:
         """Print a line."""
@@ -141,4 +150,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     if resume and not folder.is_dir():
         raise ValueError(f"--resume {folder}: there is no such folder, expected that of a run")
     if not resume:
-        check_new_folder(folder, f"choose another --out, or resume it by --resume {shlex.quote(str(folder))}")
+        made = KEPT if (folder / "pairs" / "pairs.json").is_file() else ()  # of a run that failed after them
+        check_new_folder(
+            folder, f"choose another --out, or resume it by --resume {shlex.quote(str(folder))}", allowed=made
+        )

@@ -24,7 +24,7 @@ from dmdistill.data.shards import ShardLayout, Track, gather_rows, read_shard, w
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.atomic import read_json, read_safetensors, write_json
 from dmdistill.io.checksums import add_checksum, pop_checksum
-from dmdistill.io.folders import exclusive_folder
+from dmdistill.io.folders import exclusive_folder, removed_if_useless
 
 __all__ = ["PairDataset", "PairSettings", "make_pairs", "open_pairs"]
 
@@ -151,6 +151,7 @@ def make_pairs(
     with ExitStack() as stack:
 
         def lock() -> list[int]:
+            stack.enter_context(removed_if_useless(folder, lambda: any(folder.glob("shard-*.safetensors"))))
             stack.enter_context(exclusive_folder(folder))
             write_or_compare(folder / "pairs.json", settings)
             return layout.missing()

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +16,14 @@ from filelock import FileLock, Timeout
 from dmdistill.io.atomic import check_writable
 from dmdistill.io.errors import describe_write_errors
 
-__all__ = ["cache_folder", "check_new_folder", "exclusive_folder", "new_folder", "writable_cache_folder"]
+__all__ = [
+    "cache_folder",
+    "check_new_folder",
+    "exclusive_folder",
+    "new_folder",
+    "removed_if_useless",
+    "writable_cache_folder",
+]
 
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+(\.\d+-\d+|-\w+)\.tmp")  # names that `atomic_write` and `new_folder` write under
@@ -44,9 +51,18 @@ def writable_cache_folder(name: str) -> Path:
     return folder
 
 
-def check_new_folder(folder: Path, advice: str) -> None:
-    """Raise ValueError, with advice at its end, where a folder to write is a file or holds more than hidden files."""
-    if folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
+def check_new_folder(folder: Path, advice: str, *, allowed: Sequence[str] = ()) -> None:
+    """Raise ValueError where a folder to write is a file, or holds more than hidden files.
+
+    Args:
+        folder: to write.
+        advice: at the end of the message.
+        allowed: names that it may hold, too.
+    """
+    if folder.exists() and (
+        not folder.is_dir()
+        or any(not file.name.startswith(".") and file.name not in allowed for file in folder.iterdir())
+    ):
         raise ValueError(f"{folder} already exists: {advice}")
 
 
@@ -78,6 +94,35 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def removed_if_useless(folder: Path, is_useful: Callable[[], bool], *, kept: Sequence[str] = ()) -> Iterator[None]:
+    """Remove what the block made in a folder, and the folder if it is new, where it fails before that is of use.
+
+    A failure is any Exception but one of the disk, which may have room later; what an interruption or a kill leaves
+    stays.
+
+    Args:
+        folder: to watch.
+        is_useful: whether to leave all as it is, asked after a failure.
+        kept: names in the folder that stay in any case.
+    """
+    before = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        if folder.is_dir() and not is_useful():
+            for entry in [entry for entry in folder.iterdir() if entry.name not in {*before, *kept}]:
+                with suppress(OSError):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            with suppress(OSError):  # not empty
+                for path in new:
+                    path.rmdir()
+        raise
 
 
 @contextmanager

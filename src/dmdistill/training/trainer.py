@@ -162,10 +162,13 @@ class Trainer:
         try:
             losses = iterate(self.step)
         except FloatingPointError as error:
-            self.save()
+            state = ";"
+            if self.step > 0:  # of a run that has taken no step there is nothing to keep
+                self.save()
+                state = f". The last good state is in {self.checkpoints.folder};"
             raise NonFiniteError(
-                f"step {self.step}: {error}{self.nonfinite_output()}. The last good state is in "
-                f"{self.checkpoints.folder}; a lower learning rate or a longer warm-up usually helps"
+                f"step {self.step}: {error}{self.nonfinite_output()}{state} a lower learning rate or a longer warm-up "
+                "usually helps"
             ) from error
         self.step += 1
         for key, value in losses.items():
