@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = ["PREDICTIONS", "Schedule", "read_schedule"]
 
 PREDICTIONS = {"epsilon": EpsDenoiser, "v_prediction": VDenoiser, "sample": X0Denoiser}
 CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler")
+OTHER_SAMPLERS = ("InverseScheduler", "RePaintScheduler")  # which lead from images to noise, or fill in parts
 EDM_DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}  # diffusers' names and values
 SUPPORTED = {  # option: values with which a scheduler is read correctly here
     "timestep_type": (None, "discrete"),
@@ -65,6 +67,8 @@ def read_schedule(config: dict[str, Any], *, tokens: int = 0) -> Schedule:
             f"scheduler {name} belongs to a consistency model, which was distilled already: its network does not "
             "predict the posterior mean of a diffusion model. Give the model that it was distilled from"
         )
+    if name.endswith(OTHER_SAMPLERS):
+        raise ValueError(f"scheduler {name} does not sample images from noise: give the config of one that does")
     for option, supported in SUPPORTED.items():
         if config.get(option) not in supported:
             raise ValueError(f"{option} {config[option]!r} of scheduler {name} is not supported")
@@ -126,6 +130,9 @@ def build_scheduler(name: str, config: dict[str, Any]) -> Any:
     """Build a scheduler of diffusers from its config; None where there is no such class."""
     diffusers = import_optional("diffusers", f"scheduler {name}", extra="diffusers")
     kind = getattr(diffusers, name, None)
+    missing = [one for one in getattr(kind, "_backends", ()) if importlib.util.find_spec(one) is None]
+    if missing:  # diffusers puts a placeholder there
+        raise ValueError(f"it needs {missing[0]}, which is not installed")
     if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
         return None
     try:
