@@ -127,6 +127,7 @@ def test_a_student_is_no_teacher(model, refused):
         (["--match-from", "0.5", "--regress-until", "0.4"], "--regress-until 0.4, expected from 0.5 to 1"),
         (["--no-match", "--regress-until", "0.5"], "--regress-until 0.5"),
         (["--start", "fashion-student"], "--start fashion-student"),
+        (["--start", "fashion"], "--start fashion is a teacher, expected a student"),
         (["--seed", "-1"], "--seed -1"),
         (["--betas", "1.5", "0.9"], "--betas 1.5 0.9"),
         (["--ema-halflives", "9", "-5"], "--ema-halflives 9.0 -5.0"),
@@ -480,3 +481,9 @@ def test_a_run_is_resumed_from_another_folder_with_its_own_teacher_only(tiny_tea
         main(["distill", "--resume", "run", "--steps", "4"])
     assert end.value.code == 2
     assert "--resume: the run began with the teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["pairs", "distill"])
+def test_pairs_that_no_disk_holds_are_refused(command, tiny_teacher, refused):
+    given = ["--teacher", tiny_teacher, "--pair-count", "2000000000", *MACHINE]
+    assert "2000000000 pairs take " in refused(command, *given, match="GB left: choose fewer by --pair-count")

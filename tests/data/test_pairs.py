@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmdistill.data.pairs import PairSettings, make_pairs, open_pairs
+from dmdistill.data.pairs import PairSettings, check_space, make_pairs, open_pairs
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.load import load_teacher
 from helpers.edits import edit_json
@@ -216,7 +217,7 @@ def test_every_row_once_an_epoch_in_another_order_each(tmp_path):
     rows = {tuple(z.flatten().tolist()): i for i, z in enumerate(pairs[range(20)][0])}
 
     def visited(steps):
-        return [rows[tuple(z.flatten().tolist())] for step in steps for z in pairs.batch(step, 5)[0]]
+        return [rows[tuple(z.flatten().tolist())] for step in steps for z in pairs[pairs.rows(step, 5)][0]]
 
     first, second = visited(range(4)), visited(range(4, 8))
     assert sorted(first) == sorted(second) == list(range(20))
@@ -226,29 +227,30 @@ def test_every_row_once_an_epoch_in_another_order_each(tmp_path):
 
 def test_a_batch_is_a_function_of_its_step(tmp_path):
     pairs, again = make(tmp_path), open_pairs(tmp_path)
-    expected = [pairs.batch(step, 6) for step in range(9)]
+    expected = [pairs[pairs.rows(step, 6)] for step in range(9)]
     for step in (8, 0, 5, 3):
-        for mine, theirs in zip(again.batch(step, 6)[:2], expected[step][:2], strict=True):
+        for mine, theirs in zip(again[again.rows(step, 6)][:2], expected[step][:2], strict=True):
             assert torch.equal(mine, theirs)
-        assert torch.equal(again.batch(step, 6)[2], expected[step][2])
+        assert torch.equal(again[again.rows(step, 6)][2], expected[step][2])
 
 
 def test_rows_stay_together(tmp_path):
     """Whatever the walk, y and class are those of z."""
     pairs = make(tmp_path)
-    z, y, index = pairs.batch(7, 6)
+    z, y, index = pairs[pairs.rows(7, 6)]
     torch.testing.assert_close(y, generate(z, index), rtol=2e-3, atol=2e-3)
     assert (z.dtype, y.dtype, index.dtype) == (torch.float32, torch.float32, torch.int64)
 
 
 def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
-    z, _, _ = make(tmp_path).batch(3, 1000)
+    pairs = make(tmp_path)
+    z, _, _ = pairs[pairs.rows(3, 1000)]
     assert z.shape == (20, *SHAPE)
 
 
 def test_unconditional_pairs_have_no_labels(tmp_path):
     pairs = make(tmp_path, draw=lambda n, rng: (draw(n, rng)[0], None), generate=lambda z, index: z / 2)
-    z, y, index = pairs.batch(0, 4)
+    z, y, index = pairs[pairs.rows(0, 4)]
     assert index is None
     torch.testing.assert_close(y, z / 2, rtol=1e-3, atol=1e-3)
     assert json.loads((tmp_path / "pairs.json").read_text())["solver"] == "heun"
@@ -259,3 +261,11 @@ def test_seeds_of_neighbours_differ_and_repeat():
     assert len(set(seeds)) == 400
     assert seeds == [derive_seed(a, b) for a in range(20) for b in range(20)]
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_pairs_that_are_made_need_no_room(tmp_path, monkeypatch):
+    pairs = make(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    check_space(tmp_path, len(pairs), pairs.shape)
+    with pytest.raises(ValueError, match=r"1000000 pairs take .* GB left"):
+        check_space(tmp_path / "new" / "folder", 1_000_000, pairs.shape)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -26,9 +28,10 @@ from dmdistill.io.atomic import read_json, read_safetensors, write_json
 from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.folders import exclusive_folder, removed_if_useless
 
-__all__ = ["PairDataset", "PairSettings", "make_pairs", "open_pairs"]
+__all__ = ["PairDataset", "PairSettings", "check_space", "make_pairs", "open_pairs"]
 
 JSON_TYPES = {"str": ("str",), "int": ("int",), "float": ("int", "float")}  # by a field's annotation
+BYTES = 4 + 2  # of a number of z and of one of y
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
 Generate = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -88,12 +91,8 @@ class PairDataset:
         z, y = (gather_rows(self.shards, name, index) for name in "zy")
         return z, y.float(), gather_rows(self.shards, "index", index) if "index" in self.shards[0] else None
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the batch of a step: epochs without end, each in an order of its own; a function of the step."""
-        return self[self.rows(step, size)]
-
     def rows(self, step: int, size: int) -> list[int]:
-        """Return the numbers of the pairs in that batch."""
+        """Return the pairs of a step's batch: epochs without end, each in an order of its own."""
         size = min(size, len(self))
         epoch, index = divmod(step, len(self) // size)
         rng = torch.Generator().manual_seed(derive_seed(self.settings.seed, epoch))
@@ -166,6 +165,17 @@ def make_pairs(
             write_settings(folder / "pairs.json", settings, seconds)
         processes.barrier()
     return open_pairs(folder)
+
+
+def check_space(folder: Path, count: int, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where a folder's disk has no room for so many pairs of a shape, C H W, made and to be made."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    needed, made = count * prod(shape) * BYTES, sum(file.stat().st_size for file in folder.glob("shard-*.safetensors"))
+    if needed - made > (free := shutil.disk_usage(place).free):
+        raise ValueError(
+            f"{count} pairs take {needed / 1e9:.3g} GB, the disk of {folder} has {free / 1e9:.3g} GB left: choose "
+            "fewer by --pair-count, or another disk"
+        )
 
 
 def batch_maker(

@@ -39,7 +39,7 @@ def progress_bar(name: str, total: int, *, start: int = 0) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
+        TextColumn("{task.fields[metrics]}", markup=False),
     ]
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=total, completed=start, metrics="")

@@ -240,7 +240,7 @@ def test_lpips_is_the_distance_where_its_weights_are_given(side, settings):
     teacher, pairs = load_teacher(config.teacher), open_pairs(config.out / "pairs")
 
     def distance(step):
-        z, y, index = pairs.batch(step, 1)
+        z, y, index = pairs[pairs.rows(step, 1)]
         return lpips(Generator(teacher.denoiser)(z, teacher.condition(index)), y).item()
 
     logged = read_metrics(config.out)[-1]["loss_reg"]  # the mean of both steps, the second after one small update

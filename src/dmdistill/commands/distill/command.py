@@ -93,6 +93,8 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     """Build the networks, make the pairs, train, and write the student."""
     if not config.preset and config.resume is None and run.processes.is_main:
         print_recommendation(config, run)
+    if not config.optimizer.ema_halflives and run.processes.is_main:
+        run.print("--ema-halflives without a value: the student is the generator itself, no average of it")
     parallel = parallelism(run.processes, config.memory.accumulate, config.memory.strategy)
     network_device = parallel.build_device(run.device)
     teacher = with_prompts(teacher, config.prompts, device=run.device)

@@ -59,6 +59,10 @@ def load_start(config: DistillConfig, teacher: Teacher) -> Model | None:
         return None
     foreign, name = "network" not in teacher.config, teacher_name(config, teacher)
     start = load_model(config.start, teacher=teacher if foreign else None)
+    if isinstance(start, Teacher):
+        raise ValueError(
+            f"--start {config.start} is a teacher, expected a student: without --start the generator is a teacher's copy"
+        )
     if foreign and start.config.get("teacher") != name:
         raise ValueError(f"--start {config.start} is not a student of the teacher {name}")
     if odd := [key for key in INHERITED_KEYS if start.config.get(key) != teacher.config.get(key)]:

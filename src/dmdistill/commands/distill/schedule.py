@@ -107,8 +107,11 @@ class Objectives:
 
     Attributes:
         schedule: of the phases.
-        generator, real, fake: the networks, as they are called in training.
-        distance: of the regression. weight: of the distribution-matching gradient.
+        generator: the generator, as it is called in training.
+        real: mu_real, likewise.
+        fake: mu_fake, likewise.
+        distance: of the regression.
+        weight: of the distribution-matching gradient.
         own: the objective of the user's own method, which has all steps; None for DMD.
     """
 

@@ -29,10 +29,16 @@ class Distillation:
     """The networks of a distillation, their optimizers, and what its steps compute.
 
     Attributes:
-        teacher, generator, fake: the networks. real: the teacher's denoiser, guided.
+        teacher: the teacher.
+        generator: the generator.
+        fake: the fake score.
+        real: the teacher's denoiser, guided.
         optimizers: of the generator and the fake score, by the names of their updates.
-        phases: of the run. objectives: of the steps. batches: the data.
-        parallel: how processes and microbatches share a batch. rng: of every random draw.
+        phases: the phases of the run.
+        objectives: the objectives of the steps.
+        batches: the data.
+        parallel: how processes and microbatches share a batch.
+        rng: generator of every random draw.
     """
 
     teacher: Teacher

@@ -12,7 +12,7 @@ from dmdistill.commands.options import SolverOptions, check
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import setup_compute
-from dmdistill.data.pairs import PairDataset, PairSettings, make_pairs
+from dmdistill.data.pairs import PairDataset, PairSettings, check_space, make_pairs
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher, fingerprint
@@ -65,6 +65,7 @@ def make_teacher_pairs(
         batch: pairs made at once.
         processes: that make them together.
     """
+    check_space(folder, count, teacher.shape)
     settings = PairSettings(
         teacher=fingerprint(teacher),
         conditions=str(teacher.conditions or "none"),

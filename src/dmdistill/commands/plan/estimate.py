@@ -28,7 +28,8 @@ class Estimate:
 
     Attributes:
         processes: how many there are.
-        batch, batch_reg: generated images and pairs of one process's step.
+        batch: generated images of one process's step.
+        batch_reg: pairs of one process's step.
         memory: bytes by part at the peak of one process, for each phase, for sampling and, before networks are sharded,
             for pairs that the run makes itself.
         host: most bytes of unsharded networks in the host's memory of a process; 0 where nothing is sharded.

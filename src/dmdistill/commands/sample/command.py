@@ -36,7 +36,7 @@ def sample(config: SampleConfig) -> Tensor:
     images = generate(model, config, device)
     save_grid(config.out, images, columns=min(config.columns, config.count))
     Console(highlight=False).print(
-        f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False
+        f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False, soft_wrap=True
     )
     return images
 

@@ -63,7 +63,8 @@ class InitialState:
 
     Attributes:
         fake: mu_fake, trained on the generator's cloud.
-        z_ref, y_ref: noise-image pairs of each seed, (pairs, seeds, 2).
+        z_ref: noise of the pairs of each seed, (pairs, seeds, 2).
+        y_ref: its images, of the same shape.
     """
 
     real: GaussianMixture
