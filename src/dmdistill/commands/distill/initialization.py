@@ -61,7 +61,7 @@ def load_start(config: DistillConfig, teacher: Teacher) -> Model | None:
     start = load_model(config.start, teacher=teacher if foreign else None)
     if isinstance(start, Teacher):
         raise ValueError(
-            f"--start {config.start} is a teacher, expected a student: without --start the generator is a teacher's copy"
+            f"--start {config.start} is a teacher, expected a student: without --start the generator begins as one"
         )
     if foreign and start.config.get("teacher") != name:
         raise ValueError(f"--start {config.start} is not a student of the teacher {name}")
