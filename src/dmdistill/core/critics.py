@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -49,10 +50,11 @@ class DiscriminatorLoss:
         fake: mu_fake, whose noise schedule diffuses the images and whose weight is that of SiDA.
         times: at which images are diffused.
         shared: real and generated images are diffused by the same times and noise, as in SiDA.
-        weighted: the loss of a sample is weighted as the denoising loss at its time, of whose sum over pixels it is a
-            summand in SiDA.
+        weighted: the loss has the mean of the weights of the denoising loss at its times, of whose sum over pixels it
+            is a summand in SiDA; as in the authors' code all samples have the same weight in it.
         r1: weight of the approximate R1 penalty (Lin et al. 2025): mean (D(real_t) - D(real_t + 0.1 eps))^2, with
             eps ~ N(0, I).
+        mean: averages a tensor over all processes.
     """
 
     discriminator: Discriminator
@@ -61,6 +63,7 @@ class DiscriminatorLoss:
     shared: bool = False
     weighted: bool = False
     r1: float = 0.0
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
     name: str = "loss_discriminator"
 
     def __call__(self, samples: Samples, batch: Batch, noise: NoiseSource) -> Tensor:
@@ -73,15 +76,10 @@ class DiscriminatorLoss:
         t_real, eps_real = (t, eps) if self.shared else diffusion(noise, real, schedule, self.times)
         x_t, real_t = schedule.diffuse(generated.x, eps, t), schedule.diffuse(real.x, eps_real, t_real)
         logits = self.discriminator(real_t, t_real, real.cond)
-        loss = self.mean(F.softplus(self.discriminator(x_t, t, generated.cond)), t, x_t)
-        loss = loss + self.mean(F.softplus(-logits), t_real, x_t)
+        loss = F.softplus(self.discriminator(x_t, t, generated.cond)).mean() + F.softplus(-logits).mean()
+        if self.weighted:
+            loss = loss * self.mean(self.fake.weight(t).mean()) / x_t[0].numel()
         if self.r1:
             moved = self.discriminator(real_t + 0.1 * gaussian(noise, real), t_real, real.cond)
             loss = loss + self.r1 * (moved - logits).square().mean()
         return loss
-
-    def mean(self, losses: Tensor, t: Tensor, x_t: Tensor) -> Tensor:
-        """Return the mean over samples and logits, weighted where wanted."""
-        if not self.weighted:
-            return losses.mean()
-        return (losses.flatten(1).mean(1) * self.fake.weight(t)).mean() / x_t[0].numel()

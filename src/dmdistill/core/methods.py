@@ -6,7 +6,9 @@ whose updates are "generator" and "fake".
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from dmdistill.core.critics import DiscriminatorLoss, FakeScore
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
@@ -146,6 +148,7 @@ def sid(
     discriminator: Discriminator | None = None,
     gan_weight: float = 1e-4,
     discriminator_weight: float = 0.5,
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Objective:
     """Build the objective of SiD (Zhou et al., ICML 2024), or with a discriminator that of SiDA (ICLR 2025).
 
@@ -161,10 +164,12 @@ def sid(
         discriminator: D, of SiDA: features of mu_fake, averaged over channels; None for SiD.
         gan_weight: of the adversarial loss beside SiD's.
         discriminator_weight: of the discriminator's loss.
+        mean: averages a tensor over all processes, for the weights of SiDA's adversarial losses.
     """
-    term = ScoreIdentity(real, fake, alpha=alpha, times=times, discriminator=discriminator, gan_weight=gan_weight)
+    gan = {"discriminator": discriminator, "gan_weight": gan_weight, "mean": mean}
+    term = ScoreIdentity(real, fake, alpha=alpha, times=times, **gan)
     critic: dict[Term, float] = {FakeScore(fake, times=fake_times): 1.0}
     if discriminator is not None:
-        loss = DiscriminatorLoss(discriminator, fake, times=fake_times, shared=True, weighted=True)
+        loss = DiscriminatorLoss(discriminator, fake, times=fake_times, shared=True, weighted=True, mean=mean)
         critic[loss] = discriminator_weight
     return Objective(sampler, {term: 1.0}, {"fake": critic}, critics_first=True)

@@ -44,10 +44,12 @@ class Batch:
     steps: tuple[int, ...] = ()
 
     def real_images(self, update: int) -> Samples | None:
-        """Return the real images of the critics' update of this number; None where there are none."""
+        """Return the real images of the critics' update of this number; None without any, ValueError for too few."""
         if self.real is None:
             return None
         rows = slice(update * len(self.z), (update + 1) * len(self.z))
+        if len(self.real) < rows.stop:
+            raise ValueError(f"the batch has {len(self.real)} real images, expected {rows.stop} for so many updates")
         x = self.real[rows]
         return Samples(x, None if self.cond_real is None else self.cond_real[rows], len(x))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,7 +138,8 @@ class GuidanceAugmentation:
         seen, schedule = samples.select("fresh"), self.real.schedule
         times = self.times
         if self.cleaner and seen.time is not None:
-            times = UniformTimes(times.low, min(times.high, schedule.fraction(seen.time)))
+            high = min(times.high, schedule.fraction(seen.time))
+            times = UniformTimes(times.low if times.low < high else 0.0, high)
         t, eps = diffusion(noise, seen, schedule, times)
         return guidance_loss(seen.x, self.real, t, eps, seen.cond, weight=self.weight)
 
@@ -152,6 +154,7 @@ class ScoreIdentity:
         times: at which images are diffused.
         discriminator: of SiDA; None for SiD.
         gan_weight: of the adversarial loss beside SiD's.
+        mean: averages a tensor over all processes.
     """
 
     real: Denoiser
@@ -160,10 +163,15 @@ class ScoreIdentity:
     times: Times = SID_TIMES
     discriminator: Discriminator | None = None
     gan_weight: float = 1e-4
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
     name: str = "loss_sid"
 
     def __call__(self, samples: Samples, batch: Batch, noise: NoiseSource) -> Tensor:
-        """Return the mean loss; in SiDA the mean of this and of the weighted adversarial loss."""
+        """Return the mean loss; in SiDA the mean of this and of the weighted adversarial loss.
+
+        The adversarial loss is the mean softplus(-D(x_t)) times the mean over the batch of 1/mean|x - mu_real|: as in
+        the authors' code all samples have the same weight in it.
+        """
         seen, schedule = samples.select("fresh"), self.real.schedule
         t, eps = diffusion(noise, seen, schedule, self.times)
 
@@ -175,7 +183,7 @@ class ScoreIdentity:
                 return identity.mean()
             logits = self.discriminator(x_t, t, seen.cond).flatten(1).clamp(-10, 10)
             error = (x - mu_real).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
-            adversarial = F.softplus(-logits).mean(1) / error
-            return 0.5 * identity.mean() + 0.5 * self.gan_weight * adversarial.mean()
+            adversarial = F.softplus(-logits).mean() * self.mean((1 / error).mean())
+            return 0.5 * identity.mean() + 0.5 * self.gan_weight * adversarial
 
         return gradient_in(seen.x, loss)

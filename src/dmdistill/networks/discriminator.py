@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -52,10 +52,8 @@ def capture_features(
         for name in layers:
             stack.callback(network.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled network has no layers to hook
-        try:
-            evaluate()
-        except CapturedError:
-            pass
+        stack.enter_context(suppress(CapturedError))
+        evaluate()
     return [outputs[name] for name in layers]
 
 
@@ -135,5 +133,9 @@ def build_head(features: Sequence[Tensor], kind: str = "learned") -> nn.Module:
 
 
 def head_norm(channels: int) -> nn.GroupNorm:
-    """Return GroupNorm of 32 groups, or of as many as divide the channels."""
-    return nn.GroupNorm(max(groups for groups in range(1, 33) if channels % groups == 0), channels)
+    """Return GroupNorm of 32 groups, or of as many as divide the channels and have four of them or more each.
+
+    After the last convolution a channel is one number: a group of one alone would always be normalized to zero.
+    """
+    most = max(min(32, channels // 4), 1)
+    return nn.GroupNorm(max(groups for groups in range(1, most + 1) if channels % groups == 0), channels)
