@@ -84,7 +84,8 @@ def write_zip(folder):
 
 def read_images(source):
     images = open_images(str(source))
-    return images.images(range(len(images))).tolist(), getattr(images, "labels", None), len(images.digest())
+    labels = None if images.labels is None else images.labels.index.tolist()
+    return images.images(range(len(images))).tolist(), labels, len(images.digest())
 
 
 def write_idx(folder):
@@ -119,6 +120,11 @@ FORMATS = {  # name -> (write a folder, read it to something that compares, whet
     "idx": (write_idx, read_labelled, False),
     "cifar10": (write_cifar, read_labelled, False),
     "csv": (lambda f: (f / "x.csv").write_text("id;prompt\n1;a\n2;b\n"), lambda f: read_prompts(f / "x.csv"), False),
+    "jsonl": (
+        lambda f: (f / "x.jsonl").write_text('{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n'),
+        lambda f: read_prompts(f / "x.jsonl"),
+        False,
+    ),
     "txt": (lambda f: (f / "x.txt").write_text("a\nb\n"), lambda f: read_prompts(f / "x.txt"), False),
 }
 for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):

@@ -67,10 +67,10 @@ def names(suffix):
     return [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
 
 
-def check(source, images, labels=None):
+def check(source, images):
     """Any range of it is that range of the images."""
     assert (len(source), source.shape) == (len(images), tuple(images.shape[1:]))
-    for rows in (range(len(images)), range(2, 9), range(1, 2), range(10, 0, -3), range(3, 3)):
+    for rows in (range(len(images)), range(2, 9), range(1, 2), range(10, 0, -3), range(3, 3), [7, 0, 7, 3]):
         found = source.images(rows)
         assert found.dtype == torch.uint8
         assert torch.equal(found, images[list(rows)])
@@ -80,9 +80,6 @@ def test_folders_and_zips_hold_their_pictures_in_the_order_of_their_names(pixels
     folder, file = write_folder(tmp_path / "folder", pixels), write_zip(tmp_path / "x.zip", pixels, labels=range(11))
     check(open_images(str(folder)), pixels)
     check(open_images(str(file)), pixels)
-    assert open_images(str(file)).labels == tuple(range(11))
-    assert open_images(str(write_zip(tmp_path / "y.zip", pixels))).labels is None
-    assert open_images(str(folder)).labels is None
 
 
 def test_grey_pictures_have_one_channel_and_are_coloured_among_coloured_ones(pixels, tmp_path):
@@ -108,6 +105,10 @@ def test_cifar_is_read_with_its_labels(tmp_path, rng):
     assert data.labels.dtype == torch.int64
     assert torch.equal(torch.cat([data.images, held_out.images]), images)
     assert torch.equal(torch.cat([data.labels, held_out.labels]), labels.long())
+    for part, loaded in (("train", data), ("test", held_out)):
+        source = open_images(f"{folder}:{part}")
+        assert torch.equal(source.labels.index, loaded.labels)
+        assert source.labels.names == loaded.names
 
 
 def test_cifars_python_version_is_refused(tmp_path):
@@ -121,6 +122,7 @@ def test_cifars_python_version_is_refused(tmp_path):
 
 def test_other_folders_hold_fashion_or_are_named(idx_folder, tmp_path):
     assert torch.equal(load_labelled_images(idx_folder).images, load_idx_images(idx_folder).images)
+    assert torch.equal(open_images(str(idx_folder)).labels.index, load_idx_images(idx_folder).labels)
     with pytest.raises(ValueError, match=r"no train-images.*\.gz in"):
         load_labelled_images(tmp_path)
 

@@ -100,7 +100,7 @@ def test_a_quoted_line_break_ends_no_prompt(tmp_path):
             "p.csv has the columns 'name', 'Prompt' by .* prompt, caption",
         ),
         ("p.csv", b"prompt\n" + b"x" * 200_000, "p.csv, line 2, is no row"),
-        ("p.json", b"[]", "p.json: expected a file ending in .txt, .csv, .tsv, .parquet, or hf:OWNER/NAME"),
+        ("p.json", b"[]", "p.json: expected a file ending in .txt, .csv, .tsv, .jsonl, .parquet, or hf:OWNER/NAME"),
         ("p", b"", "expected a file ending in"),
     ],
 )
@@ -142,7 +142,7 @@ def test_parquet_is_a_table_too(tmp_path):
     with pytest.raises(ValueError, match="has the columns 'a', 'b'; expected"):
         read_prompts(tmp_path / "c.parquet")
     (tmp_path / "d.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"d\.parquet is cut short, damaged"):
+    with pytest.raises(ValueError, match=r"d\.parquet is truncated, damaged"):
         read_prompts(tmp_path / "d.parquet")
 
 

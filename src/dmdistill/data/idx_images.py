@@ -87,7 +87,7 @@ def required_file(folder: Path, kind: str, *, train: bool) -> Path:
     if file is None:
         name = f"{PARTS[train]}-{kind}-idx{DIMENSIONS[kind]}-ubyte.gz"
         raise ValueError(
-            f"no {name} in {folder}: --data takes the folder of the IDX files of Fashion-MNIST or another set, or of "
-            "CIFAR-10's binary version"
+            f"no {name} in {folder}: --data takes the folder of the IDX files of Fashion-MNIST or another set, of "
+            "CIFAR-10's binary version, or of pictures in a folder for each class"
         )
     return file

@@ -1,4 +1,4 @@
-"""Image files in a folder, or in a zip as EDM's dataset tool writes it (Karras et al. 2022)."""
+"""Image files in a folder, in a zip as EDM's dataset tool writes it (Karras et al. 2022), or listed in a table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmdistill.data.image_captions import captions_beside, find_metadata, table_captions, table_names
 from dmdistill.data.image_decoding import MAX_BYTES, decode_image, is_coloured, one_if_large
+from dmdistill.data.image_labels import ImageLabels, labels_by_folder, labels_by_table
 from dmdistill.data.image_names import is_image_name, list_images, walk_folder
+from dmdistill.data.tables import TABLES, naming_bad_text
 from dmdistill.io.errors import first_line
 from dmdistill.io.file_hashes import hash_files
 from dmdistill.io.limits import check_expansion
 
-__all__ = ["ImageFolder", "has_images", "open_image_folder"]
+__all__ = ["ImageFolder", "has_images", "is_table", "open_image_folder", "open_image_table"]
 
 THREADS = 8  # decoding releases Python's lock
 
@@ -34,6 +37,7 @@ class ImageFolder:
         path: of the folder or zip.
         names: of the files in it, in their order.
         archive: the open zip; None for a folder.
+        table: the table that lists the files and their captions; None for none.
         side: pixels that each image is cropped and resized to; None for images as they are.
         skip_corrupt: leave out files that cannot be read; else they are an error.
     """
@@ -44,11 +48,13 @@ class ImageFolder:
         names: Sequence[str],
         *,
         archive: zipfile.ZipFile | None = None,
+        table: Path | None = None,
         side: int | None = None,
         skip_corrupt: bool = False,
     ) -> None:
-        self.path, self.names, self.archive, self.side, self.skip_corrupt = path, names, archive, side, skip_corrupt
-        self.name = str(path)
+        self.path, self.names, self.archive, self.table = path, names, archive, table
+        self.side, self.skip_corrupt = side, skip_corrupt
+        self.name = str(table or path)
         self.skipped: dict[str, str] = {}  # name -> why
 
     def __len__(self) -> int:
@@ -70,17 +76,44 @@ class ImageFolder:
                 raise self.corruption_error()
         raise ValueError(f"{self.path}: none of {len(self)} pictures can be read")
 
-    @cached_property
-    def labels(self) -> tuple[int, ...] | None:
-        """Labels of the images, where a dataset.json has them. ValueError where it is something else."""
+    @property
+    def labels(self) -> ImageLabels | None:
+        """Labels by dataset.json, where there is one, which may give none, else by the folders of the images.
+
+        ValueError where dataset.json is something else, or lacks labels of some images.
+        """
         try:
             with self.open_file("dataset.json") as stream:
-                labels = json.load(stream)["labels"]
-            return None if labels is None else tuple(int(dict(labels)[name]) for name in self.names)
-        except (KeyError, FileNotFoundError):
-            return None
+                labels = json.load(stream).get("labels")
+            return None if labels is None else labels_by_table(self.names, dict(labels))
+        except (KeyError, FileNotFoundError):  # of a zip, of a folder
+            return labels_by_folder(self.names)
         except Exception as error:  # of any kind: what it holds, and how a zip packs it
             raise ValueError(f"{self.path}: its dataset.json gives no labels: {first_line(error)}") from None
+
+    @property
+    def captions(self) -> list[str] | None:
+        """Captions by the table, or by a table metadata.csv in the folder, else by .txt files beside the images.
+
+        None where there are none, ValueError where some images have none.
+        """
+        if self.table is not None:
+            return table_captions(self.table)
+        metadata = find_metadata(self.path)  # beside no zip, which is no folder
+        if metadata is not None:
+            return table_captions(metadata, self.names)
+        try:
+            return captions_beside(self.names, self.read_text)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
+    def read_text(self, name: str) -> str | None:
+        """Read a file of text; None where there is none. ValueError where it is not UTF-8."""
+        try:
+            with self.open_file(name) as stream, naming_bad_text(self.path / name):
+                return stream.read().decode("utf-8-sig")
+        except (KeyError, FileNotFoundError):
+            return None
 
     def digest(self) -> str:
         """Return hexadecimal digits that tell this set of images from another."""
@@ -89,8 +122,11 @@ class ImageFolder:
         files = [self.path / name for name in self.names]
         return hash_files([file for file in files if file.is_file()], f"{self.side}")  # no pipe, which would wait
 
-    def images(self, rows: range) -> Tensor:
-        """Return images by their numbers: uint8, B C H W. ValueError where one is corrupt or of another size."""
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """Return images by their numbers, in any order: uint8, B C H W.
+
+        ValueError where one is corrupt or of another size than the first.
+        """
         channels, height, width = self.shape
         with ThreadPoolExecutor(THREADS) as pool:
             results = list(pool.map(self.read, [self.names[row] for row in rows]))
@@ -167,8 +203,8 @@ class ImageFolder:
             bad = [(name, why) for name, why in results if why is not None]
         name, why = bad[0]
         return ValueError(
-            f"{self.path}: {len(bad)} of {len(self)} pictures cannot be read, first {name}: {why}; mend them, or "
-            "leave them out by --skip-corrupt"
+            f"{self.path}: {len(bad)} of {len(self)} pictures cannot be read, first {name}: {why}; mend or remove "
+            "them; evaluate leaves them out by --skip-corrupt"
         )
 
     def failure(self, name: str) -> str | None:
@@ -189,11 +225,21 @@ def open_image_folder(path: Path, *, side: int | None = None, skip_corrupt: bool
     return ImageFolder(path, names, archive=archive, side=side, skip_corrupt=skip_corrupt)
 
 
+def open_image_table(table: Path, *, side: int | None = None, skip_corrupt: bool = False) -> ImageFolder:
+    """Open the images that a table lists, row by row; options of `ImageFolder`. ValueError where one does not exist."""
+    return ImageFolder(table.parent, table_names(table), table=table, side=side, skip_corrupt=skip_corrupt)
+
+
 def has_images(path: Path) -> bool:
-    """Return whether a path is a folder with an image file somewhere below, or a zip."""
+    """Return whether a path is a folder with an image file somewhere below, a zip, or a table."""
     if path.is_dir():
         return any(map(is_image_name, walk_folder(path)))
-    return path.suffix.lower() == ".zip" and path.is_file()
+    return (path.suffix.lower() == ".zip" and path.is_file()) or is_table(path)
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a path is a table's."""
+    return path.suffix.lower() in TABLES and path.is_file()
 
 
 def open_zip(file: Path) -> zipfile.ZipFile:

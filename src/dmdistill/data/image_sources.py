@@ -10,18 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmdistill.data.cifar10 import is_cifar10, map_cifar10
+from dmdistill.data.cifar10 import CLASSES, is_cifar10, map_cifar10
 from dmdistill.data.idx_images import is_idx_folder, load_idx_images, required_file
-from dmdistill.data.image_folder import has_images, open_image_folder
+from dmdistill.data.image_folder import has_images, is_table, open_image_folder, open_image_table
+from dmdistill.data.image_labels import ImageLabels
 from dmdistill.data.image_tensors import center_crop_batch
 from dmdistill.io.file_hashes import hash_files
 
-__all__ = ["ArrayImages", "ImageSource", "is_images", "open_images"]
+__all__ = ["ArrayImages", "ImageSource", "StoredImages", "is_images", "open_images"]
 
 PARTS = ("train", "test")
 MODELS = ("config.json", "model_index.json")  # files of a model's folder
 RUNS = ("config.toml", "metrics.jsonl")  # files of a run's folder
-FORMATS = "a folder or a .zip of pictures, the files of CIFAR-10's binary version, or IDX files (test images by :test)"
+FORMATS = (
+    "a folder or a .zip of pictures, a .csv, .tsv, .jsonl or .parquet of their names, the files of CIFAR-10's binary "
+    "version, or IDX files (test images by :test)"
+)
 
 
 class ImageSource(Protocol):
@@ -48,6 +52,25 @@ class ImageSource(Protocol):
         ...
 
 
+class StoredImages(ImageSource, Protocol):
+    """Images of a file or a folder, which can be read in any order, and what is known of them.
+
+    Attributes:
+        labels: of the images; None where they have none. ValueError where some have none.
+        captions: of the images, in their order; None where they have none. ValueError where some have none.
+    """
+
+    @property
+    def labels(self) -> ImageLabels | None: ...
+
+    @property
+    def captions(self) -> Sequence[str] | None: ...
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """Return images by their numbers, in any order and repeated: uint8, B C H W; fewer where corrupt ones are."""
+        ...
+
+
 class ArrayImages:
     """Images in arrays.
 
@@ -56,13 +79,24 @@ class ArrayImages:
         parts: uint8, N M each, mapped from a file or in memory; the last C H W bytes of a row are its image.
         shape: C H W of the stored images.
         files: they came from, whose content tells them from others.
+        labels: of the images.
         side: pixels that each image is cropped and resized to; None for images as they are.
     """
 
+    captions = None
+
     def __init__(
-        self, name: str, parts: Sequence[np.ndarray], *, shape: tuple[int, ...], files: Sequence[Path], side: int | None
+        self,
+        name: str,
+        parts: Sequence[np.ndarray],
+        *,
+        shape: tuple[int, ...],
+        files: Sequence[Path],
+        labels: ImageLabels,
+        side: int | None,
     ) -> None:
         self.name, self.parts, self.stored_shape, self.files, self.side = name, parts, shape, files, side
+        self.labels = labels
         self.starts = np.cumsum([0, *map(len, parts)])
 
     @property
@@ -78,8 +112,8 @@ class ArrayImages:
         """Return hexadecimal digits that tell this set of images from another."""
         return hash_files(self.files, f"{self.stored_shape} {self.side}")
 
-    def images(self, rows: range) -> Tensor:
-        """Return images by their numbers: uint8, B C H W."""
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """Return images by their numbers, in any order: uint8, B C H W."""
         index = np.array(rows, np.int64)
         size = int(np.prod(self.stored_shape))
         pixels = np.empty((len(index), size), np.uint8)
@@ -90,7 +124,7 @@ class ArrayImages:
         return images if self.side is None else center_crop_batch(images, self.side)
 
 
-def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = False) -> ImageSource:
+def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = False) -> StoredImages:
     """Open the images of a source, one of `FORMATS`.
 
     Args:
@@ -110,15 +144,18 @@ def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = Fa
         raise ValueError(f"{source} is a model's or a run's folder; expected {FORMATS}")
     if is_cifar10(path):
         rows, files = map_cifar10(path, train=train)
-        return ArrayImages(source, rows, shape=(3, 32, 32), files=files, side=side)
+        labels = ImageLabels(torch.from_numpy(np.concatenate([part[:, 0] for part in rows])).long(), CLASSES)
+        return ArrayImages(source, rows, shape=(3, 32, 32), files=files, labels=labels, side=side)
     if is_idx_folder(path):
-        images = load_idx_images(path, train=train).images
-        files = [required_file(path, "images", train=train)]
-        return ArrayImages(source, [images.flatten(1).numpy()], shape=tuple(images.shape[1:]), files=files, side=side)
+        data = load_idx_images(path, train=train)
+        shape, pixels = tuple(data.images.shape[1:]), [data.images.flatten(1).numpy()]
+        labels, files = ImageLabels(data.labels, data.names), [required_file(path, "images", train=train)]
+        return ArrayImages(source, pixels, shape=shape, files=files, labels=labels, side=side)
     if part is not None:
         raise ValueError(f"{source}: only the files of CIFAR-10 and IDX files have test images; give {path}")
     if has_images(path):
-        return open_image_folder(path, side=side, skip_corrupt=skip_corrupt)
+        opened = open_image_table if is_table(path) else open_image_folder
+        return opened(path, side=side, skip_corrupt=skip_corrupt)
     raise ValueError(f"{source} holds no images; expected {FORMATS}")
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from dmdistill.data.augmentation import Augmentation, NoAugmentation
 from dmdistill.data.cifar10 import is_cifar10, load_cifar10
 from dmdistill.data.conditions import Labels, LabelSpace
-from dmdistill.data.idx_images import load_idx_images
+from dmdistill.data.idx_images import is_idx_folder, load_idx_images
+from dmdistill.data.image_folder import has_images
+from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 
 __all__ = ["AugmentedLabels", "TrainingSet", "load_labelled_images"]
@@ -55,9 +57,21 @@ class TrainingSet:
 
 
 def load_labelled_images(folder: Path, *, train: bool = True) -> LabelledImages:
-    """Load the training or test part of CIFAR-10, Fashion-MNIST or another IDX set; ~ is expanded.
+    """Load the training or test part of CIFAR-10, Fashion-MNIST or another IDX set, or all pictures with their labels.
 
-    ValueError, naming the file, where one is missing or damaged.
+    Args:
+        folder: of the set, or a zip of pictures; ~ is expanded. Sets of pictures have no test part.
+        train: which part.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the pictures have no labels.
     """
     folder = folder.expanduser()
-    return load_cifar10(folder, train=train) if is_cifar10(folder) else load_idx_images(folder, train=train)
+    if is_cifar10(folder):
+        return load_cifar10(folder, train=train)
+    if is_idx_folder(folder) or not has_images(folder):  # for its message
+        return load_idx_images(folder, train=train)
+    pictures = open_images(str(folder) if train else f"{folder}:test")
+    if (labels := pictures.labels) is None:
+        raise ValueError(f"{folder}: no labels: put the images of each class in a folder of its own")
+    return LabelledImages(pictures.images(range(len(pictures))), labels.index, labels.names, name=folder.resolve().stem)

@@ -18,7 +18,7 @@ class ClassifierConfig:
     """Train a small classifier as feature extractor of the Frechet distance."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of the IDX files of Fashion-MNIST or another set, or of CIFAR-10's binary version."""
+    """Folder of the IDX files of Fashion-MNIST or another set, or of CIFAR-10's binary version, with test images."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
     preset: str = ""

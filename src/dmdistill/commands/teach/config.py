@@ -127,7 +127,8 @@ class TeachConfig:
     """Train a teacher by denoising score matching."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of the IDX files of Fashion-MNIST or another set, or of CIFAR-10's binary version."""
+    """Labelled images: the folder of the IDX files of Fashion-MNIST or another set, of CIFAR-10's binary version, or of
+    pictures, each class in a folder of its own; or a zip of pictures with the labels of EDM's dataset.json."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
