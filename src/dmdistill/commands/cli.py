@@ -24,7 +24,7 @@ from dmdistill.commands.info.config import InfoConfig
 from dmdistill.commands.options import check, expand_users, flag_name, option_values
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
-from dmdistill.commands.presets import from_preset, from_run
+from dmdistill.commands.presets import from_method, from_preset, from_run
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach.config import TeachConfig
@@ -117,14 +117,22 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     if folder := getattr(config, "resume", None):
         defaults = {name: from_run(type(config), folder.expanduser())}
     elif preset := getattr(config, "preset", "") or bundled_preset(name, config):
-        defaults = {name: from_preset(type(config), preset)}
+        defaults = {name: from_preset(type(config), preset, **typed_method(config))}
+    elif method := typed_method(config):
+        defaults = {name: from_method(type(config), **method)}
     else:
         defaults = {}
     return name, expand_users(parse_flags(arguments, defaults))
 
 
+def typed_method(config: Any) -> dict[str, str]:
+    """Return the method as a change of options, where one is typed."""
+    method = getattr(config, "method", "dmd")
+    return {"method": method} if method != "dmd" else {}
+
+
 def bundled_preset(name: str, config: Any) -> str:
-    """Return the preset of the bundled teacher, or of its data, where a command uses them; "" elsewhere."""
+    """Return the preset of the bundled teacher, or of its data, where a command uses them with DMD; "" elsewhere."""
     source = config.data if name == "teach" else getattr(config, "teacher", None)
     own = name in BUNDLED and source == BUNDLED[name] and getattr(config, "method", "dmd") == "dmd"
     return "fashion" if own else ""

@@ -28,7 +28,15 @@ from dmdistill.commands.options import change, flag_name
 from dmdistill.io.checksums import add_checksum, note_unverified, pop_checksum
 from dmdistill.io.errors import did_you_mean
 
-__all__ = ["from_preset", "from_run", "preset_names", "preset_values", "recommend_preset", "write_config"]
+__all__ = [
+    "from_method",
+    "from_preset",
+    "from_run",
+    "preset_names",
+    "preset_values",
+    "recommend_preset",
+    "write_config",
+]
 
 Config = TypeVar("Config")
 
@@ -59,7 +67,25 @@ def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
     values = preset_values(kind, name)
     if not values:
         raise ValueError(f"preset {name} has no options for {COMMANDS[kind.__name__]}, choose another one")
-    return change(parse_values(kind, values, f"preset {name}"), preset=name, **changes)
+    defaults = method_values(kind, changes.get("method", values.get("method", "")))
+    return change(parse_values(kind, defaults | values, f"preset {name}"), preset=name, **changes)
+
+
+def from_method(kind: type[Config], method: str, **changes: Any) -> Config:
+    """Build a configuration with a method's own values where they differ from the defaults, which are those of DMD.
+
+    Args:
+        kind: DistillConfig or PlanConfig.
+        method: a name of a method, or module:function.
+        changes: values by the options' names.
+    """
+    return change(parse_values(kind, method_values(kind, method), method), method=method, **changes)
+
+
+def method_values(kind: type, method: str) -> dict[str, Any]:
+    """Return the options of a command in which a method differs from DMD; none for one that is not ours."""
+    known = "method" in option_types(kind) and (preset_folder() / f"_{method}.toml").is_file()
+    return preset_values(kind, f"_{method}") if known and ":" not in method else {}
 
 
 def preset_values(kind: type, name: str) -> dict[str, Any]:

@@ -60,6 +60,12 @@ class NoiseSchedule:
         times = self.time(torch.arange(self.bins))
         return int((times <= t).sum()) / self.bins
 
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The times of the first and of the last bin."""
+        first, last = self.time(torch.tensor([0, self.bins - 1])).tolist()
+        return first, last
+
     def noise_std(self, t: float) -> float:
         """Return the scale of pure noise, z ~ N(0, I), as the input of a generator that is evaluated at time t."""
         return self.prior_std

@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ OPTIONAL = {
     "licence": (is_text, "a text of one line"),
     "feature_extractor": (is_text, "a text of one line"),
 }
+FEW_STEPS = {
+    "timesteps": (
+        lambda value: (
+            is_list(value, is_number) and all(one >= 0 and one > next_ for one, next_ in pairwise([*value, -1.0]))
+        ),
+        "a list of falling numbers from 0",
+    ),
+    "transition": (lambda value: value in ("sde", "ode"), "sde or ode"),
+}
 SAMPLING = {
     "solver": (lambda value: value in list(SOLVERS), f"one of {', '.join(SOLVERS)}"),
     "steps": (is_count, "an integer from 1"),
@@ -77,7 +87,7 @@ def read_config(file: Path) -> dict[str, Any]:
 def check_config(config: dict[str, Any]) -> None:
     """Raise ValueError, naming the key and its value, for a value of a wrong kind, or one that contradicts another."""
     needed = COMMON | (SAMPLING if config["kind"] == "teacher" else {})
-    for key, (check, expected) in (needed | OPTIONAL).items():
+    for key, (check, expected) in (needed | OPTIONAL | FEW_STEPS).items():
         value = config.get(key)
         if key in needed and key not in config:
             raise ValueError(f"it has no {key!r}")
@@ -101,6 +111,9 @@ def check_student(config: dict[str, Any]) -> None:
     for key in ("name", "teacher"):
         if not is_text(config.get(key)):
             raise ValueError(f"{key} is {config.get(key)!r:.200}, expected a text of one line")
+    for key, (check, expected) in FEW_STEPS.items():
+        if key in config and not check(config[key]):
+            raise ValueError(f"{key} is {config[key]!r:.200}, expected {expected}")
     lora = config.get("lora") or {"rank": 1}
     if not isinstance(lora, dict) or lora.keys() - {"rank", "alpha"}:
         raise ValueError(f"lora is {lora!r:.200}, expected a rank and an alpha")

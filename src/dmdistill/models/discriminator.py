@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +43,19 @@ class DenoiserWithHead(Denoiser):
         return self.denoiser.weight(t)
 
 
+@dataclass(frozen=True, eq=False)
 class HeadDiscriminator:
     """A discriminator whose head judges features of a frozen denoiser, such as the teacher: f-distill's.
 
-    Args:
+    Attributes:
         denoiser: the denoiser.
         head: trained, wrapped for training where several processes train.
         layers: names of layers of its network.
     """
 
-    def __init__(self, denoiser: Denoiser, head: nn.Module, layers: Sequence[str]) -> None:
-        self.denoiser, self.head, self.layers = denoiser, head, tuple(layers)
+    denoiser: Denoiser
+    head: nn.Module
+    layers: tuple[str, ...]
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """Return the logits (B n) of x_t (B ...) at times t (B)."""

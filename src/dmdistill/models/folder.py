@@ -62,7 +62,8 @@ def build_model(config: dict[str, Any], weights: dict[str, Tensor], *, config_fi
     if config.get("classes"):
         fields["conditions"] = LabelSpace(tuple(config["classes"]))
     if config["kind"] == "student":
-        return Student(**fields)
+        steps = {"timesteps": tuple(config.get("timesteps", ())), "transition": config.get("transition", "sde")}
+        return Student(**fields, **steps)
     return Teacher(**fields, **{key: config[key] for key in ("solver", "steps", "guidance")})
 
 

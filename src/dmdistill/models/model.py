@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
-from dmdistill.core.generators import Generator
+from dmdistill.core.generators import Generator, Transition
 from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
 from dmdistill.io.errors import first_line
@@ -214,7 +214,15 @@ class Teacher(Model):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Student(Model):
-    """A one-step generator: one network evaluation per image."""
+    """A generator of one or few steps: one network evaluation per image and step.
+
+    Attributes:
+        timesteps: the times of its steps, falling; empty for one step from the schedule's last time.
+        transition: between its steps, "sde" or "ode".
+    """
+
+    timesteps: tuple[float, ...] = ()
+    transition: Transition = "sde"
 
     @classmethod
     def from_teacher(cls, teacher: Teacher, denoiser: Denoiser, config: dict[str, Any]) -> Self:
@@ -234,18 +242,25 @@ class Student(Model):
             text=teacher.text,
             licence=teacher.licence,
             feature_extractor=teacher.feature_extractor,
+            timesteps=tuple(config.get("timesteps", ())),
+            transition=config.get("transition", "sde"),
             config=config,
         )
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image: 1."""
-        return 1
+        """Network evaluations per image: one a step."""
+        return max(len(self.timesteps), 1)
+
+    @property
+    def generator(self) -> Generator:
+        """The generator of its denoiser."""
+        return Generator(self.denoiser, self.timesteps, self.transition)
 
     @torch.no_grad()
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
-        """Generate x (B *shape) from noise z ~ N(0, I) in one step."""
-        return Generator(self.denoiser)(*self.move_inputs(z, cond))
+        """Generate x (B *shape) from noise z ~ N(0, I); the noise of later steps follows from z."""
+        return self.generator.sample(*self.move_inputs(z, cond))
 
 
 def fingerprint(model: Model) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -9,13 +10,16 @@ import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.schedule import BatchNeeds
 from dmdistill.core.denoisers import Condition
 from dmdistill.core.partition import select_part
 from dmdistill.core.samples import Batch
+from dmdistill.data.conditions import Conditions
+from dmdistill.data.seeds import derive_seed
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.models.model import Teacher
 
-__all__ = ["BatchSource", "Batches", "PairSource"]
+__all__ = ["BatchSource", "Batches", "PairSource", "RealSource"]
 
 
 class PairSource(Protocol):
@@ -34,10 +38,27 @@ class PairSource(Protocol):
         ...
 
 
+class RealSource(Protocol):
+    """Real images: a `RealImages`."""
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What they can be conditioned on."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the images."""
+        ...
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return images by their numbers, and the numbers of their conditions."""
+        ...
+
+
 class Batches(Protocol):
     """The data of the steps: a `BatchSource`."""
 
-    def batch(self, step: int, *, paired: bool, fake_steps: int) -> Batch:
+    def batch(self, step: int, needs: BatchNeeds) -> Batch:
         """Draw a step's batch."""
         ...
 
@@ -54,6 +75,7 @@ class BatchSource:
         config: the sizes of batches. teacher: its shapes and conditions.
         rng: of noise and conditions, on the device of the networks.
         processes: that share a batch. pairs: None where there is no regression.
+        real: real images; None where nothing needs them.
     """
 
     config: DistillConfig
@@ -61,22 +83,25 @@ class BatchSource:
     rng: torch.Generator
     processes: ProcessGroup
     pairs: PairSource | None
+    real: RealSource | None = None
 
-    def batch(self, step: int, *, paired: bool, fake_steps: int) -> Batch:
+    def batch(self, step: int, needs: BatchNeeds) -> Batch:
         """Draw a step's batch.
 
         Args:
-            step: its number, which decides the pairs.
-            paired: whether it has pairs.
-            fake_steps: updates of the fake score; those after the first get fresh noise.
+            step: its number, which decides the pairs and which of its steps a few-step student learns.
+            needs: what it holds beside noise for the generator.
         """
         z, cond = self.noise(1)
-        z_ref = y_ref = cond_ref = z_fake = cond_fake = None
-        if paired and self.pairs is not None:
+        z_ref = y_ref = cond_ref = z_fake = cond_fake = real = cond_real = None
+        if needs.paired and self.pairs is not None:
             z_ref, y_ref, cond_ref = self.paired(self.pairs, step)
-        if fake_steps > 1:
-            z_fake, cond_fake = self.noise(fake_steps - 1)
-        return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake)
+        if needs.fresh:
+            z_fake, cond_fake = self.noise(needs.fresh)
+        if needs.real and self.real is not None:
+            real, cond_real = self.real_images(self.real, needs.real)
+        steps = self.student_steps(step, 1 + needs.fresh)
+        return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake, real, cond_real, steps)
 
     def with_sizes(self, config: DistillConfig) -> BatchSource:
         """Return batches of the sizes of another configuration."""
@@ -88,6 +113,22 @@ class BatchSource:
         drawn = self.teacher.sample_noise(sum(sizes), rng=self.rng)
         z, index = (select_part(rows, sizes, self.processes.rank, self.processes.world_size) for rows in drawn)
         return z, self.teacher.condition(index)
+
+    def student_steps(self, step: int, groups: int) -> tuple[int, ...]:
+        """Draw the student's step of each group of noise, the same in all processes; none for a one-step student."""
+        count = self.config.student.step_count
+        rng = random.Random(derive_seed(self.config.seed, step))
+        return tuple(rng.randrange(count) for _ in range(groups)) if count > 1 else ()
+
+    def real_images(self, real: RealSource, batches: int) -> tuple[Tensor, Condition | None]:
+        """Draw real images and their conditions, of several batches, with replacement."""
+        sizes, rng = batches * [self.config.batch], self.rng
+        rows = torch.randint(len(real), (sum(sizes),), generator=rng, device=rng.device)
+        x, index = real[select_part(rows, sizes, self.processes.rank, self.processes.world_size).cpu()]
+        cond = (
+            real.conditions.select(index).to(rng.device) if real.conditions is not None and index is not None else None
+        )
+        return x.to(rng.device), cond
 
     def paired(self, pairs: PairSource, step: int) -> tuple[Tensor, Tensor, Condition | None]:
         """Read a step's noise-image pairs and their conditions."""

@@ -13,8 +13,10 @@ import torch
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.functions import import_function, load_distance
 from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
+from dmdistill.commands.distill.method_options import METHODS
 from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.distill.pair_loading import make_own_pairs, open_given_pairs
+from dmdistill.commands.distill.real_data import load_real_images
 from dmdistill.commands.distill.report import write_report
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.distill.student import build_student
@@ -84,9 +86,22 @@ def check_distill(config: DistillConfig, processes: ProcessGroup) -> None:
             import_function(name, flag)
 
 
+def check_guidance(config: DistillConfig, teacher: Teacher) -> None:
+    """Raise a ValueError where the method cannot have the teacher's guidance, or needs one."""
+    guidance = METHODS[config.method].guidance if config.method in METHODS else True
+    if guidance == "always" and teacher.guidance == 1:
+        raise ValueError(f"--method {config.method} needs a guided teacher: give --guidance above 1")
+    if not guidance and teacher.guidance != 1:
+        raise ValueError(
+            f"--guidance {teacher.guidance:g} with --method {config.method}, expected 1: it has no guidance"
+        )
+
+
 def load_configured_teacher(config: DistillConfig) -> Teacher:
     """Load the teacher, with its solver options."""
-    return with_solver_options(load_teacher(config.teacher), config.ode)
+    teacher = with_solver_options(load_teacher(config.teacher), config.ode)
+    check_guidance(config, teacher)
+    return teacher
 
 
 def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Student | None:
@@ -105,6 +120,11 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     )
     distance = load_distance(config.regression, teacher, run.device, run.precision)
     pairs = open_given_pairs(config, teacher)
+    real_images = None
+    if config.gan.data is not None:
+        real_images = load_real_images(
+            config.gan.data, teacher, device=run.device, processes=run.processes, say=run.print
+        )
     generator = initial_generator(config, teacher)
     fake = trainable_copy(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
     run.lock()
@@ -112,7 +132,15 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     if pairs is None and config.regression.lambda_reg > 0:
         pairs = make_own_pairs(config, teacher, run, batch=batch, network_device=network_device)
     distillation = set_up(
-        config, teacher, generator, fake, distance=distance, pairs=pairs, parallel=parallel, rng=run.rng
+        config,
+        teacher,
+        generator,
+        fake,
+        distance=distance,
+        pairs=pairs,
+        real_images=real_images,
+        parallel=parallel,
+        rng=run.rng,
     )
     trainer = build_trainer(config, distillation)
     trainer.stateful |= {"options": OptionsCheck(run.config, run.print), "teacher": teacher_check}
@@ -139,7 +167,7 @@ def print_recommendation(config: DistillConfig, run: RunFolder) -> None:
 def build_trainer(config: DistillConfig, distillation: Distillation) -> Trainer:
     """Build the training loop."""
     run = distillation
-    names = ("generator", "fake") if run.phases.matching else ("generator",)
+    names = list(run.optimizers) if run.phases.matching else ["generator"]
     networks = {"the generator": run.generator, "mu_real": run.real, "mu_fake": run.fake}
     return Trainer(
         config.out,

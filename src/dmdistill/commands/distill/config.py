@@ -8,9 +8,17 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from dmdistill.commands.distill.method_options import (
+    METHODS,
+    GanOptions,
+    ScoreOptions,
+    StudentOptions,
+    check_method,
+)
 from dmdistill.commands.options import (
     ComputeOptions,
     SolverOptions,
+    option_values,
     require,
     require_at_least,
     require_positive,
@@ -21,12 +29,15 @@ __all__ = [
     "DistillConfig",
     "EvaluationOptions",
     "FakeScoreOptions",
+    "GanOptions",
     "LoggingOptions",
     "MatchingOptions",
     "MemoryOptions",
     "OptimizerOptions",
     "PairOptions",
     "RegressionOptions",
+    "ScoreOptions",
+    "StudentOptions",
 ]
 
 DISTANCES, WEIGHTS = ("auto", "lpips", "huber"), ("eq8", "sigma", "sigma3")
@@ -225,7 +236,7 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Distill a teacher into a one-step student (Algorithm 1 of Yin et al. 2024)."""
+    """Distill a teacher into a student of one or few steps (Algorithm 1 of Yin et al. 2024)."""
 
     teacher: str = "fashion"
     """Teacher: a bundled or published name, a folder, a .pkl of EDM, a hub id of diffusers, or module:function."""
@@ -240,16 +251,19 @@ class DistillConfig:
     batch: int = 32
     """Generated images per step, over all processes, for distribution matching and for the fake score."""
     method: str = "dmd"
-    """Method: dmd, or module:function, (generator, real, fake) -> Objective, which then has every step."""
+    """Method: dmd, dmd2, f-distill, sid, sida, decoupled-dmd; or your own, (generator, real, fake) -> Objective."""
     start: str | None = None
     """Student of this teacher to start from. Without it the generator starts as the teacher."""
     seed: int = 0
     """Seed of every random draw."""
     resume: Path | None = None
     """Run folder to resume, from its newest checkpoint and with its config.toml."""
+    student: Annotated[StudentOptions, OmitArgPrefixes] = field(default_factory=StudentOptions)
     optimizer: Annotated[OptimizerOptions, OmitArgPrefixes] = field(default_factory=OptimizerOptions)
     fake_score: Annotated[FakeScoreOptions, OmitArgPrefixes] = field(default_factory=FakeScoreOptions)
     matching: Annotated[MatchingOptions, OmitArgPrefixes] = field(default_factory=MatchingOptions)
+    score: Annotated[ScoreOptions, OmitArgPrefixes] = field(default_factory=ScoreOptions)
+    gan: Annotated[GanOptions, OmitArgPrefixes] = field(default_factory=GanOptions)
     regression: Annotated[RegressionOptions, OmitArgPrefixes] = field(default_factory=RegressionOptions)
     pair_set: Annotated[PairOptions, OmitArgPrefixes] = field(default_factory=PairOptions)
     ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
@@ -262,7 +276,9 @@ class DistillConfig:
     def check(self) -> None:
         """Raise a ValueError where options contradict each other."""
         require_at_least(self, 1, "steps", "batch")
-        require_name(self, "method", ("dmd",))
+        require_name(self, "method", tuple(METHODS))
+        if self.method in METHODS:
+            check_method(self.method, option_values(self), option_values(type(self)()))
         lambda_reg = self.regression.lambda_reg
         if lambda_reg > 0 and self.pair_set.pairs is None and self.pair_set.pair_count < 1:
             raise ValueError(

@@ -32,7 +32,7 @@ class Probe:
 
         Part 0 has the least noise. gap_i = mean|mu_fake - mu_real| and fake_loss_i = Eq. 6, at the middle of the part.
         """
-        x = generator(self.z, self.cond)
+        x = generator.sample(self.z, self.cond)
         values = {"sample_mean": x.mean(), "sample_std": x.std()}
         schedule = real.schedule
         for i in range(BINS):

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.generators import Generator
@@ -14,8 +16,9 @@ from dmdistill.models.model import Model, Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
 
-__all__ = ["INHERITED_KEYS", "initial_generator", "required_teacher", "teacher_name", "trainable_copy"]
+__all__ = ["INHERITED_KEYS", "initial_generator", "required_teacher", "student_times", "teacher_name", "trainable_copy"]
 
+SID_NOISE = 2.5  # sigma/alpha at which SiD's generator is evaluated (Zhou et al. 2024)
 INHERITED_KEYS = (*SHARED_KEYS, "classes")  # of config.json, equal in a student and its teacher
 Copy = Callable[[Denoiser, int, str], Denoiser]
 
@@ -50,7 +53,24 @@ def initial_generator(config: DistillConfig, teacher: Teacher, copy_denoiser: Co
             denoiser.load_state_dict(adapter_weights(start.denoiser), strict=False)
         else:
             denoiser.load_state_dict(merge_lora(start.denoiser).state_dict())
-    return Generator(denoiser)
+    return Generator(denoiser, student_times(config, teacher), config.student.transition)
+
+
+def student_times(config: DistillConfig, teacher: Teacher) -> tuple[float, ...]:
+    """Return the times of the student's steps on the teacher's noise schedule.
+
+    ValueError for a time that the schedule has not.
+    """
+    schedule, options = teacher.denoiser.schedule, config.student
+    if options.student_timesteps:
+        if (highest := max(options.student_timesteps)) > schedule.t_max:
+            raise ValueError(
+                f"--student-timesteps {highest:g}, expected at most {schedule.t_max:g}, the teacher's last"
+            )
+        return options.student_timesteps
+    if config.method in ("sid", "sida"):  # sigma 2.5 on EDM's path
+        return (float(schedule.time_at_ratio(torch.tensor([SID_NOISE]))),)
+    return schedule.student_times(options.student_steps)
 
 
 def load_start(config: DistillConfig, teacher: Teacher) -> Model | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.diagnostics import Probe
 from dmdistill.commands.distill.setup import Distillation
 from dmdistill.commands.distill.validation_metric import ValidationMetric
 from dmdistill.commands.evaluate.generated_images import batch_ranges, generate_images
+from dmdistill.core.generators import Generator
 from dmdistill.data.image_tensors import save_grid
 from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.training.best_checkpoint import BestCheckpoint
@@ -71,7 +73,7 @@ class Monitor:
     @torch.no_grad()
     def save_samples(self, step: int) -> dict[str, float]:
         """Save a sample grid of the last EMA."""
-        grid = self.candidates()[-1][1](self.probe.z, self.probe.cond)[:64]
+        grid = self.candidates()[-1][1].sample(self.probe.z, self.probe.cond)[:64]
         images = self.distillation.teacher.decode(grid)
         if self.processes.is_main:
             file = self.config.out / "samples" / f"step-{step:06d}.png"
@@ -91,19 +93,20 @@ class Monitor:
                 self.best.update(step, name, distance, partial(self.weights, generator))
         return row
 
-    def candidates(self) -> list[tuple[str, nn.Module]]:
+    def candidates(self) -> list[tuple[str, Generator]]:
         """Return the generator's EMAs by name, or the generator itself without EMAs."""
         emas = self.distillation.optimizers["generator"].emas
-        return [(f"ema{ema.halflife:g}", ema.network) for ema in emas] or [("raw", self.distillation.generator)]
+        averages: list[Any] = [(f"ema{ema.halflife:g}", ema.network) for ema in emas]
+        return averages or [("raw", self.distillation.generator)]
 
     @torch.no_grad()
-    def frechet(self, metric: ValidationMetric, generator: nn.Module) -> float:
+    def frechet(self, metric: ValidationMetric, generator: Generator) -> float:
         """Measure a generator; each process generates some of the images."""
         count, seed = self.config.evaluation.evaluate_images, self.config.seed + 2
         images = generate_images(
             self.distillation.teacher,
             count,
-            generate=generator,
+            generate=generator.sample,
             batch=self.batch,
             seed=seed,
             share=self.processes.split,
@@ -114,12 +117,12 @@ class Monitor:
             moments = sum(self.processes.all_gather(Moments() + moments), Moments())
         return frechet_distance(moments.statistics(), metric.reference)
 
-    def call_as_often(self, generator: nn.Module) -> None:
+    def call_as_often(self, generator: Generator) -> None:
         """Call a sharded network once more where other processes had one more batch: all gather weights together."""
         batches = batch_ranges(self.config.evaluation.evaluate_images, self.batch)
         own = len(self.processes.split(batches))
         if self.distillation.parallel.is_sharded and own * self.processes.world_size < len(batches):
-            generator(self.probe.z, self.probe.cond)
+            generator.sample(self.probe.z, self.probe.cond)
 
     def choose(self) -> tuple[str, int, dict[str, Tensor]]:
         """Return the EMA that becomes the student, its step and its weights: the best, or that of the last step."""
@@ -132,7 +135,7 @@ class Monitor:
             name = min(candidates, key=lambda key: self.frechet(metric, candidates[key]))
         return name, self.trainer.step, self.weights(candidates[name])
 
-    def weights(self, generator: nn.Module) -> dict[str, Tensor]:
+    def weights(self, generator: Generator) -> dict[str, Tensor]:
         """Return the trained weights of the generator or of an EMA, complete where they are sharded."""
         run = self.distillation
         return map_tensors(run.parallel.full_tensor, run.optimizers["generator"].weights(generator))

@@ -1,20 +1,14 @@
-"""The phases of a distillation: which objective each step has."""
+"""The phases of a distillation: what each step computes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from torch import nn
-
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.core.denoisers import Denoiser
-from dmdistill.core.losses import Distance, Weight
-from dmdistill.core.methods import dmd, regression
-from dmdistill.core.objective import Objective
-from dmdistill.core.times import UniformTimes
+from dmdistill.commands.distill.method_options import METHODS, Method
 
-__all__ = ["Objectives", "Phase", "PhaseSchedule"]
+__all__ = ["BatchNeeds", "Phase", "PhaseSchedule"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +21,23 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class BatchNeeds:
+    """What a step's batch holds beside noise for the generator.
+
+    Attributes:
+        paired: it has noise-image pairs.
+        fresh: groups of noise for updates of the critics on images of their own.
+        real: groups of real images, one for each update of the critics.
+    """
+
+    paired: bool = False
+    fresh: int = 0
+    real: int = 0
+
+
+@dataclass(frozen=True)
 class PhaseSchedule:
-    """When distributions are matched, when the fake score learns, and when there is a regression.
+    """When distributions are matched, when the fake score learns, when there is a regression, and when a GAN.
 
     Steps count from 0. A method of the user's own has one phase: all of this in every step.
     """
@@ -36,15 +45,23 @@ class PhaseSchedule:
     config: DistillConfig
 
     @property
+    def method(self) -> Method | None:
+        """The method; None for the user's own."""
+        return METHODS.get(self.config.method)
+
+    @property
     def match_step(self) -> int:
         """The first step in which distributions are matched."""
         config = self.config
-        has_phases = config.method == "dmd" and config.regression.lambda_reg > 0
-        return int(config.matching.match_from * config.steps) if has_phases else 0
+        if self.method is None or not self.method.regression:
+            return min(config.score.generator_from, config.steps) if self.method is not None else 0
+        return int(config.matching.match_from * config.steps) if config.regression.lambda_reg > 0 else 0
 
     @property
     def fake_step(self) -> int:
         """The first step in which the fake score learns."""
+        if self.method is not None and not self.method.regression:
+            return 0
         return min(self.match_step, int(self.config.fake_score.fake_from * self.config.steps))
 
     @property
@@ -52,6 +69,16 @@ class PhaseSchedule:
         """The first step without a regression."""
         share = self.config.regression.regress_until if self.config.method == "dmd" else 1.0
         return int(share * self.config.steps)
+
+    @property
+    def gan_step(self) -> int:
+        """The first step in which the generator has an adversarial loss."""
+        return max(self.match_step, min(self.config.gan.gan_from, self.config.steps)) if self.has_gan else 0
+
+    @property
+    def has_gan(self) -> bool:
+        """Whether the run has a discriminator."""
+        return self.method is not None and bool(self.method.gan) and self.config.gan.data is not None
 
     @property
     def matching(self) -> bool:
@@ -79,6 +106,13 @@ class PhaseSchedule:
         options = self.config.regression
         return options.lambda_reg * (1 + (options.lambda_end - 1) * step / self.config.steps)
 
+    def batch_needs(self, step: int) -> BatchNeeds:
+        """Return what a step's batch holds."""
+        updates = self.fake_steps(step)
+        own = self.method is not None and self.method.critics_first
+        real = updates if self.has_gan or self.config.student.student_inputs == "data" else 0
+        return BatchNeeds(self.regresses(step), updates if own else max(updates - 1, 0), real)
+
     @property
     def fake_updates(self) -> int:
         """The number of updates of the fake score in the run."""
@@ -88,7 +122,7 @@ class PhaseSchedule:
     @property
     def phases(self) -> list[Phase]:
         """The phases in their order."""
-        edges = {0, self.fake_step, self.match_step, self.regression_end, self.config.steps}
+        edges = {0, self.fake_step, self.match_step, self.regression_end, self.gan_step, self.config.steps}
         parts = [Phase(self.describe(first), first, end - first) for first, end in pairwise(sorted(edges))]
         merged = [list(group) for _, group in groupby(parts, lambda phase: phase.name)]
         return [replace(group[0], steps=sum(phase.steps for phase in group)) for group in merged]
@@ -96,49 +130,10 @@ class PhaseSchedule:
     def describe(self, step: int) -> str:
         """Name what a step does."""
         matches = self.matches(step)
-        ahead = self.trains_fake(step) and not matches
-        words = {"matching": matches, "regression": self.regresses(step), "fake score": ahead}
+        words = {
+            "matching": matches,
+            "regression": self.regresses(step),
+            "fake score": self.trains_fake(step) and not matches,
+            "GAN": matches and self.has_gan and step >= self.gan_step,
+        }
         return ", ".join(word for word, present in words.items() if present)
-
-
-@dataclass(frozen=True)
-class Objectives:
-    """The objective of each step of a distillation.
-
-    Attributes:
-        schedule: of the phases.
-        generator: the generator, as it is called in training.
-        real: mu_real, likewise.
-        fake: mu_fake, likewise.
-        distance: of the regression.
-        weight: of the distribution-matching gradient.
-        own: the objective of the user's own method, which has all steps; None for DMD.
-    """
-
-    schedule: PhaseSchedule
-    generator: nn.Module
-    real: Denoiser
-    fake: Denoiser
-    distance: Distance
-    weight: Weight
-    own: Objective | None = None
-
-    def at(self, step: int) -> Objective:
-        """Return the objective of a step."""
-        if self.own is not None:
-            return self.own
-        schedule, matching = self.schedule, self.schedule.config.matching
-        lambda_reg = schedule.lambda_reg(step) if schedule.regresses(step) else 0.0
-        if not schedule.matches(step):
-            fake = self.fake if schedule.trains_fake(step) else None
-            return regression(self.generator, distance=self.distance, lambda_reg=lambda_reg, fake=fake)
-        return dmd(
-            self.generator,
-            self.real,
-            self.fake,
-            distance=self.distance,
-            lambda_reg=lambda_reg,
-            match_pairs=matching.match_pairs,
-            weight=self.weight,
-            times=UniformTimes(matching.min_t, matching.max_t),
-        )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dmdistill.commands.distill.batches import Batches, BatchSource, PairSource
+from dmdistill.commands.distill.batches import Batches, BatchSource, PairSource, RealSource
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.functions import import_function, load_weight
-from dmdistill.commands.distill.schedule import Objectives, PhaseSchedule
+from dmdistill.commands.distill.objectives import Networks, Objectives
+from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import Distance
 from dmdistill.core.partition import SharedNoise, split_batch
 from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.models.discriminator import HeadDiscriminator, add_head
 from dmdistill.models.model import Teacher
 from dmdistill.training.microbatches import run_in_lockstep
 from dmdistill.training.optimizer import NetworkOptimizer
@@ -33,7 +36,8 @@ class Distillation:
         generator: the generator.
         fake: the fake score.
         real: the teacher's denoiser, guided.
-        optimizers: of the generator and the fake score, by the names of their updates.
+        trained: the networks in training, wrapped for it.
+        optimizers: of the networks in training, by the names of their updates.
         phases: the phases of the run.
         objectives: the objectives of the steps.
         batches: the data.
@@ -45,6 +49,7 @@ class Distillation:
     generator: Generator
     fake: Denoiser
     real: Denoiser
+    trained: list[nn.Module]
     optimizers: dict[str, NetworkOptimizer]
     phases: PhaseSchedule
     objectives: Objectives
@@ -55,7 +60,7 @@ class Distillation:
     def iterate(self, step: int) -> dict[str, Tensor]:
         """Run one iteration of Algorithm 1. Returns its losses, averaged over microbatches and processes."""
         phases, parallel = self.phases, self.parallel
-        batch = self.batches.batch(step, paired=phases.regresses(step), fake_steps=phases.fake_steps(step))
+        batch = self.batches.batch(step, phases.batch_needs(step))
         parts, processes = parallel.microbatches, parallel.processes
         noise = SharedNoise(self.rng, parts=parts, count=parts * processes.world_size, first=parts * processes.rank)
         objective = self.objectives.at(step)
@@ -63,7 +68,7 @@ class Distillation:
         return run_in_lockstep(
             [objective.iteration(part, part_noise) for part, part_noise in microbatches],
             self.optimizers,
-            networks=(self.objectives.generator, self.objectives.fake),  # type: ignore[arg-type]
+            networks=self.trained,
             processes=processes,
         )
 
@@ -76,6 +81,7 @@ def set_up(
     *,
     distance: Distance,
     pairs: PairSource | None,
+    real_images: RealSource | None = None,
     parallel: Parallelism,
     rng: torch.Generator,
 ) -> Distillation:
@@ -88,12 +94,16 @@ def set_up(
         fake: the fake score, there too.
         distance: of the regression.
         pairs: None where there is no regression.
+        real_images: None where nothing learns from real images.
         parallel: how processes and microbatches share a batch.
         rng: of every random draw, on the networks' device.
     """
     check_pair_count(config, pairs, parallel)
     phases = PhaseSchedule(config)
-    optimizers = build_optimizers(config, phases, generator, fake, parallel)
+    head = None
+    if phases.has_gan:
+        fake, head = add_discriminator(config, teacher, fake)
+    optimizers = build_optimizers(config, phases, generator, fake, head, parallel)
     memory = config.memory
     if not (parallel.is_sharded or memory.lora_student or memory.lora_fake):
         teacher.cast_weights()
@@ -102,17 +112,35 @@ def set_up(
         for denoiser in (generator.denoiser, fake, teacher.denoiser):
             denoiser.net.compile(dynamic=False)  # in place: names of weights stay
     real = teacher.guided_denoiser
-    networks: Any = (parallel.wrap(generator), real, parallel.wrap(fake))
-    own = None if config.method == "dmd" else import_function(config.method, "--method")(*networks)
+    trained = [parallel.wrap(network) for network in (generator, fake, *([] if head is None else [head.head]))]
+    networks: Any = (trained[0], real, trained[1])
+    discriminator = None
+    if phases.has_gan:
+        discriminator = partial(trained[1], logits=True) if head is None else replace(head, head=trained[2])
     objectives = Objectives(
         phases,
-        *networks,
+        Networks(*networks, discriminator=discriminator, separate=head is not None),
         distance=distance,
         weight=load_weight(config.matching.weight),
-        own=own,
+        mean=parallel.processes.all_mean,
+        own=None if phases.method is not None else import_function(config.method, "--method")(*networks),
     )
-    batches = BatchSource(config, teacher, rng, parallel.processes, pairs)
-    return Distillation(teacher, generator, fake, real, optimizers, phases, objectives, batches, parallel, rng)
+    batches = BatchSource(config, teacher, rng, parallel.processes, pairs, real_images)
+    return Distillation(teacher, generator, fake, real, trained, optimizers, phases, objectives, batches, parallel, rng)
+
+
+def add_discriminator(
+    config: DistillConfig, teacher: Teacher, fake: Denoiser
+) -> tuple[Denoiser, HeadDiscriminator | None]:
+    """Add a discriminator's head to the fake score; or return it as it is, and a head on the teacher's features."""
+    options, rng = config.gan, torch.Generator(teacher.device).manual_seed(config.seed)
+    inputs = teacher.move_inputs(*teacher.sample_inputs(1, rng=rng))
+    kind = "mean" if config.method == "sida" else "learned"
+    on_teacher = options.discriminator == "teacher"
+    judge = add_head(teacher.denoiser if on_teacher else fake, *inputs, layers=options.discriminator_layers, kind=kind)
+    if not on_teacher:
+        return judge, None
+    return fake, HeadDiscriminator(teacher.denoiser, judge.head, judge.layers)
 
 
 def check_pair_count(config: DistillConfig, pairs: PairSource | None, parallel: Parallelism) -> None:
@@ -122,7 +150,12 @@ def check_pair_count(config: DistillConfig, pairs: PairSource | None, parallel: 
 
 
 def build_optimizers(
-    config: DistillConfig, phases: PhaseSchedule, generator: Generator, fake: Denoiser, parallel: Parallelism
+    config: DistillConfig,
+    phases: PhaseSchedule,
+    generator: Generator,
+    fake: Denoiser,
+    head: HeadDiscriminator | None,
+    parallel: Parallelism,
 ) -> dict[str, NetworkOptimizer]:
     """Build the optimizers. The fake score is first: once sharded it is not in memory beside the generator's EMAs."""
     options = config.optimizer
@@ -134,9 +167,11 @@ def build_optimizers(
         "decay": options.lr_decay,
         "clip": options.grad_clip,
     }
-    fake_optimizer = NetworkOptimizer(
-        fake, name="fake score", lr=config.fake_score.lr_fake, steps=phases.fake_updates, **shared
-    )
+    critic = {"lr": config.fake_score.lr_fake, "steps": phases.fake_updates, **shared}
+    fake_optimizer = NetworkOptimizer(fake, name="fake score", **critic)
+    separate = {}
+    if head is not None:
+        separate["discriminator"] = NetworkOptimizer(head.head, name="discriminator", **critic)
     generator_optimizer = NetworkOptimizer(
         generator,
         name="generator",
@@ -146,4 +181,4 @@ def build_optimizers(
         halflives=options.ema_halflives,
         **shared,
     )
-    return {"generator": generator_optimizer, "fake": fake_optimizer}
+    return {"generator": generator_optimizer, "fake": fake_optimizer, **separate}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.initialization import INHERITED_KEYS, required_teacher, teacher_name
 from dmdistill.commands.options import option_values
@@ -24,6 +26,13 @@ def build_student(config: DistillConfig, teacher: Teacher, generator: Generator,
     name = f"{teacher.name}-student"
     inherited = {key: teacher.config.get(key) for key in (*INHERITED_KEYS, "licence", "feature_extractor")}
     distilled = {"average": average, "step": step, **option_values(config), "teacher": teacher_name(config, teacher)}
-    own = {"kind": "student", "name": name}
+    own = {"kind": "student", "name": name, **own_sampling(generator)}
     entries = {**own, **inherited, **required_teacher(config, teacher), "distilled": distilled}
     return Student.from_teacher(teacher, generator.denoiser.eval().requires_grad_(False), entries)
+
+
+def own_sampling(generator: Generator) -> dict[str, Any]:
+    """Return the entries of config.json for the times of a student, where they are not one step from pure noise."""
+    if generator.timesteps == (generator.denoiser.schedule.t_max,):
+        return {}
+    return {"timesteps": list(generator.timesteps), "transition": generator.transition}

@@ -18,7 +18,7 @@ from dmdistill.commands.distill.diagnostics import Probe
 from dmdistill.commands.distill.functions import load_distance
 from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
 from dmdistill.commands.distill.monitor import build_probe
-from dmdistill.commands.distill.schedule import Phase
+from dmdistill.commands.distill.schedule import BatchNeeds, Phase
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import change
@@ -240,9 +240,9 @@ class NamedBatches:
     source: Batches
     ledger: Ledger
 
-    def batch(self, step: int, *, paired: bool, fake_steps: int) -> Batch:
+    def batch(self, step: int, needs: BatchNeeds) -> Batch:
         """Draw a batch, and name its tensors."""
-        batch = self.source.batch(step, paired=paired, fake_steps=fake_steps)
+        batch = self.source.batch(step, needs)
         self.ledger.name("batch", find_tensors(batch))
         return batch
 

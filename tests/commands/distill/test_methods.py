@@ -1,0 +1,164 @@
+"""Each method of the family as a run: it ends, is resumed bit for bit, and accumulates gradients to the same losses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmdistill.commands.distill.command import distill
+from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.setup import Distillation
+from dmdistill.commands.options import change, check
+from dmdistill.commands.presets import from_method
+from dmdistill.models.load import load_model
+from helpers.configs import CPU, small_distillation
+from helpers.runs import logged_values, skip_figures, student_bytes
+
+FEW = {"student_steps": 3}
+RUNS = {
+    "dmd2": ("dmd2", {}),
+    "dmd2-sde": ("dmd2", FEW),
+    "dmd2-ode": ("dmd2", {**FEW, "transition": "ode"}),
+    "dmd2-times": ("dmd2", {"student_timesteps": (40.0, 1.5)}),
+    "dmd2-gan": ("dmd2", {"data": True, "r1": 1.0}),
+    "dmd2-gan-lora": ("dmd2", {"data": True, "lora_student": 2, "lora_fake": 2}),
+    "dmd2-from-data": ("dmd2", {**FEW, "data": True, "student_inputs": "data", "gan_from": 2}),
+    "dmd2-on-teacher": ("dmd2", {"data": True, "discriminator": "teacher"}),
+    "f-distill": ("f-distill", {"data": True}),
+    "f-distill-fake": ("f-distill", {"data": True, "discriminator": "fake", "divergence": "kl"}),
+    "sid": ("sid", {}),
+    "sida": ("sida", {"data": True, "generator_from": 1, "gan_from": 2}),
+    "decoupled": ("decoupled-dmd", {"guidance": 3.0}),
+    "decoupled-few": ("decoupled-dmd", {**FEW, "guidance": 3.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of small pictures, of ten classes."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label in range(10):
+        (folder / f"class-{label}").mkdir()
+        for number in range(2):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class-{label}" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def run(tiny_teacher, images, tmp_path, monkeypatch):
+    """name, options -> the configuration of a run of four steps."""
+    skip_figures(monkeypatch)
+
+    def build(name, out="run", **changes):
+        method, options = RUNS[name]
+        if "lora_fake" in options:
+            pytest.importorskip("peft")
+        small = small_distillation(steps=4, batch=4, save_every=2, evaluate_every=2, ema_halflives=(2.0,), compute=CPU)
+        own = from_method(DistillConfig, method, teacher=str(tiny_teacher), out=tmp_path / out, fake_steps=2)
+        kept = (
+            "steps",
+            "batch",
+            "log_every",
+            "sample_every",
+            "evaluate_every",
+            "report_images",
+            "save_every",
+            "warmup",
+        )
+        values = {key: getattr(group, key) for group in groups(small) for key in kept if hasattr(group, key)}
+        options = options | ({"data": str(images)} if options.get("data") else {}) | changes
+        own_values = {"ema_halflives": (2.0,), "lr": 1e-3, "lr_fake": 1e-3, "compute": CPU}
+        return change(own, **values | own_values | options)
+
+    return build
+
+
+def groups(config):
+    return [config, config.optimizer, config.logging, config.evaluation, config.checkpoint]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_each_method_is_resumed_bit_for_bit(name, run, monkeypatch):
+    config = run(name)
+    check(config)
+    student = distill(config)
+    assert student.evaluations == config.student.step_count
+    rows = logged_values(config.out)
+    assert all(np.isfinite(value) for row in rows for key, value in row.items() if key.startswith("loss_"))
+    assert ("loss_discriminator" in rows[-1]) == (config.gan.data is not None)
+    assert ("loss_gan" in rows[-1]) == (config.gan.data is not None and config.method != "sida")
+
+    other, iterate = run(name, "other"), Distillation.iterate
+
+    def interrupted(self, step):
+        if step == 3:
+            raise MemoryError
+        return iterate(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "iterate", interrupted)
+        with pytest.raises(MemoryError):
+            distill(other)
+    distill(change(other, resume=other.out))
+    assert student_bytes(other.out) == student_bytes(config.out)
+    assert logged_values(other.out) == rows
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "f-distill" not in name and name != "sida"])
+def test_accumulated_gradients_are_those_of_the_full_batch(name, run):
+    """f-distill and SiDA normalize by means over the images that are computed at once."""
+    losses = []
+    for out, accumulate in (("full", 1), ("parts", 2)):
+        config = run(name, out, accumulate=accumulate, steps=2)
+        distill(config)
+        losses.append([{k: v for k, v in row.items() if k.startswith("loss_")} for row in logged_values(config.out)])
+    for full, parts in zip(*losses, strict=True):
+        assert full == pytest.approx(parts, rel=1e-3, abs=1e-6)
+
+
+def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
+    config = run("dmd2-ode")
+    student = distill(config)
+    entries = json.loads((config.out / "student" / "config.json").read_text())
+    assert entries["timesteps"] == list(student.timesteps)
+    assert entries["transition"] == "ode"
+    loaded = load_model(str(config.out))
+    assert loaded.evaluations == 3
+    z, cond = loaded.sample_inputs(2, rng=rng)
+    torch.testing.assert_close(loaded.generate(z, cond), student.generate(z, cond), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"method": "dmd2", "r1": 1.0}, "--data"),
+        ({"method": "f-distill"}, "--data"),
+        ({"method": "sida"}, "--data"),
+        ({"method": "dmd2", "student_inputs": "data", "student_steps": 2}, "--data"),
+        ({"method": "dmd", "data": "x"}, "--data x"),
+        ({"method": "dmd", "student_steps": 2}, "--method dmd"),
+        ({"method": "sid", "student_steps": 2}, "--method sid"),
+        ({"method": "dmd2", "transition": "ode"}, "--student-steps"),
+        ({"method": "dmd2", "student_timesteps": (1.0, 2.0)}, "--student-timesteps 1 2"),
+        ({"method": "dmd2", "lambda_reg": 1.0}, "--lambda-reg 1.0"),
+        ({"method": "dmd2", "divergence": "kl"}, "--divergence kl"),
+        ({"method": "dmd2", "match": False}, "--no-match"),
+    ],
+)
+def test_options_that_contradict_a_method_are_refused_by_their_flags(options, flag):
+    method = options.pop("method")
+    with pytest.raises(ValueError, match=flag):
+        check(from_method(DistillConfig, method, **options))
+
+
+@pytest.mark.parametrize(
+    ("method", "guidance", "flag"), [("sid", 2.0, "--guidance 2"), ("decoupled-dmd", 1.0, "--guidance above 1")]
+)
+def test_guidance_that_a_method_cannot_have_is_refused(method, guidance, flag, tiny_teacher, tmp_path):
+    config = from_method(DistillConfig, method, teacher=str(tiny_teacher), guidance=guidance, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=flag):
+        distill(config)
+    assert not (tmp_path / "run").exists()
