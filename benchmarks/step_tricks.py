@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.schedule import BatchNeeds
 from dmdistill.commands.distill.setup import Distillation
 from dmdistill.commands.plan.dry_run import DryRun
 from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
@@ -29,7 +30,7 @@ class FixedBatch:
 
     content: Batch
 
-    def batch(self, step: int, *, paired: bool, fake_steps: int) -> Batch:
+    def batch(self, step: int, needs: BatchNeeds) -> Batch:
         """Return the batch."""
         return self.content
 
@@ -142,7 +143,8 @@ class HalvesGenerator(nn.Module):
 @contextmanager
 def without_joint_generation(ours: Ours) -> Iterator[None]:
     distillation = ours.run.distillation
-    objectives = replace(distillation.objectives, generator=HalvesGenerator(distillation.generator))
+    networks = replace(distillation.objectives.networks, generator=HalvesGenerator(distillation.generator))
+    objectives = replace(distillation.objectives, networks=networks)
     ours.run.distillation = replace(distillation, objectives=objectives)
     yield
     ours.run.distillation = distillation

@@ -32,7 +32,9 @@ from dmdistill.training.signals import TrainingStopped
 
 __all__ = ["main"]
 
-DESCRIPTION = "Turn a pretrained diffusion model into a one-step generator by distribution matching distillation."
+DESCRIPTION = (
+    "Turn a pretrained diffusion model into a generator of one or few steps by distribution matching distillation."
+)
 SIZES = ("batch", "batch_reg", "pair_batch", "count", "max_batch")  # the options that decide how much memory is used
 
 

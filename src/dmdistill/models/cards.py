@@ -54,12 +54,19 @@ def student_card(student: Student, settings: dict[str, Any]) -> str:
         settings: of its distillation, all of which it lists.
     """
     text = (
-        "A one-step image generator (1 network evaluation per image), distilled by distribution matching "
+        f"{describe_steps(student)}, distilled by distribution matching "
         f"distillation (Yin et al., CVPR 2024) from the teacher {settings['teacher']!r}"
     )
     if rank := settings["lora_student"]:
         text += f". This folder holds LoRA weights of rank {rank} for that teacher, which is needed as well"
     return model_card(student, f"{text}.", settings)
+
+
+def describe_steps(student: Student) -> str:
+    """Say what a student is: a generator of one or of several steps."""
+    if student.evaluations == 1:
+        return "A one-step image generator (1 network evaluation per image)"
+    return f"An image generator of {student.evaluations} steps ({student.evaluations} network evaluations per image)"
 
 
 def model_card(model: Model, summary: str, settings: dict[str, Any]) -> str:

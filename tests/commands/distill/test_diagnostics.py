@@ -12,13 +12,13 @@ SHAPE = (6, 2, 3, 5)
 
 
 class Constant(torch.nn.Module):
-    """A generator whose images are given."""
+    """A generator whose samples are given."""
 
     def __init__(self, x):
         super().__init__()
         self.x = x
 
-    def forward(self, z, cond=None):
+    def sample(self, z, cond=None):
         return self.x
 
 

@@ -125,10 +125,18 @@ def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
     entries = json.loads((config.out / "student" / "config.json").read_text())
     assert entries["timesteps"] == list(student.timesteps)
     assert entries["transition"] == "ode"
+    assert "An image generator of 3 steps" in (config.out / "student" / "README.md").read_text()
     loaded = load_model(str(config.out))
     assert loaded.evaluations == 3
     z, cond = loaded.sample_inputs(2, rng=rng)
     torch.testing.assert_close(loaded.generate(z, cond), student.generate(z, cond), rtol=1e-5, atol=1e-5)
+
+
+def test_a_student_of_several_steps_is_not_exported_as_one_of_one(run, tmp_path, error_line):
+    config = run("dmd2-sde")
+    distill(config)
+    assert "times 80 " in error_line("export", config.out, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 @pytest.mark.parametrize(

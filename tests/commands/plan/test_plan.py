@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from dmdistill.commands.distill.schedule import BatchNeeds
 from dmdistill.commands.distill.setup import Distillation
 from dmdistill.commands.options import change
 from dmdistill.commands.plan import speed
@@ -330,7 +331,7 @@ def test_a_batch_that_does_not_fit_is_timed_at_a_smaller_size(settings, monkeypa
     sizes, iterate = [], Distillation.iterate
 
     def record(run, step):
-        batch = run.batches.batch(step, paired=False, fake_steps=1)
+        batch = run.batches.batch(step, BatchNeeds())
         sizes.append(len(batch.z))
         return iterate(run, step)
 

@@ -106,10 +106,7 @@ def load_configured_teacher(config: DistillConfig) -> Teacher:
 
 def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Student | None:
     """Build the networks, make the pairs, train, and write the student."""
-    if not config.preset and config.resume is None and run.processes.is_main:
-        print_recommendation(config, run)
-    if not config.optimizer.ema_halflives and run.processes.is_main:
-        run.print("--ema-halflives without a value: the student is the generator itself, no average of it")
+    print_hints(config, run)
     parallel = parallelism(run.processes, config.memory.accumulate, config.memory.strategy)
     network_device = parallel.build_device(run.device)
     teacher = with_prompts(teacher, config.prompts, device=run.device)
@@ -120,11 +117,9 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     )
     distance = load_distance(config.regression, teacher, run.device, run.precision)
     pairs = open_given_pairs(config, teacher)
-    real_images = None
-    if config.gan.data is not None:
-        real_images = load_real_images(
-            config.gan.data, teacher, device=run.device, processes=run.processes, say=run.print
-        )
+    real_images, source = None, config.gan.data
+    if source is not None:
+        real_images = load_real_images(source, teacher, device=run.device, processes=run.processes, say=run.print)
     generator = initial_generator(config, teacher)
     fake = trainable_copy(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
     run.lock()
@@ -157,8 +152,18 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds)
 
 
+def print_hints(config: DistillConfig, run: RunFolder) -> None:
+    """Say that options are cautious defaults, with the preset made for the teacher, and that there is no average."""
+    if not run.processes.is_main:
+        return
+    if not config.preset and config.resume is None:
+        print_recommendation(config, run)
+    if not config.optimizer.ema_halflives:
+        run.print("--ema-halflives without a value: the student is the generator itself, no average of it")
+
+
 def print_recommendation(config: DistillConfig, run: RunFolder) -> None:
-    """Say that the options are cautious defaults, and which preset was made for the teacher."""
+    """Name the preset that was made for the teacher."""
     preset = recommend_preset(config.teacher)
     hint = f"--preset {preset} was made for this teacher" if preset else "the presets show what others need"
     run.print(f"no preset: cautious defaults, --lr {config.optimizer.lr:g} for {config.steps} steps; {hint}")

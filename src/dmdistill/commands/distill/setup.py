@@ -113,11 +113,26 @@ def set_up(
             denoiser.net.compile(dynamic=False)  # in place: names of weights stay
     real = teacher.guided_denoiser
     trained = [parallel.wrap(network) for network in (generator, fake, *([] if head is None else [head.head]))]
+    objectives = build_objectives(config, phases, trained, real, head, distance, parallel)
+    batches = BatchSource(config, teacher, rng, parallel.processes, pairs, real_images)
+    return Distillation(teacher, generator, fake, real, trained, optimizers, phases, objectives, batches, parallel, rng)
+
+
+def build_objectives(
+    config: DistillConfig,
+    phases: PhaseSchedule,
+    trained: list[nn.Module],
+    real: Denoiser,
+    head: HeadDiscriminator | None,
+    distance: Distance,
+    parallel: Parallelism,
+) -> Objectives:
+    """Build the objectives of all steps from the networks, as they are called in training."""
     networks: Any = (trained[0], real, trained[1])
     discriminator = None
     if phases.has_gan:
         discriminator = partial(trained[1], logits=True) if head is None else replace(head, head=trained[2])
-    objectives = Objectives(
+    return Objectives(
         phases,
         Networks(*networks, discriminator=discriminator, separate=head is not None),
         distance=distance,
@@ -125,8 +140,6 @@ def set_up(
         mean=parallel.processes.all_mean,
         own=None if phases.method is not None else import_function(config.method, "--method")(*networks),
     )
-    batches = BatchSource(config, teacher, rng, parallel.processes, pairs, real_images)
-    return Distillation(teacher, generator, fake, real, trained, optimizers, phases, objectives, batches, parallel, rng)
 
 
 def add_discriminator(

@@ -44,6 +44,11 @@ def export(config: ExportConfig) -> Path:
 
 def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
     """Write the model, by a pipeline class of diffusers where one fits, and its card into an empty folder."""
+    if student.timesteps:
+        times = " ".join(f"{time:g}" for time in student.timesteps)
+        raise ValueError(
+            f"{config.student} is evaluated at the times {times}: exports are of students of one step only"
+        )
     latent = student.text is not None or student.autoencoder is not None
     write = export_pipeline if latent and isinstance(student.network, DiffusersWrapper) else export_pixel_pipeline
     code = write(student, folder, choose_dtype(config.save_dtype, student, config.student))
