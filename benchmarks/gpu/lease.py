@@ -20,13 +20,19 @@ __all__ = ["compute", "last_step", "rate", "stop_after"]
 
 @contextmanager
 def stop_after(seconds: float) -> Iterator[None]:
-    """Send this process SIGTERM after so many seconds: training saves and stops, all else ignores it."""
+    """Send this process SIGTERM after so many seconds: training saves and stops, all else ignores it.
+
+    The block then ends early without an error.
+    """
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # training has a handler of its own
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
     try:
         yield
+    except SystemExit as end:
+        if end.code != 128 + signal.SIGTERM:
+            raise
     finally:
         timer.cancel()
         signal.signal(signal.SIGTERM, before)
