@@ -5,12 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-slow lint types docs clean
+.PHONY: help setup demo test test-slow test-hard lint types docs clean
 
 help:
 	@echo "make demo       distill the bundled teacher into runs/demo (minutes on two CPU cores)"
 	@echo "make test       lint, types, tests"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make test-hard  damaged and hostile files of every kind that is read, with a table of what came of them"
 	@echo "make docs       the documentation, in site/"
 
 setup: $(VENV)/.ready
@@ -38,6 +39,9 @@ test: lint types
 
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+test-hard: setup
+	$(BIN)/pytest -m hard
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

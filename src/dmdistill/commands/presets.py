@@ -40,6 +40,7 @@ __all__ = [
 
 Config = TypeVar("Config")
 
+MAX_DEPTH = 4
 TABLES = ("teach", "pairs", "distill")
 COMMANDS = {"TeachConfig": "teach", "PairsConfig": "pairs", "DistillConfig": "distill", "PlanConfig": "distill"}
 
@@ -131,8 +132,20 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} cannot be read as TOML: it is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{file} cannot be read as TOML: {error}") from None
+    if is_deep(table):
+        raise ValueError(
+            f"{file} cannot be used: its tables are nested too deeply, expected at most {MAX_DEPTH} levels"
+        )
     pop_checksum(table, file)
     return table
+
+
+def is_deep(table: Mapping[str, Any]) -> bool:
+    """Return whether there are tables in tables in tables, deeper than any preset's."""
+    level: list[Any] = [table]
+    for _ in range(MAX_DEPTH):
+        level = [value for one in level for value in one.values() if isinstance(value, dict)]
+    return bool(level)
 
 
 def from_run(kind: type[Config], folder: Path) -> Config:

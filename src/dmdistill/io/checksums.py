@@ -76,7 +76,7 @@ def pop_checksum(values: dict[str, Any], file: Path) -> None:
     if NAME not in values and any(len(key) == len(NAME) and is_checksum(value) for key, value in values.items()):
         raise ValueError(f"{file} is damaged: so is the name of its checksum")
     written = values.pop(NAME, None)
-    if written not in (None, checksum := json_checksum(values)):
+    if written is not None and written != (checksum := json_checksum(values)):
         raise ValueError(
             f"{file} is damaged or was changed: its checksum is {checksum}, {written!r:.50} was written; restore it, "
             f"or remove the entry {NAME} to use it as it is"

@@ -98,7 +98,19 @@ def load_autoencoder_folder(folder: Path) -> VAE:
     scale, shift = model.config.get("scaling_factor") or 1.0, model.config.get("shift_factor") or 0.0
     if not all(isinstance(value, int | float) for value in (scale, shift)):
         raise ValueError(f"{folder}: scaling_factor {scale!r} and shift_factor {shift!r} are not both numbers")
-    return VAE(model, scale=scale, shift=shift)
+    autoencoder = VAE(model, scale=scale, shift=shift)
+    check_decoding(autoencoder, folder)
+    return autoencoder
+
+
+@torch.no_grad()
+def check_decoding(autoencoder: VAE, folder: Path) -> None:
+    """Raise ValueError where an autoencoder cannot decode the smallest latents: its config contradicts itself."""
+    channels = autoencoder.model.config.latent_channels  # type: ignore[union-attr]
+    try:
+        autoencoder.decode(torch.zeros(1, channels, 2, 2))
+    except Exception as error:  # whatever the library raises
+        raise ValueError(f"{folder / 'config.json'}: nothing can be decoded: {first_line(error)}") from None
 
 
 def load_pipeline_autoencoder(folder: Path) -> VAE | None:

@@ -1,6 +1,7 @@
 """What `dmdistill info` says of a run: of a real one, of invented logs, and of damaged ones."""
 
 import json
+import shutil
 
 import pytest
 
@@ -174,21 +175,25 @@ def test_a_run_whose_student_is_damaged_is_told_before_the_error(tmp_path, capsy
     assert "config.json" in printed.err
 
 
-def test_a_real_run_is_described(tiny_teacher, tmp_path, capsys, monkeypatch):
-    """One that was stopped early: its step, its time left, its health."""
+def test_a_real_run_is_described(tiny_teacher, tmp_path, capsys, monkeypatch, error_line):
+    """One that is done, and one that was stopped early: its step, its time left, its health."""
     monkeypatch.setenv("COLUMNS", "200")
     run = tmp_path / "run"
     settings = ["--steps", "4", "--batch", "3", "--lambda-reg", "0", "--log-every", "1", "--evaluate-every", "2"]
     small = ["--report-images", "4", "--solver-steps", "2", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
     main(["distill", "--teacher", str(tiny_teacher), "--out", str(run), *settings, *small])
-    rows = read_metrics(run)
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(lines[:2]))
     capsys.readouterr()
     main(["info", str(run)])
     printed = capsys.readouterr().out
-    for text in ("tiny-student, a student", "loss_kl", "2 of 4", "left"):
+    for text in ("tiny-student, a student", "loss_kl", "4 of 4", "verdict", "x faster"):
         assert text in printed
-    assert "verdict" in printed
-    assert "x faster" in printed
+    rows = read_metrics(run)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:2]))
+    assert "metrics.jsonl ends at step 2, its student was written after step 4" in error_line("info", run)
+    shutil.rmtree(run / "student")
+    main(["info", str(run)])
+    printed = capsys.readouterr().out
+    for text in ("loss_kl", "2 of 4", "left", "verdict"):
+        assert text in printed
     assert " ".join(f"{rows[1][f'gap_{i}']:.2g}" for i in range(8)) in printed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from dmdistill.commands.info.config import InfoConfig
 from dmdistill.commands.info.model_description import describe_model
 from dmdistill.commands.info.run_status import describe_run
 from dmdistill.models.load import load_model
+from dmdistill.models.model import Model
 from dmdistill.training.metrics_log import read_metrics
 
 __all__ = ["info"]
@@ -28,11 +29,24 @@ def info(config: InfoConfig) -> None:
     rows = describe_run(run, metrics) if metrics else {}
     if not metrics or any((run / kind / "config.json").exists() for kind in ("student", "teacher")):
         try:
-            rows |= describe_model(load_model(config.model))
+            model = load_model(config.model)
+            check_log_end(config.model, metrics, model)
+            rows |= describe_model(model)
         except ValueError:
             print_table(rows)
             raise
     print_table(rows)
+
+
+def check_log_end(run: str, metrics: Sequence[Mapping[str, float]], model: Model) -> None:
+    """Raise ValueError where the log of a run ends before the last of the steps after which its student was written."""
+    distilled = model.config.get("distilled")
+    steps = distilled.get("steps") if isinstance(distilled, dict) else None
+    if metrics and isinstance(steps, int) and metrics[-1]["step"] < steps:
+        raise ValueError(
+            f"{run}/metrics.jsonl ends at step {metrics[-1]['step']}, its student was written after step {steps}: rows "
+            "are missing, or the run began anew"
+        )
 
 
 def print_table(rows: Mapping[str, str]) -> None:
