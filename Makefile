@@ -11,7 +11,7 @@ help:
 	@echo "make demo       distill the bundled teacher into runs/demo (minutes on two CPU cores)"
 	@echo "make test       lint, types, tests"
 	@echo "make test-slow  the tests that take minutes each"
-	@echo "make test-hard  damaged and hostile files of every kind that is read, with a table of what came of them"
+	@echo "make test-hard  damaged and hostile files of every kind, and a table of what came of them"
 	@echo "make docs       the documentation, in site/"
 
 setup: $(VENV)/.ready

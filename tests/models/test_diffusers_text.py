@@ -267,3 +267,13 @@ def test_networks_with_other_inputs_are_refused_by_name(option, value, stable_di
     with pytest.raises(ValueError, match=r"unet/config\.json") as caught:
         load_diffusers(str(stable_diffusion))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [10**9, 10**30, 0, -3, 17, None])
+def test_prompts_are_padded_to_positions_of_the_encoder_only(length, stable_diffusion):
+    """Padding to 1e9 tokens would end the process."""
+    file = stable_diffusion / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"model_max_length": length}
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(ValueError, match=r"tokenizer: model_max_length is .*, expected an integer from 1 to 16"):
+        PipelineText(stable_diffusion).encode(["red"])

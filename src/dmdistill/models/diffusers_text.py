@@ -131,6 +131,7 @@ class PipelineText:
                 pipeline = kind.from_pretrained(self.folder, dtype=self.dtype, **options, **parts)
         except Exception as error:  # whatever the libraries raise
             raise ValueError(f"the text encoders of {self.folder} cannot be loaded: {first_line(error)}") from None
+        check_tokenizers(pipeline.components, self.folder)
         pipeline.to(self.device)
         if kind.__name__ == "StableDiffusion3Pipeline" and pipeline.text_encoder_3 is None:
             pipeline.transformer = transformer_without_weights(self.folder)
@@ -147,6 +148,22 @@ class PipelineText:
         self.pipeline = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def check_tokenizers(components: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError where prompts would be padded to more tokens than the text encoder has positions.
+
+    A tokenizer whose config names 1e9 tokens, or none, takes that much memory and ends the process.
+    """
+    for name in (name for name in components if name.startswith("tokenizer") and components[name] is not None):
+        encoder = components.get(name.replace("tokenizer", "text_encoder"))
+        positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        length = components[name].model_max_length
+        if positions is not None and not (type(length) is int and 1 <= length <= positions):
+            raise ValueError(
+                f"{folder / name}: model_max_length is {length!r:.50}, expected an integer from 1 to {positions}, the "
+                "positions of its text encoder"
+            )
 
 
 def transformer_without_weights(folder: Path) -> Any:
