@@ -90,7 +90,7 @@ def load_autoencoder_folder(folder: Path) -> VAE:
     """Load an autoencoder from its folder. ValueError for a class that is not in AUTOENCODERS."""
     class_name = read_component_config(folder).get("_class_name", "of an unknown class")
     if class_name not in AUTOENCODERS:
-        raise ValueError(f"{folder} is {class_name}, expected one of {', '.join(AUTOENCODERS)}")
+        raise ValueError(f"{folder} is {class_name!r:.200}, expected one of {', '.join(AUTOENCODERS)}")
     build_sketch(folder, class_name)
     model = load_component(folder, class_name)
     if model.config.get("latents_mean") is not None:
@@ -106,9 +106,9 @@ def load_autoencoder_folder(folder: Path) -> VAE:
 @torch.no_grad()
 def check_decoding(autoencoder: VAE, folder: Path) -> None:
     """Raise ValueError where an autoencoder cannot decode the smallest latents: its config contradicts itself."""
-    channels = autoencoder.model.config.latent_channels  # type: ignore[union-attr]
+    model: Any = autoencoder.model
     try:
-        autoencoder.decode(torch.zeros(1, channels, 2, 2))
+        autoencoder.decode(torch.zeros(1, model.config.latent_channels, 2, 2))
     except Exception as error:  # whatever the library raises
         raise ValueError(f"{folder / 'config.json'}: nothing can be decoded: {first_line(error)}") from None
 

@@ -118,7 +118,7 @@ def find_network(folder: Path) -> tuple[Path, str]:
             raise ValueError(f"{folder} holds no {name}/config.json, which its model_index.json names")
         class_name = index[name][1] if isinstance(index[name], list) and len(index[name]) == 2 else None
     if class_name not in list(WRAPPERS):
-        raise ValueError(f"{network_folder} is a {class_name}, expected one of {', '.join(WRAPPERS)}")
+        raise ValueError(f"{network_folder} is a {class_name!r:.200}, expected one of {', '.join(WRAPPERS)}")
     return network_folder, class_name
 
 
