@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from dmdistill.commands.options import flag_name, require, require_at_least, require_positive
+from dmdistill.commands.options import flag_name, require_at_least, require_positive
 
 __all__ = ["METHODS", "GanOptions", "Method", "ScoreOptions", "StudentOptions", "check_method"]
 
@@ -93,13 +93,10 @@ class ScoreOptions:
     """Alpha of SiD's loss, 1.2 or 1."""
     generator_from: int = 0
     """Step from which the generator learns; before it only the fake score does (SiDA)."""
-    alignment: float = 0.0
-    """Share of the student that moves into the fake score after each of its updates: .03 in SenseFlow's IDA."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
         require_at_least(self, 0, "generator_from")
-        require(self, "a share from 0 to below 1", lambda value: 0 <= value < 1, "alignment")
 
 
 @dataclass(frozen=True)
