@@ -24,6 +24,7 @@ from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.data.image_tensors import save_grid
 from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
 from dmdistill.networks.song_unet import SongUNet
+from dmdistill.training.signals import TrainingStopped
 from hard.formats import FORMATS
 from helpers import tiny_pipelines
 from helpers.configs import CPU, small_distillation
@@ -106,8 +107,8 @@ def interrupted_run(teacher, folder):
             signal.raise_signal(signal.SIGTERM)
         return iterate(*arguments)
 
-    with mock.patch.object(Distillation, "iterate", interrupting):
-        assert distill(small_distillation(teacher=teacher, out=folder, **SIZES, **OPTIONS)) is None
+    with mock.patch.object(Distillation, "iterate", interrupting), pytest.raises(TrainingStopped):
+        distill(small_distillation(teacher=teacher, out=folder, **SIZES, **OPTIONS))
 
 
 def resumed(folder):
