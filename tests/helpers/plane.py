@@ -32,12 +32,12 @@ class MLP(nn.Module):
         return self.layers(torch.cat([x_t, t[:, None], *told], 1))
 
 
-def pretrain(real, rng, *, steps=400, labels=None):
+def pretrain(real, rng, *, steps=400, labels=None, classes=0):
     """A student that knows the teacher as a diffusion model: EDM's training, on samples of the mixture.
 
-    labels: draws conditions of so many samples; None for an unconditional one.
+    labels: draws conditions of so many samples; None for an unconditional one. classes: how many there are.
     """
-    base = EDMDenoiser(MLP(classes=MODES if labels else 0), real.schedule)
+    base = EDMDenoiser(MLP(classes=classes), real.schedule)
     optimiser = torch.optim.Adam(base.parameters(), 2e-3)
     for _ in range(steps):
         cond = labels(COUNT, rng) if labels else None
