@@ -70,8 +70,8 @@ class OptionsCheck:
         texts = {name: f"{flag_name(name)} {self.values[name]}, before {state[name]}" for name in changed}
         if refused := [text for name, text in texts.items() if name not in MAY_CHANGE]:
             raise ValueError(f"--resume: {'; '.join(refused)}: a run keeps these options, give the first or start anew")
-        if told := [text for name, text in texts.items() if name not in ("out", "resume")]:
-            self.say(f"resumed with other options: {'; '.join(told)}")
+        if reported := [text for name, text in texts.items() if name not in ("out", "resume")]:
+            self.say(f"resumed with other options: {'; '.join(reported)}")
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class GuidedDenoiser(Denoiser):
         return mu_null + self.scale * (mu_cond - mu_null)
 
     def estimates(self, x_t: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
-        """Return mu without and with the condition, each B .... ValueError where there is none."""
+        """Return mu without and with the condition, each B .... ValueError without a condition."""
         if cond is None:
             raise ValueError(
                 f"guidance {self.scale} without a condition: an unconditional teacher allows guidance 1 only"

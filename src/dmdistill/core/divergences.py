@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
 from dmdistill.core.losses import Estimates, weight_eq8
+from dmdistill.core.schedules import expand
 
 __all__ = ["DIVERGENCES", "DensityRatioWeight", "Discriminator"]
 
@@ -60,7 +61,7 @@ class DensityRatioWeight:
             return weight_eq8(at)
         h = DIVERGENCES[self.divergence](self.ratio(at))
         h = h / (self.mean(h.mean()) + EPSILON)
-        return weight_eq8(at) * h.reshape(-1, *[1] * (at.x.ndim - 1))
+        return weight_eq8(at) * expand(h, at.x)
 
     def ratio(self, at: Estimates) -> Tensor:
         """Return r (B), clipped, and divided by its mean over its bin of times."""

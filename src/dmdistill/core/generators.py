@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -42,7 +44,7 @@ class Generator(nn.Module):
         self.denoiser = denoiser
         self.timesteps = tuple(timesteps) or (denoiser.schedule.t_max,)
         self.transition: Transition = transition
-        if any(later >= earlier for earlier, later in zip(self.timesteps, self.timesteps[1:], strict=False)):
+        if any(later >= earlier for earlier, later in pairwise(self.timesteps)):
             raise ValueError(
                 f"timesteps {' '.join(f'{t:g}' for t in self.timesteps)}, expected each below the one before"
             )
@@ -80,13 +82,15 @@ class Generator(nn.Module):
             cond: conditions.
             noise: returns the noise of the transition after a step, of the shape of z; by default it follows from z.
         """
-        noise = noise or (lambda step: derived_noise(z, step))
-        images = self(z, cond)
+        last = len(self.timesteps) - 1
+        return self(self.step_input(last, z, cond, noise or partial(derived_noise, z)), cond, last)
+
+    def step_input(self, step: int, z: Tensor, cond: Condition | None, noise: Callable[[int], Tensor]) -> Tensor:
+        """Return the input of a step (B ...), as the steps before it make it of noise z; `noise` as in `sample`."""
         x = z
-        for step in range(1, len(self.timesteps)):
-            x = self.next_input(x, images, step - 1, lambda before=step - 1: noise(before))
-            images = self(x, cond, step)
-        return images
+        for before in range(step):
+            x = self.next_input(x, self(x, cond, before), before, partial(noise, before))
+        return x
 
 
 def derived_noise(z: Tensor, step: int) -> Tensor:
@@ -181,15 +185,13 @@ class MultiStep:
         starts from noise of its own; with "ode" it starts from z.
         """
         generator: Generator = self.generator  # type: ignore[assignment]
-        if step == 0:
-            return z
+        if step == 0 or generator.transition == "ode":
+            return generator.step_input(step, z, cond, lambda before: z)
         like = Samples(z, cond, len(z))
-        x = z if generator.transition == "ode" else gaussian(noise, like)
-        for before in range(step):
-            images = self.generator(x, cond, before)
-            last = before == step - 1
-            x = generator.next_input(x, images, before, lambda last=last: z if last else gaussian(noise, like))
-        return x
+        start = gaussian(noise, like)
+        return generator.step_input(
+            step, start, cond, lambda before: z if before == step - 1 else gaussian(noise, like)
+        )
 
 
 def concat(cond: Condition | None, cond_ref: Condition | None) -> Condition | None:

@@ -22,7 +22,7 @@ def find_metadata(folder: Path) -> Path | None:
 def table_names(table: Path) -> list[str]:
     """Read the file names of a table of images, relative to its folder; one that is listed twice has two captions.
 
-    ValueError where there is none, or a file does not exist.
+    ValueError if the table is empty, or a file does not exist.
     """
     (column,) = read_columns(table, NAME_COLUMNS)
     names = require_texts(table, "file name", column)
@@ -61,7 +61,7 @@ def captions_beside(names: Sequence[str], read_text: Callable[[str], str | None]
 
     Args:
         names: of the images.
-        read_text: reads a file by its name; None where there is none.
+        read_text: reads a text file by its name; None if it does not exist.
 
     Returns:
         The captions, without space around them; None where no image has one.

@@ -108,7 +108,7 @@ class ImageFolder:
             raise ValueError(f"{self.path}: {error}") from None
 
     def read_text(self, name: str) -> str | None:
-        """Read a file of text; None where there is none. ValueError where it is not UTF-8."""
+        """Read a text file; None if it does not exist. ValueError if it is not UTF-8."""
         try:
             with self.open_file(name) as stream, naming_bad_text(self.path / name):
                 return stream.read().decode("utf-8-sig")

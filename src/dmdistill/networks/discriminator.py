@@ -26,7 +26,9 @@ def feature_layers(network: nn.Module) -> list[str]:
     """
     layers = getattr(network, "feature_layers", None)
     if layers is None:
-        raise ValueError(f"{type(network).__name__} does not say which layers a discriminator can judge: name them")
+        raise ValueError(
+            f"{type(network).__name__} has no feature_layers for a discriminator: name some by --discriminator-layers"
+        )
     return list(layers)
 
 
