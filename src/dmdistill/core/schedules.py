@@ -6,12 +6,15 @@ where a one-step generator is evaluated.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 __all__ = ["EDM", "VP", "Flow", "NoiseSchedule", "expand"]
+
+ROUNDING = 1e-3  # of a bin: times are stored in fp32
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
@@ -57,8 +60,7 @@ class NoiseSchedule:
 
     def fraction(self, t: float) -> float:
         """Return the fraction of the bins whose time is at most t."""
-        times = self.time(torch.arange(self.bins))
-        return int((times <= t).sum()) / self.bins
+        raise NotImplementedError
 
     @property
     def time_range(self) -> tuple[float, float]:
@@ -123,6 +125,10 @@ class EDM(NoiseSchedule):
     def time_at_ratio(self, ratio: Tensor) -> Tensor:
         return ratio.float()
 
+    def fraction(self, t: float) -> float:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (math.floor((t ** (1 / self.rho) - low) / (high - low) * (self.bins - 1) + ROUNDING) + 1) / self.bins
+
     def noise_std(self, t: float) -> float:
         return t
 
@@ -172,6 +178,9 @@ class VP(NoiseSchedule):
     def time(self, index: Tensor) -> Tensor:
         return index.float()
 
+    def fraction(self, t: float) -> float:
+        return (math.floor(t) + 1) / self.bins
+
     def time_at_ratio(self, ratio: Tensor) -> Tensor:
         abar = self.alphas_cumprod[1:].to(ratio.device)
         midpoints = ((1 / abar - 1).log()[1:] + (1 / abar - 1).log()[:-1]) / 4  # of ln(sigma/alpha) of neighbours
@@ -205,6 +214,9 @@ class Flow(NoiseSchedule):
 
     def time(self, index: Tensor) -> Tensor:
         return ((index.double() + 1) / self.bins).float()
+
+    def fraction(self, t: float) -> float:
+        return math.floor(t * self.bins + ROUNDING) / self.bins
 
     def time_at_ratio(self, ratio: Tensor) -> Tensor:
         return (ratio / (1 + ratio)).float()

@@ -86,4 +86,6 @@ def add_head(
         raise ValueError(f"{type(denoiser.net).__name__} has no layer {unknown[0]!r} for a discriminator to judge")
     t = z.new_full((len(z),), denoiser.schedule.t_max)
     features = capture_features(denoiser.net, names, lambda: denoiser(z, t, cond))
-    return DenoiserWithHead(denoiser, build_head(features, kind).to(z.device), names)
+    with z.device:
+        head = build_head(features, kind)
+    return DenoiserWithHead(denoiser, head, names)

@@ -16,14 +16,14 @@ from dmdistill.commands.distill.batches import Batches
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.diagnostics import Probe
 from dmdistill.commands.distill.functions import load_distance
-from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
+from dmdistill.commands.distill.initialization import initial_generator, student_times, trainable_copy
 from dmdistill.commands.distill.monitor import build_probe
 from dmdistill.commands.distill.schedule import BatchNeeds, Phase
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import change
 from dmdistill.commands.plan.fsdp_memory import ShardingRecorder
-from dmdistill.commands.plan.placeholders import PlaceholderPairs, PlaceholderPrompts
+from dmdistill.commands.plan.placeholders import PlaceholderImages, PlaceholderPairs, PlaceholderPrompts
 from dmdistill.commands.plan.tensor_ledger import FakeTensors, Ledger, find_tensors
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.samples import Batch
@@ -138,7 +138,8 @@ def dry_run(
         ledger: count the memory with data too; one step of the last kind is computed first, for the optimizers' states.
         processes: how many share the batch; this is one of them.
     """
-    config = change(config, pairs=None, start=None, compile=False)
+    times = student_times(config, teacher)  # whose values are known only with data
+    config = change(config, pairs=None, start=None, compile=False, student_timesteps=times)
     with ExitStack() as stack:
         mode = None
         if not data:
@@ -183,6 +184,7 @@ def build(
         fake,
         distance=distance,
         pairs=PlaceholderPairs(teacher, count) if config.regression.lambda_reg > 0 else None,
+        real_images=PlaceholderImages(teacher) if config.gan.data is not None else None,
         parallel=Parallelism(microbatches=config.memory.accumulate, sharder=sharding),
         rng=torch.Generator(device).manual_seed(config.seed),
     )

@@ -1,4 +1,4 @@
-"""Placeholders for data where only its shapes matter: pairs of noise, prompts of zeros."""
+"""Placeholders for data where only its shapes matter: pairs and real images of noise, prompts of zeros."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmdistill.data.conditions import Conditions
 from dmdistill.data.prompt_embeddings import Prompts, PromptSet
 from dmdistill.models.model import Teacher
 
-__all__ = ["PlaceholderPairs", "PlaceholderPrompts"]
+__all__ = ["PlaceholderImages", "PlaceholderPairs", "PlaceholderPrompts"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,25 @@ class PlaceholderPairs:
         size = len(rows)
         index = None if self.teacher.conditions is None else torch.zeros(size, dtype=torch.long)
         return torch.randn(size, *self.teacher.shape), torch.randn(size, *self.teacher.shape), index
+
+
+@dataclass(frozen=True)
+class PlaceholderImages:
+    """Noise in place of real images, or of their latents, with the teacher's conditions."""
+
+    teacher: Teacher
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """The teacher's conditions."""
+        return self.teacher.conditions
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        index = None if self.conditions is None else torch.zeros(len(rows), dtype=torch.long)
+        return torch.randn(len(rows), *self.teacher.shape), index
 
 
 @dataclass(frozen=True)
