@@ -68,7 +68,8 @@ def unpack(about: Path, store: Path) -> Path:
         joined.unlink()
         raise ValueError(f"{about.stem}: its parts are damaged or of different parcels; split and send it again")
     with tarfile.open(joined) as archive:
-        archive.extractall(store, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python 3.11.2, Debian's
+        archive.extractall(store)
     for file in (joined, about, *files):
         file.unlink()
     return store / about.stem

@@ -211,7 +211,7 @@ def spoil(folder, spoilt):
         ("no scheduler", "holds no scheduler/scheduler_config.json"),
         ("scheduler", "scheduler MagicScheduler: no noise schedule"),
         ("prediction", "scheduler DDIMScheduler: prediction_type 'tea', expected epsilon, v_prediction, sample"),
-        ("class", "is a Kandinsky3UNet, expected one of UNet2DModel"),
+        ("class", "is a 'Kandinsky3UNet', expected one of UNet2DModel"),
         ("weights", "holds no .safetensors"),
         ("damaged", r"diffusion_pytorch_model\.safetensors is cut short"),
     ],

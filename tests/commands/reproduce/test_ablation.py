@@ -21,6 +21,7 @@ from dmdistill.core.losses import pseudo_huber
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
+from dmdistill.training.signals import TrainingStopped
 from helpers.configs import configure
 
 COMPUTE = ComputeOptions(device="cpu", precision="fp32", threads=1)
@@ -110,7 +111,7 @@ def test_a_start_that_cannot_be_is_refused_before_pairs_are_made(small, tmp_path
 def test_an_interrupted_experiment_continues(small, terminated, tmp_path, capsys):
     config = ReproduceConfig("weighting", out=tmp_path, seeds=1, steps=4, compute=COMPUTE)
     terminated(Distillation, "iterate", 2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingStopped):
         weighting(config)
     assert "resume with" in capsys.readouterr().out
     assert not (tmp_path / "weighting.json").exists()
