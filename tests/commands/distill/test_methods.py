@@ -107,7 +107,14 @@ def test_a_run_of_each_method_is_resumed_bit_for_bit(name, run, monkeypatch):
     assert logged_values(other.out) == rows
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if "f-distill" not in name and name != "sida"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("dmd2-sde", "dmd2-gan", "sid") else pytest.mark.slow)
+        for name in RUNS
+        if "f-distill" not in name and name != "sida"
+    ],
+)
 def test_accumulated_gradients_are_those_of_the_full_batch(name, run):
     """f-distill and SiDA normalize by means over the images that are computed at once."""
     losses = []
