@@ -106,6 +106,7 @@ def test_dataset_json_can_say_that_there_are_no_labels(place, table, tmp_path):
         (json.dumps({"labels": [["a.png", 0]]}), "1 of 2 images have no label, first b.png"),
         (json.dumps({"labels": [["a.png", 0], ["b.png", -1]]}), "-1 is no label"),
         (json.dumps({"labels": [["a.png", 0], ["b.png", 1.5]]}), "1.5 is no label"),
+        (json.dumps({"labels": [["a.png", 0], ["b.png", 10**12]]}), "1000000000000 is no label"),
         (json.dumps({"labels": [["a.png", 0], ["b.png", [0, 1]]]}), r"\[0, 1\] is no label"),
         (json.dumps({"labels": 3}), "not iterable"),
         (json.dumps([1, 2]), "no attribute"),

@@ -198,6 +198,8 @@ def spoil(folder, spoilt):
         schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"prediction_type": "tea"}))
     elif spoilt == "class":
         config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "Kandinsky3UNet"}))
+    elif spoilt == "padding":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"downsample_padding": [1, 1, 1]}))
     elif spoilt == "weights":
         next(folder.glob("*.safetensors")).rename(folder / "diffusion_pytorch_model.bin")
     elif spoilt == "damaged":
@@ -212,6 +214,7 @@ def spoil(folder, spoilt):
         ("scheduler", "scheduler MagicScheduler: no noise schedule"),
         ("prediction", "scheduler DDIMScheduler: prediction_type 'tea', expected epsilon, v_prediction, sample"),
         ("class", "is a 'Kandinsky3UNet', expected one of UNet2DModel"),
+        ("padding", r"is padded by \(?\[?1, 1, 1"),
         ("weights", "holds no .safetensors"),
         ("damaged", r"diffusion_pytorch_model\.safetensors is cut short"),
     ],

@@ -11,6 +11,8 @@ from torch import Tensor
 
 __all__ = ["ImageLabels", "labels_by_folder", "labels_by_table"]
 
+MAX_CLASSES = 100_000
+
 
 @dataclass(frozen=True)
 class ImageLabels:
@@ -53,6 +55,6 @@ def labels_by_table(names: Sequence[str], table: Mapping[str, int]) -> ImageLabe
     if unlabelled := [name for name in names if name not in table]:
         raise ValueError(f"{len(unlabelled)} of {len(names)} images have no label, first {unlabelled[0]}")
     labels = [table[name] for name in names]
-    if odd := [label for label in labels if type(label) is not int or label < 0]:
-        raise ValueError(f"{odd[0]!r} is no label, expected integers from 0")
+    if odd := [label for label in labels if type(label) is not int or not 0 <= label < MAX_CLASSES]:
+        raise ValueError(f"{odd[0]!r} is no label, expected integers from 0 to {MAX_CLASSES - 1}")
     return ImageLabels(torch.tensor(labels), tuple(f"class {number}" for number in range(max(labels) + 1)))

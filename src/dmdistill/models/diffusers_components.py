@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dmdistill.io.errors import first_line, import_optional
 from dmdistill.models.autoencoder import VAE
@@ -61,9 +62,17 @@ def build_sketch(folder: Path, class_name: str) -> Any:
             sketch = kind.from_config(config)
         needed = sum(tensor.numel() for tensor in [*sketch.parameters(), *sketch.buffers()])
         check_memory(max(needed, elements))
+        check_paddings(sketch)
     except Exception as error:  # whatever the library raises
         raise ValueError(f"{folder / 'config.json'} is no config of a {class_name}: {first_line(error)}") from None
     return sketch
+
+
+def check_paddings(network: nn.Module) -> None:
+    """Raise ValueError for a convolution's padding of other than two numbers, which the meta device lets pass."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and len(module.padding) != 2:
+            raise ValueError(f"{name} is padded by {module.padding!r:.50}, expected one number or two")
 
 
 def count_weights(folder: Path) -> tuple[int, int]:

@@ -189,6 +189,8 @@ def test_a_real_run_is_described(tiny_teacher, tmp_path, capsys, monkeypatch, er
         assert text in printed
     rows = read_metrics(run)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("")
+    assert "metrics.jsonl ends at step 0, its student was written after step 4" in error_line("info", run)
     (run / "metrics.jsonl").write_text("".join(lines[:2]))
     assert "metrics.jsonl ends at step 2, its student was written after step 4" in error_line("info", run)
     shutil.rmtree(run / "student")

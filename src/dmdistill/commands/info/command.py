@@ -30,7 +30,7 @@ def info(config: InfoConfig) -> None:
     if not metrics or any((run / kind / "config.json").exists() for kind in ("student", "teacher")):
         try:
             model = load_model(config.model)
-            check_log_end(config.model, metrics, model)
+            check_log_end(run, metrics, model)
             rows |= describe_model(model)
         except ValueError:
             print_table(rows)
@@ -38,13 +38,17 @@ def info(config: InfoConfig) -> None:
     print_table(rows)
 
 
-def check_log_end(run: str, metrics: Sequence[Mapping[str, float]], model: Model) -> None:
-    """Raise ValueError where the log of a run ends before the last of the steps after which its student was written."""
+def check_log_end(run: Path, metrics: Sequence[Mapping[str, float]], model: Model) -> None:
+    """Raise ValueError where the log of a run ends before the last of the steps after which its student was written.
+
+    A log that is missing as a whole was removed by the user.
+    """
     distilled = model.config.get("distilled")
     steps = distilled.get("steps") if isinstance(distilled, dict) else None
-    if metrics and isinstance(steps, int) and metrics[-1]["step"] < steps:
+    last = metrics[-1]["step"] if metrics else 0
+    if (run / "metrics.jsonl").exists() and isinstance(steps, int) and last < steps:
         raise ValueError(
-            f"{run}/metrics.jsonl ends at step {metrics[-1]['step']}, its student was written after step {steps}: rows "
+            f"{run}/metrics.jsonl ends at step {last}, its student was written after step {steps}: rows "
             "are missing, or the run began anew"
         )
 
