@@ -67,8 +67,11 @@ def dit(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def save_student(name: str, folder: Path, *, rank: int = 0) -> Student:
-    """Save a student whose weights differ from its teacher's, in a folder as a distillation writes it."""
+def save_student(name: str, folder: Path, *, rank: int = 0, **steps: Any) -> Student:
+    """Save a student whose weights differ from its teacher's, in a folder as a distillation writes it.
+
+    steps: its timesteps and transition; one step where there are none.
+    """
     teacher = load_teacher(name)
     alpha = rank / 2  # another than the rank: the scale is to be kept
     denoiser = add_lora(teacher.denoiser, rank=rank, alpha=alpha) if rank else copy.deepcopy(teacher.denoiser)
@@ -80,6 +83,7 @@ def save_student(name: str, folder: Path, *, rank: int = 0) -> Student:
         "kind": "student",
         "name": f"{teacher.name}-student",
         **{key: teacher.config.get(key) for key in (*INHERITED_KEYS, "licence", "feature_extractor")},
+        **steps,
     }
     if rank or "network" not in teacher.config:
         config |= {"teacher": name} | ({"lora": {"rank": rank, "alpha": alpha}} if rank else {})

@@ -8,7 +8,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from dmdistill.commands.export.latent import one_step_scheduler
+from dmdistill.commands.export.sampling import student_sampling
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.models.diffusers_pipeline import load_diffusers
 from helpers.tiny_models import save_student, unet2d
@@ -59,7 +59,7 @@ def asked(kind, folder, tmp_path):
         teacher.denoiser(z, torch.full((2,), float(path.t_max)), teacher.condition(torch.tensor([0, 1])))
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     student = save_student(str(folder), tmp_path / "student")
-    pipeline.scheduler = one_step_scheduler(student)
+    pipeline.scheduler = student_sampling(student).scheduler
     pipeline.set_progress_bar_config(disable=True)
     theirs = Call(getattr(pipeline, "unet", None) or pipeline.transformer)
     latents = pipeline._pack_latents(z, *z.shape) if kind.startswith("flux") else z

@@ -20,6 +20,8 @@ LICENCES = (  # as the hub names them
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "bsd-3-clause"),
 )
 
+TRANSITIONS = {"sde": "fresh noise", "ode": "the noise that is left of their input"}
+
 PYTHON_USE = """```python
 import torch
 from dmdistill import load_model, save_grid
@@ -28,6 +30,8 @@ model = load_model("path/to/this/folder")
 images = model.images(*model.sample_inputs(64, rng=torch.Generator().manual_seed(0)))
 save_grid("images.png", images, columns=8)
 ```"""
+
+GIVEN_TIMES = re.compile(r"\b(timesteps|sigmas)=")  # in the call of a pipeline
 
 TEXT_USE = """```
 dmdistill sample path/to/this/folder --prompt "a red square"
@@ -63,10 +67,17 @@ def student_card(student: Student, settings: dict[str, Any]) -> str:
 
 
 def describe_steps(student: Student) -> str:
-    """Say what a student is: a generator of one or of several steps."""
+    """Say what a student is: a generator of one or of several steps, and at which times where not the last only."""
     if student.evaluations == 1:
-        return "A one-step image generator (1 network evaluation per image)"
-    return f"An image generator of {student.evaluations} steps ({student.evaluations} network evaluations per image)"
+        text, at = "A one-step image generator (1 network evaluation per image)", "told the time"
+    else:
+        text = (
+            f"An image generator of {student.evaluations} steps ({student.evaluations} network evaluations per image)"
+        )
+        at = "at the times"
+    times = " ".join(f"{time:g}" for time in student.timesteps)
+    transition = f", with {TRANSITIONS[student.transition]} between them" if student.evaluations > 1 else ""
+    return f"{text}, {at} {times}{transition}" if times else text
 
 
 def model_card(model: Model, summary: str, settings: dict[str, Any]) -> str:
@@ -106,6 +117,7 @@ def export_card(student: Student, use: str, report: dict[str, Any]) -> str:
     teacher = settings.get("teacher", "unknown")
     base = f"base_model: {teacher}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(teacher)) else ""
     kind = "LoRA weights for" if "load_lora_weights" in use else "distilled from"
+    given = "\nThe scheduler does not hold these times, so every call gives them.\n" if GIVEN_TIMES.search(use) else ""
     return f"""---
 {licence_lines(student.licence)}
 library_name: diffusers
@@ -114,13 +126,13 @@ pipeline_tag: {"text-to-image" if student.text is not None else "unconditional-i
 
 # {student.name}
 
-A one-step image generator (1 network evaluation per image): {kind} the teacher {teacher!r}, by distribution matching
+{describe_steps(student)}: {kind} the teacher {teacher!r}, by distribution matching
 distillation (Yin et al., CVPR 2024) with dmdistill. Licence of the weights, as of the teacher's: {student.licence}.
 
 ```python
 {use.format(folder="this folder, or its name on the hub")}
 ```
-{quality_table([report[who] for who in ("teacher", "student") if who in report])}
+{given}{quality_table([report[who] for who in ("teacher", "student") if who in report])}
 ## Settings of the distillation
 
 ```json

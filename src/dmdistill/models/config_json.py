@@ -14,7 +14,15 @@ from dmdistill.core.solvers import SOLVERS
 from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 
-__all__ = ["check_arguments", "check_config", "check_memory", "check_student", "read_config"]
+__all__ = [
+    "FEW_STEPS",
+    "check_arguments",
+    "check_config",
+    "check_few_steps",
+    "check_memory",
+    "check_student",
+    "read_config",
+]
 
 MAX_TEXT, MAX_LIST, MAX_CLASSES = 500, 64, 100_000
 MAX_GUIDANCE = 1000.0
@@ -111,9 +119,7 @@ def check_student(config: dict[str, Any]) -> None:
     for key in ("name", "teacher"):
         if not is_text(config.get(key)):
             raise ValueError(f"{key} is {config.get(key)!r:.200}, expected a text of one line")
-    for key, (check, expected) in FEW_STEPS.items():
-        if key in config and not check(config[key]):
-            raise ValueError(f"{key} is {config[key]!r:.200}, expected {expected}")
+    check_few_steps(config)
     lora = config.get("lora") or {"rank": 1}
     if not isinstance(lora, dict) or lora.keys() - {"rank", "alpha"}:
         raise ValueError(f"lora is {lora!r:.200}, expected a rank and an alpha")
@@ -121,6 +127,13 @@ def check_student(config: dict[str, Any]) -> None:
         raise ValueError(f"rank of lora is {lora.get('rank')!r:.200}, expected an integer from 1")
     if lora.get("alpha") is not None and not is_number(lora["alpha"]):
         raise ValueError(f"alpha of lora is {lora['alpha']!r:.200}, expected a number")
+
+
+def check_few_steps(config: dict[str, Any]) -> None:
+    """Raise ValueError for wrong values of a student's times and transition."""
+    for key, (check, expected) in FEW_STEPS.items():
+        if key in config and not check(config[key]):
+            raise ValueError(f"{key} is {config[key]!r:.200}, expected {expected}")
 
 
 def check_arguments(kind: type, arguments: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 from dmdistill.io.errors import first_line, import_optional
+from dmdistill.models.config_json import FEW_STEPS, check_few_steps
 
 __all__ = [
     "METADATA_FILE",
@@ -121,7 +122,8 @@ def read_scheduler_config(folder: Path) -> dict[str, Any]:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Read dmdistill.json: teacher or student, its name, classes, licence and feature extractor, all of them optional.
 
-    Of an exported student whose network is this package's own it has the network's entries, too.
+    Of an exported student of several steps it has the times and the transition, and of one whose network is this
+    package's own the network's entries, too.
     """
     file = folder / METADATA_FILE
     metadata = read_object(file)
@@ -135,7 +137,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f'{file}: expected {{"kind": "teacher" or "student", "name": "...", "classes": ["...", ...], '
             '"licence": "...", "feature_extractor": "..."}'
         )
-    return {key: metadata[key] for key in (*TEXTS, "classes", *PARTS) if metadata.get(key)}
+    try:
+        check_few_steps(metadata)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return {key: metadata[key] for key in (*TEXTS, "classes", *FEW_STEPS, *PARTS) if metadata.get(key)}
 
 
 def read_licence(folder: Path) -> str:

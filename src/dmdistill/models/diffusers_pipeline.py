@@ -79,7 +79,8 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
     network_folder, class_name = find_network(folder)
     sketch = build_sketch(network_folder, class_name)
     shape = read_shape(sketch.config, class_name, network_folder / "config.json")
-    schedule = read_folder_schedule(folder, tokens=shape[1] * shape[2] // 4)
+    distilled = metadata.get("kind") == "student"
+    schedule = read_folder_schedule(folder, tokens=shape[1] * shape[2] // 4, distilled=distilled)
     check_forward(sketch, class_name, shape, network_folder)
     network = WRAPPERS[class_name](load_component(network_folder, class_name)).eval().requires_grad_(False)
     network.time_scale = schedule.time_scale
@@ -149,10 +150,10 @@ def read_shape(config: Any, class_name: str, file: Path) -> tuple[int, int, int]
     return channels, sides[0], sides[1]
 
 
-def read_folder_schedule(folder: Path, *, tokens: int) -> Schedule:
+def read_folder_schedule(folder: Path, *, tokens: int, distilled: bool) -> Schedule:
     """Read the noise schedule of a folder. ValueError, naming the file, for a scheduler that is not supported."""
     try:
-        return read_schedule(read_scheduler_config(folder), tokens=tokens)
+        return read_schedule(read_scheduler_config(folder), tokens=tokens, distilled=distilled)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 

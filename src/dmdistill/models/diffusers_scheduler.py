@@ -20,7 +20,8 @@ from dmdistill.models.quiet import quiet
 __all__ = ["PREDICTIONS", "Schedule", "read_schedule"]
 
 PREDICTIONS = {"epsilon": EpsDenoiser, "v_prediction": VDenoiser, "sample": X0Denoiser}
-CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler")
+LCM = "LCMScheduler"
+CONSISTENCY = (LCM, "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler")
 OTHER_SAMPLERS = ("InverseScheduler", "RePaintScheduler")  # which lead from images to noise, or fill in parts
 EDM_DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}  # diffusers' names and values
 SUPPORTED = {  # option: values with which a scheduler is read correctly here
@@ -51,18 +52,19 @@ class Schedule:
     clipping: Clipping | None = None
 
 
-def read_schedule(config: dict[str, Any], *, tokens: int = 0) -> Schedule:
+def read_schedule(config: dict[str, Any], *, tokens: int = 0, distilled: bool = False) -> Schedule:
     """Read the noise schedule and the parameterisation of a model.
 
     Args:
         config: the content of a scheduler_config.json.
         tokens: patches of an image, on which the shift of some flows depends.
+        distilled: whether it is a student of this package, whose steps LCM's scheduler may take.
 
     Raises:
         ValueError: naming the option and its value, where one is unknown or not supported.
     """
     name = str(config.get("_class_name", ""))
-    if name in CONSISTENCY:
+    if name in CONSISTENCY and not (distilled and name == LCM):
         raise ValueError(
             f"scheduler {name} belongs to a consistency model, which was distilled already: its network does not "
             "predict the posterior mean of a diffusion model. Give the model that it was distilled from"

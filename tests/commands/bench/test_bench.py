@@ -137,6 +137,16 @@ def test_every_number_of_a_comparison_on_a_fake_clock():
         assert row["speedup"] == pytest.approx(7 / evaluations)
 
 
+def test_a_few_step_student_is_timed_with_all_its_steps():
+    clock = FakeTime()
+    few = dataclasses.replace(slow(Student, clock), timesteps=(1.0, 0.8, 0.3), transition="ode")
+    for row in compare([BenchmarkCase(slow(Student, clock)), BenchmarkCase(few)], clock, repeats=1, max_batch=1)[
+        "rows"
+    ]:
+        assert row["seconds"]["median"] == pytest.approx(row["evaluations_per_image"] * 12.1)
+    assert (row["evaluations_per_image"], row["speedup"]) == (3, pytest.approx(1 / 3))
+
+
 def test_the_clock_waits_for_a_gpu(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)

@@ -14,6 +14,7 @@ from dmdistill.commands.evaluate.generated_images import (
 from dmdistill.data.image_tensors import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
 from dmdistill.models.load import load_teacher
+from dmdistill.models.model import Student
 
 
 @pytest.fixture
@@ -59,6 +60,13 @@ def test_images_of_a_range_are_those_of_the_model_rounded(teacher):
     small = GeneratedImages(teacher, 11, seed=2, side=5)
     assert small.shape == (1, 5, 5)
     assert torch.equal(small.images(range(3, 9)), center_crop_batch(found, 5))
+
+
+def test_digests_follow_a_students_steps(teacher):
+    student = Student.from_teacher(teacher, teacher.denoiser, {"name": "student"})
+    steps = [((), "sde"), ((80.0, 2.5), "sde"), ((80.0, 2.5), "ode"), ((80.0, 1.5), "sde")]
+    students = [dataclasses.replace(student, timesteps=times, transition=transition) for times, transition in steps]
+    assert len({GeneratedImages(one, 11, seed=2).digest() for one in students}) == 4
 
 
 def test_digests_follow_what_decides_the_images(teacher):

@@ -1,10 +1,13 @@
 """Generates images with exported folders, where dmdistill cannot be imported: `python -I draw_exported.py JOBS`.
 
 JOBS: a JSON list of {"folder", "base": the teacher of adapters, "prompts", "guidance"}. FOLDER.z.pt holds
-the noise; images, B C H W in [0, 1] or about it, go to FOLDER.out.pt.
+the noise, then that of each transition; images, B C H W in [0, 1] or about it, go to FOLDER.out.pt. Scheduler and
+steps are what the folder's card says.
 """
 
+import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +15,8 @@ import torch
 
 sys.modules["dmdistill"] = None
 
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+import diffusers
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 torch.set_num_threads(1)
@@ -20,42 +24,50 @@ logging.disable_progress_bar()
 
 
 class Noise:
-    """Noise that replaces what a pipeline draws."""
+    """Noise that replaces what a pipeline or a scheduler draws, in turn."""
 
-    def __init__(self, z):
-        self.z = z
+    def __init__(self, noise):
+        self.noise = list(noise)
 
     def __call__(self, shape, **_):
-        assert tuple(shape) == tuple(self.z.shape)
-        return self.z.clone()
+        z = self.noise.pop(0)
+        assert tuple(shape) == tuple(z.shape)
+        return z.clone()
 
 
-def load_pipeline(job):
+def replace_noise(user, noise):
+    """Make the module of an object's class draw this noise."""
+    sys.modules[type(user).__module__].randn_tensor = Noise(noise)
+
+
+def load_pipeline(job, card):
     if job["base"] is None:
         return DiffusionPipeline.from_pretrained(job["folder"], trust_remote_code=True)
     pipeline = DiffusionPipeline.from_pretrained(job["base"])
     pipeline.load_lora_weights(job["folder"])
-    flow = "FlowMatch" in type(pipeline.scheduler).__name__
-    kind = FlowMatchEulerDiscreteScheduler if flow else DDIMScheduler
+    kind = getattr(diffusers, re.search(r"pipeline.scheduler = (\w+)", card)[1])
     pipeline.scheduler = kind.from_pretrained(job["folder"], subfolder="scheduler")
     return pipeline
 
 
 def generate(job):
-    pipeline, z = load_pipeline(job), torch.load(job["folder"] + ".z.pt")
+    card = (Path(job["folder"]) / "README.md").read_text()
+    pipeline, (z, *noise) = load_pipeline(job, card), torch.load(job["folder"] + ".z.pt")
     pipeline.set_progress_bar_config(disable=True)
     name = type(pipeline).__name__
-    if name == "OneStepPipeline":
+    if name == "StudentPipeline":
         labels = [1, 0] if pipeline.config.classes else None
         return pipeline(noise=z, class_labels=labels, output_type="pt").images / 2 + 0.5
-    options = {"num_inference_steps": 1, "output_type": "np"}
+    argument, value = re.search(r" (num_inference_steps|timesteps|sigmas)=(\d+|\[.*?\])", card).groups()
+    options = {argument: ast.literal_eval(value), "output_type": "np"}
     if name in ("DDIMPipeline", "DiTPipeline"):
-        sys.modules[type(pipeline).__module__].randn_tensor = Noise(z)
+        replace_noise(pipeline, [z])
         inputs = {"class_labels": [1, 0], "guidance_scale": 1} if name == "DiTPipeline" else {"batch_size": len(z)}
     else:
         if name == "FluxPipeline":
-            z = pipeline._pack_latents(z, *z.shape)
+            z, *noise = (pipeline._pack_latents(one, *one.shape) for one in (z, *noise))
         inputs = {"latents": z, "guidance_scale": job["guidance"], "height": 16, "width": 16, "prompt": job["prompts"]}
+    replace_noise(pipeline.scheduler, noise)
     return torch.from_numpy(pipeline(**inputs, **options).images).permute(0, 3, 1, 2)
 
 

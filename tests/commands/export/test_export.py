@@ -19,16 +19,17 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 from dmdistill.commands.cli import main
-from dmdistill.commands.export.pixel import ddim_is_exact, one_step_coefficients
+from dmdistill.commands.export.pixel import ddim_is_exact, sampling_steps
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.core import denoisers
-from dmdistill.core.generators import Generator
+from dmdistill.core.generators import Generator, derived_noise
 from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.io.atomic import read_safetensors, write_safetensors
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
+from helpers.edits import edit_json
 from helpers.killed_command import run_killed
 from helpers.tiny_models import dit, save_student, unet2d
 
@@ -37,6 +38,54 @@ TEXT = ("stable_diffusion", "sdxl", "sd3", "flux", "flux-guided")
 LORA = ("stable_diffusion", "sdxl", "sd3", "flux")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DRAW = Path(__file__).with_name("draw_exported.py")
+
+
+PIXELS = ("edm", "adm", "ncsn", "unet", "unet-ddpm", "unet-v", "unet-classes", "unet-flow", "unet-variance", "unet-edm")
+QUARTERS = (999.0, 749.0, 499.0, 249.0)
+UNEVEN = (999.0, 700.0, 320.0)
+SHIFTED = tuple(Flow(shift=3.0).student_times(4))
+
+
+def steps(transition, *timesteps):
+    return {"timesteps": list(timesteps), "transition": transition}
+
+
+FEW_STEPS = {  # key: teacher, rank of LoRA, the student's steps
+    "edm-sde": ("edm", 0, steps("sde", 80.0, 9.0, 1.5, 0.3)),
+    "unet-classes-ode": ("unet-classes", 0, steps("ode", *UNEVEN)),
+    "unet-ode": ("unet", 2, steps("ode", *QUARTERS)),
+    "sd-sde": ("stable_diffusion", 0, steps("sde", *QUARTERS)),
+    "sd-ode-uneven": ("stable_diffusion", 2, steps("ode", *UNEVEN)),
+    "sdxl-399": ("sdxl", 0, steps("sde", 399.0)),
+    "sd3-sde": ("sd3", 2, steps("sde", *SHIFTED)),
+    "flux-ode": ("flux", 0, steps("ode", *SHIFTED)),
+    "dit-sde": ("dit", 0, steps("sde", *QUARTERS)),
+}
+SLOW = {  # the same
+    "edm-ode": ("edm", 2, steps("ode", 80.0, 9.0, 1.5)),
+    "edm-2.5": ("edm", 0, steps("sde", 2.5)),
+    "unet-sde": ("unet", 0, steps("sde", *QUARTERS)),
+    "unet-flow-sde": ("unet-flow", 0, steps("sde", *SHIFTED)),
+    "unet-edm-ode": ("unet-edm", 0, steps("ode", 50.0, 3.0)),
+    "unet-v-ode": ("unet-v", 0, steps("ode", *UNEVEN)),
+    "sd-sde-lora": ("stable_diffusion", 2, steps("sde", *QUARTERS)),
+    "sd-sde-uneven": ("stable_diffusion", 0, steps("sde", *UNEVEN, 8.0)),
+    "sd-ode": ("stable_diffusion", 0, steps("ode", *QUARTERS)),
+    "sdxl-399-lora": ("sdxl", 2, steps("sde", 399.0)),
+    "sdxl-sde": ("sdxl", 0, steps("sde", *QUARTERS)),
+    "sdxl-ode-uneven": ("sdxl", 0, steps("ode", *UNEVEN)),
+    "sd3-ode": ("sd3", 0, steps("ode", *SHIFTED)),
+    "sd3-uneven": ("sd3", 0, steps("ode", 0.95, 0.6, 0.13)),
+    "flux-sde-lora": ("flux", 2, steps("sde", *SHIFTED)),
+    "flux-guided-uneven": ("flux-guided", 0, steps("sde", 1.0, 0.6, 0.13)),
+    "dit-ode": ("dit", 0, steps("ode", *QUARTERS)),
+}
+CASES = {
+    **{name: (name, 0, {}) for name in (*PIXELS, "dit", *TEXT)},
+    **{f"{name}-lora": (name, 2, {}) for name in (*LORA, "edm", "dit", "unet")},
+    **FEW_STEPS,
+}
+KEYS = [*CASES, *(pytest.param(key, marks=pytest.mark.slow) for key in SLOW)]
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +116,32 @@ def teachers(tmp_path_factory, tiny_teacher, tiny_pipeline, edm):
 
 @pytest.fixture(scope="module")
 def drawn(teachers, tmp_path_factory):
-    """name -> (our images, theirs, the folder), of all kinds, drawn by one process without this package."""
-    folder = tmp_path_factory.mktemp("exported")
+    """name -> (our images, theirs, the folder), of all kinds."""
+    return draw(CASES, teachers, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="module")
+def drawn_slowly(teachers, tmp_path_factory):
+    """The same of further students."""
+    return draw(SLOW, teachers, tmp_path_factory.mktemp("exported-slowly"))
+
+
+@pytest.fixture
+def drawing(key, request):
+    """Our images of one student, theirs, and the folder."""
+    return request.getfixturevalue("drawn" if key in CASES else "drawn_slowly")[key]
+
+
+def draw(cases, teachers, folder):
+    """Export students, and draw the same images by this package and by one process without it."""
     jobs, ours = [], {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DMDISTILL_CACHE", str(folder / "cache"))
         patch.setattr("dmdistill.models.diffusers_pipeline.FLUX_SIZE", 8)
-        for name, teacher in teachers.items():
-            for rank in (0, 2) if name in (*LORA, "edm", "dit", "unet") else (0,):
-                key = f"{name}-lora" if rank else name
-                save_student(str(teacher), folder / "students" / key, rank=rank)
-                ours[key], job = exported(key, folder, teacher if rank and name in LORA else None)
-                jobs.append(job)
+        for key, (name, rank, steps) in cases.items():
+            save_student(str(teachers[name]), folder / "students" / key, rank=rank, **steps)
+            ours[key], job = exported(key, folder, teachers[name] if rank and name in LORA else None)
+            jobs.append(job)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
     command = [sys.executable, "-I", str(DRAW), str(folder / "jobs.json")]
@@ -99,39 +162,18 @@ def exported(key, folder, base):
     with torch.no_grad():
         first = Generator(load_teacher(student.config["distilled"]["teacher"]).denoiser)(z, student.condition(index))
     assert (student.generate(z, student.condition(index)) - first).std() > 0.01 * first.std()  # it is not the teacher
-    torch.save(z, f"{folder / key}.z.pt")
+    noise = [derived_noise(z, step) for step in range(student.evaluations)] if student.transition == "sde" else []
+    torch.save([z, *noise], f"{folder / key}.z.pt")
     job = {"folder": str(folder / key), "base": base and str(base), "prompts": PROMPTS[::-1]}
     job["guidance"] = getattr(student.network, "embedded_guidance", 0)
     return images, job
 
 
-KEYS = [
-    *(
-        "edm",
-        "edm-lora",
-        "adm",
-        "ncsn",
-        "unet",
-        "unet-lora",
-        "unet-ddpm",
-        "unet-v",
-        "unet-classes",
-        "unet-flow",
-        "unet-variance",
-        "unet-edm",
-        "dit",
-        "dit-lora",
-    ),
-    *TEXT,
-    *(f"{name}-lora" for name in LORA),
-]
-
-
 @pytest.mark.parametrize("key", KEYS)
-def test_the_same_noise_makes_the_same_image(key, drawn):
-    ours, theirs, _ = drawn[key]
+def test_the_same_noise_makes_the_same_image(key, drawing):
+    ours, theirs, folder = drawing
     assert theirs.shape == ours.shape
-    if not (drawn[key][2] / "pipeline.py").exists():  # diffusers' pipelines clip
+    if not (folder / "pipeline.py").exists():  # diffusers' pipelines clip
         assert ((ours > 0) & (ours < 1)).float().mean() > 0.1
         ours = ours.clamp(0, 1)
     difference = (theirs - ours).abs().max() / ours.std()
@@ -140,10 +182,10 @@ def test_the_same_noise_makes_the_same_image(key, drawn):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_an_exported_student_is_a_student_again(key, drawn, teachers, monkeypatch):
+def test_an_exported_student_is_a_student_again(key, drawing, monkeypatch):
     """With the same images; LoRA weights alone say where they belong. No command takes it for a teacher."""
     monkeypatch.setattr("dmdistill.models.diffusers_pipeline.FLUX_SIZE", 8)
-    expected, _, folder = drawn[key]
+    expected, _, folder = drawing
     if (folder / "pytorch_lora_weights.safetensors").exists():
         with pytest.raises(ValueError, match=r"LoRA weights.* give the folder of the student"):
             load_model(str(folder))
@@ -152,12 +194,70 @@ def test_an_exported_student_is_a_student_again(key, drawn, teachers, monkeypatc
         load_teacher(str(folder))
     student = load_model(str(folder))
     assert isinstance(student, Student)
-    assert student.name == load_model(str(folder.parent / "students" / key)).name
+    original = load_model(str(folder.parent / "students" / key))
+    assert (student.name, student.timesteps) == (original.name, original.timesteps)
+    assert student.transition == original.transition
     if student.text is not None:
         student = with_prompt_texts(student, PROMPTS)
     index = torch.tensor([1, 0]) if student.conditions is not None else None
-    images = student.images(torch.load(f"{folder}.z.pt"), student.condition(index)) / 2 + 0.5
+    images = student.images(torch.load(f"{folder}.z.pt")[0], student.condition(index)) / 2 + 0.5
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "scheduler", "arguments", "times"),
+    [
+        ("stable_diffusion", "DDIMScheduler", "num_inference_steps=1", [999]),
+        ("sd-sde", "LCMScheduler", "num_inference_steps=4", [999, 749, 499, 249]),
+        ("sd-ode-uneven", "DPMSolverMultistepScheduler", "timesteps=[999, 700, 320]", None),
+        ("sdxl-399", "LCMScheduler", "timesteps=[399]", [399]),
+        ("sd3-sde", "FlowMatchEulerDiscreteScheduler", "sigmas=[1, 0.9, 0.75, 0.5]", None),
+        ("flux-ode", "FlowMatchEulerDiscreteScheduler", "num_inference_steps=4", [1000, 900, 750, 500]),
+        ("dit-sde", "LCMScheduler", "num_inference_steps=4", [999, 749, 499, 249]),
+    ],
+)
+def test_scheduler_card_and_index_hold_the_times(key, scheduler, arguments, times, drawn):
+    """LoRA weights have no index."""
+    folder, (_, rank, steps) = drawn[key][2], CASES[key]
+    assert json.loads((folder / "scheduler/scheduler_config.json").read_text())["_class_name"] == scheduler
+    card = " ".join((folder / "README.md").read_text().split())
+    assert f", {arguments}).images" in card
+    assert ("The scheduler does not hold these times" in card) == (not arguments.startswith("num_inference_steps"))
+    assert "one-step image generator" in card if times and len(times) == 1 else "generator of" in card
+    assert (folder / "model_index.json").exists() == (not rank)
+    if not rank:
+        block = json.loads((folder / "model_index.json").read_text())["dmd2_config"]
+        solver = steps.get("transition", "sde")
+        expected = {"num_inference_steps": len(times), "denoising_timesteps": times, "solver": solver}
+        assert block == {**expected, "guidance_scale": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "sampling", "words"),
+    [
+        ("stable_diffusion", ("sde", 999.0, 499.5), ("the time 499.5", "whole ones from 1")),
+        ("stable_diffusion", ("sde", 999.0, 0.0), ("the time 0", "whole ones from 1")),
+        ("dit", ("ode", *UNEVEN), ("the times 999 700 320", "DiTPipeline takes times at equal parts")),
+        ("zero-snr", ("ode", *UNEVEN), ("only DDIM", "equal parts", "a number of steps that divides 1000")),
+    ],
+)
+def test_steps_that_no_scheduler_takes_are_refused(
+    teacher, sampling, words, teachers, tiny_pipeline, tmp_path, error_line
+):
+    source = teachers.get(teacher) or shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / teacher)
+    if teacher == "zero-snr":
+        zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+        diffusers.DDIMScheduler(**zero).save_pretrained(source / "scheduler")
+    save_student(str(source), tmp_path / "student", **steps(*sampling))
+    line = error_line("export", tmp_path / "student", tmp_path / "out")
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_times_of_an_exported_student_are_one_clear_line(drawn, tmp_path, error_line):
+    folder = shutil.copytree(drawn["sd-sde"][2], tmp_path / "copy")
+    edit_json(folder / "dmdistill.json", timesteps=[249, 999])
+    assert "dmdistill.json: timesteps is [249, 999], expected a list of falling numbers" in error_line("info", folder)
 
 
 @pytest.mark.parametrize(("betas", "exact"), [((1e-4, 0.004), True), ((8.5e-4, 0.012), False), ((1e-4, 0.02), False)])
@@ -172,7 +272,7 @@ def test_ddims_pipeline_is_taken_where_its_rounding_allows(betas, exact, drawn):
     last = torch.tensor([999.0])
     f = (z - schedule.alpha(last) * x) / schedule.sigma(last)
     denoiser = denoisers.EpsDenoiser(Given(f), schedule)
-    ours, n = Generator(denoiser)(z), one_step_coefficients(denoiser, (3, 8, 6))
+    ours, n = Generator(denoiser)(z), sampling_steps(Generator(denoiser), (3, 8, 6))[0]
     assert (ours - x).abs().max() < 1e-4
     assert (n["gain"] * (n["skip"] * z + n["out"] * f) - ours).abs().max() < 1e-6 * ours.std() * 10
     theirs = scheduler.step(f, torch.tensor(999), z, return_dict=False)[0]
@@ -213,7 +313,7 @@ class Line(nn.Module):
 def test_five_numbers_are_the_generator(kind, schedule):
     denoiser = kind(Line(), schedule)
     denoiser.precision = torch.bfloat16
-    n = one_step_coefficients(denoiser, (3, 4, 6))
+    (n,) = sampling_steps(Generator(denoiser), (3, 4, 6))
     assert (abs(n["skip"]) <= 1, denoiser.precision) == (True, torch.bfloat16)
     denoiser.precision = None
     z = torch.randn(2, 3, 4, 6, dtype=torch.float64)
@@ -228,7 +328,7 @@ def test_a_denoiser_of_another_form_is_refused():
             return f**2
 
     with pytest.raises(ValueError, match="Odd is not linear in its network's output and cannot be exported"):
-        one_step_coefficients(Odd(Line(), Flow()), (3, 4, 6))
+        sampling_steps(Generator(Odd(Line(), Flow())), (3, 4, 6))
 
 
 def read_card(folder):
@@ -241,7 +341,7 @@ def read_card(folder):
 def test_half_precision_is_enough(key, drawn, monkeypatch):
     """Only the input and output of the network are rounded then."""
     monkeypatch.setattr("diffusers.utils.constants.HF_MODULES_CACHE", str(drawn[key][2].parent / "modules"))
-    load, z = diffusers.DiffusionPipeline.from_pretrained, torch.load(f"{drawn[key][2]}.z.pt")
+    load, z = diffusers.DiffusionPipeline.from_pretrained, torch.load(f"{drawn[key][2]}.z.pt")[0]
     half = load(drawn[key][2], trust_remote_code=True, dtype=torch.bfloat16)
     images = half(noise=z, class_labels=[1, 0] if half.config.classes else None, output_type="pt").images / 2 + 0.5
     assert images.dtype == torch.float32

@@ -53,6 +53,21 @@ def test_a_v_prediction_is_told(tmp_path):
     assert describe_model(load_model(str(folder)))["network predicts"] == "v"
 
 
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        ({"timesteps": [80.0, 2.5], "transition": "ode"}, "at 80 2.5, transition ode"),
+        ({"timesteps": [2.5], "transition": "sde"}, "at 2.5"),
+        ({}, None),
+    ],
+)
+def test_the_times_of_a_students_steps_are_told(steps, text, tiny_teacher, tmp_path):
+    save_student(str(tiny_teacher), tmp_path / "student", **steps)
+    rows = describe_model(load_model(str(tmp_path / "student")))
+    assert rows.get("steps") == text
+    assert rows["evaluations per image"] == str(max(1, len(steps.get("timesteps", []))))
+
+
 def test_brackets_in_names_are_printed(tiny_teacher, tmp_path, capsys):
     """Names are no markup: neither of a model nor of a metric."""
     folder = shutil.copytree(tiny_teacher, tmp_path / "model")

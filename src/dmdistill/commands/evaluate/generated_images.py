@@ -14,7 +14,7 @@ from torch import Tensor
 from dmdistill.core.denoisers import Condition
 from dmdistill.data.image_tensors import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
-from dmdistill.models.model import Model, Teacher, fingerprint
+from dmdistill.models.model import Model, Student, Teacher, fingerprint
 
 __all__ = [
     "GeneratedImages",
@@ -57,11 +57,13 @@ class GeneratedImages:
         return image_shape(self.model, self.model.device)
 
     def digest(self) -> str:
-        """Hash everything that decides the images: weights, conditions, solver, precision, seed, count, side."""
+        """Hash everything that decides the images: weights, conditions, solver, steps, precision, seed, count, side."""
         model = self.model
         settings = [fingerprint(model), str(model.conditions), str(model.denoiser.precision), *model.shape]
         if isinstance(model, Teacher):
             settings += [model.solver, model.steps, model.guidance]
+        elif isinstance(model, Student) and model.timesteps:
+            settings += [*model.timesteps, model.transition]
         return hashlib.sha256(json.dumps([settings, self.seed, self.count, self.side]).encode()).hexdigest()
 
     def images(self, rows: range) -> Tensor:

@@ -16,6 +16,7 @@ from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.errors import first_line, import_optional
 from dmdistill.io.folders import new_folder
 from dmdistill.models.cards import export_card
+from dmdistill.models.config_json import FEW_STEPS
 from dmdistill.models.diffusers_folder import METADATA_FILE, PARTS, TEXTS
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student
@@ -44,17 +45,12 @@ def export(config: ExportConfig) -> Path:
 
 def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
     """Write the model, by a pipeline class of diffusers where one fits, and its card into an empty folder."""
-    if student.timesteps:
-        times = " ".join(f"{time:g}" for time in student.timesteps)
-        raise ValueError(
-            f"{config.student} is evaluated at the times {times}: exports are of students of one step only"
-        )
     latent = student.text is not None or student.autoencoder is not None
     write = export_pipeline if latent and isinstance(student.network, DiffusersWrapper) else export_pixel_pipeline
     code = write(student, folder, choose_dtype(config.save_dtype, student, config.student))
     card = export_card(student, code, read_report(config.student))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    keys = TEXTS if isinstance(student.network, DiffusersWrapper) else (*TEXTS, *PARTS)
+    keys = (*TEXTS, *FEW_STEPS) if isinstance(student.network, DiffusersWrapper) else (*TEXTS, *FEW_STEPS, *PARTS)
     entries = {key: student.config[key] for key in ("classes", *keys) if student.config.get(key)}
     write_json(folder / METADATA_FILE, add_checksum(entries))
     for file in filter(Path.is_file, folder.rglob("*")):  # safetensors' files are readable by their owner only

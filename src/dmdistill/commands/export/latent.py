@@ -11,17 +11,17 @@ import torch
 
 from dmdistill.commands.export.component_files import copy_component
 from dmdistill.commands.export.precision import cast_network
-from dmdistill.core.denoisers import FlowDenoiser
+from dmdistill.commands.export.sampling import Sampling, server_entries, student_sampling
 from dmdistill.core.schedules import VP, Flow
 from dmdistill.io.atomic import read_json, write_json
-from dmdistill.models.diffusers_folder import read_index, read_scheduler_config, resolve_folder
+from dmdistill.models.diffusers_folder import read_index, resolve_folder
 from dmdistill.models.load import display_name
 from dmdistill.models.model import Student
 from dmdistill.models.python_function import is_python_function
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import adapter_weights, merge_lora
 
-__all__ = ["export_pipeline", "one_step_scheduler", "usage_code"]
+__all__ = ["export_pipeline", "usage_code"]
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,30 @@ class PipelineFormat:
 
     Attributes:
         component: name of the network's component.
-        arguments: of a call, besides the number of steps.
+        arguments: of a call, besides the steps.
         flow: whether it samples a flow; else a variance-preserving schedule.
         lora: whether it loads LoRA weights.
+        even_sigmas: whether it gives a flow's scheduler 1 ... 1/K by itself.
+        own_times: whether a call takes timesteps, or sigmas of a flow.
     """
 
     component: str
     arguments: str = '"an owl on a tree", guidance_scale=0'
     flow: bool = False
     lora: bool = True
+    even_sigmas: bool = False
+    own_times: bool = True
 
 
 FORMATS = {
     "StableDiffusionPipeline": PipelineFormat("unet"),
     "StableDiffusionXLPipeline": PipelineFormat("unet"),
     "StableDiffusion3Pipeline": PipelineFormat("transformer", flow=True),
-    "FluxPipeline": PipelineFormat("transformer", '"an owl on a tree", guidance_scale={guidance:g}', flow=True),
-    "DiTPipeline": PipelineFormat("transformer", "class_labels=[0], guidance_scale=1", lora=False),
+    "FluxPipeline": PipelineFormat(
+        "transformer", '"an owl on a tree", guidance_scale={guidance:g}', flow=True, even_sigmas=True
+    ),
+    "DiTPipeline": PipelineFormat("transformer", "class_labels=[0], guidance_scale=1", lora=False, own_times=False),
 }
-ONE_STEP_DDIM = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}
-TIME_WARPS = ("stochastic_sampling", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-ONE_STEP_FLOW = {"shift_terminal": None, **dict.fromkeys(TIME_WARPS, False)}
 
 
 def export_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
@@ -64,15 +67,19 @@ def export_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
     source = resolve_folder(teacher) if not is_python_function(teacher) else Path(teacher)
     pipeline_class = str(read_index(source).get("_class_name", "of an unknown class"))
     check_supported(student, teacher, pipeline_class)
-    form, scheduler = FORMATS[pipeline_class], one_step_scheduler(student)
+    form = FORMATS[pipeline_class]
+    sampling = student_sampling(student, even_sigmas=form.even_sigmas)
+    scheduler = sampling.scheduler
+    check_arguments(student, sampling, pipeline_class)
     scheduler.save_pretrained(folder / "scheduler")
     arguments = form.arguments.format(guidance=getattr(network, "embedded_guidance", 0))
-    call = f"image = pipeline({arguments}, num_inference_steps=1).images[0]"
+    call = f"image = pipeline({arguments}, {sampling.arguments}).images[0]"
     if form.lora and (lora := student.config.get("lora")):
         save_lora(lora, network, pipeline_class, folder, dtype)
         return usage_code(call, dtype, **lora_usage(teacher, type(scheduler).__name__))
     cast_network(merge_lora(network).model, dtype).save_pretrained(folder / form.component)  # type: ignore[operator]
-    copy_components(source, folder, form.component, type(scheduler).__name__)
+    entries = {"scheduler": ["diffusers", type(scheduler).__name__], "dmd2_config": server_entries(student)}
+    copy_components(source, folder, form.component, entries)
     return usage_code(call, dtype)
 
 
@@ -87,13 +94,14 @@ def check_supported(student: Student, teacher: str, pipeline_class: str) -> None
         )
 
 
-def one_step_scheduler(student: Student) -> Any:
-    """Build DDIM, or Euler for a flow, so that one step from t_max is exactly mu of pure noise."""
-    diffusers: Any = importlib.import_module("diffusers")
-    config = read_scheduler_config(resolve_folder(str(student.config.get("teacher"))))
-    if isinstance(student.denoiser, FlowDenoiser):
-        return diffusers.FlowMatchEulerDiscreteScheduler.from_config({**config, **ONE_STEP_FLOW})
-    return diffusers.DDIMScheduler.from_config({**config, **ONE_STEP_DDIM})
+def check_arguments(student: Student, sampling: Sampling, pipeline_class: str) -> None:
+    """Raise ValueError where a pipeline would need times in its call, and takes none."""
+    if not (FORMATS[pipeline_class].own_times or sampling.arguments.startswith("num_inference_steps")):
+        times = " ".join(f"{time:g}" for time in student.timesteps)
+        raise ValueError(
+            f"{student.name} cannot be exported: it is evaluated at the times {times}, and a {pipeline_class} takes "
+            "times at equal parts only, in a number of steps that divides those of its noise schedule"
+        )
 
 
 def save_lora(
@@ -110,10 +118,9 @@ def save_lora(
     getattr(diffusers, pipeline_class).save_lora_weights(folder, **{f"{component}_lora_layers": layers})
 
 
-def copy_components(source: Path, folder: Path, network: str, scheduler: str) -> None:
-    """Copy the teacher's other components and write the index; missing components stay missing."""
-    index = read_json(source / "model_index.json")
-    index["scheduler"] = ["diffusers", scheduler]
+def copy_components(source: Path, folder: Path, network: str, entries: dict[str, Any]) -> None:
+    """Copy the teacher's other components and write the index with new entries; missing components stay missing."""
+    index = read_json(source / "model_index.json") | entries
     for name in [name for name, value in index.items() if isinstance(value, list)]:
         if name not in (network, "scheduler") and not copy_component(source / name, folder / name):
             index[name] = [None, None]

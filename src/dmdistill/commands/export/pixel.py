@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.export.latent import one_step_scheduler, usage_code
+from dmdistill.commands.export.latent import usage_code
 from dmdistill.commands.export.precision import cast_network
+from dmdistill.commands.export.sampling import ddim_scheduler
 from dmdistill.commands.export.source_bundle import bundle_modules, module_file
 from dmdistill.core.denoisers import Denoiser, EpsDenoiser
 from dmdistill.core.generators import Generator
@@ -24,7 +25,7 @@ from dmdistill.models.python_function import is_python_function
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import merge_lora
 
-__all__ = ["ddim_is_exact", "export_pixel_pipeline", "one_step_coefficients"]
+__all__ = ["ddim_is_exact", "export_pixel_pipeline", "sampling_steps"]
 
 CALL = "images = pipeline(batch_size=4, {}generator=torch.Generator().manual_seed(0)).images"  # in a card's code
 
@@ -37,15 +38,12 @@ def export_pixel_pipeline(student: Student, folder: Path, dtype: torch.dtype) ->
     network = merge_lora(student.network)
     if isinstance(network, DiffusersWrapper):
         cast_network(network.model, dtype)
-        has_scheduler = not is_python_function(str(student.config.get("teacher")))
-        if student.conditions is None and isinstance(student.denoiser.schedule, VP) and has_scheduler:
-            scheduler = one_step_scheduler(student)
-            options = network.model.config
-            if options["out_channels"] == options["in_channels"] and ddim_is_exact(scheduler, student.denoiser):
-                return write_ddim_pipeline(scheduler, network, folder, dtype)
+        teacher = str(student.config.get("teacher"))
+        config = None if is_python_function(teacher) else read_scheduler_config(resolve_folder(teacher))
+        if config is not None and (scheduler := exact_ddim(student, network, config)) is not None:
+            return write_ddim_pipeline(scheduler, network, student.evaluations, folder, dtype)
         network.model.save_pretrained(folder / "unet")
-        if has_scheduler:  # which this package reads where the folder is loaded as a student again
-            config = read_scheduler_config(resolve_folder(str(student.config["teacher"])))
+        if config is not None:  # which this package reads where the folder is loaded as a student again
             (folder / "scheduler").mkdir()
             write_json(folder / "scheduler" / "scheduler_config.json", config)
         return write_custom_pipeline(student, folder, ["diffusers", type(network.model).__name__], dtype)
@@ -55,11 +53,22 @@ def export_pixel_pipeline(student: Student, folder: Path, dtype: torch.dtype) ->
             "and of other networks only this package's own, of pixels, can be exported with their source"
         )
     write_network(network, student.config["network"], folder / "unet", dtype)
-    return write_custom_pipeline(student, folder, ["network", "OneStepNetwork"], dtype)
+    return write_custom_pipeline(student, folder, ["network", "StudentNetwork"], dtype)
+
+
+def exact_ddim(student: Student, network: DiffusersWrapper, config: dict[str, Any]) -> Any | None:
+    """Build the scheduler of diffusers' DDIM pipeline where that generates the student's images; else None."""
+    options = network.model.config
+    if student.conditions is not None or options["out_channels"] != options["in_channels"]:
+        return None
+    if not isinstance(student.denoiser.schedule, VP):
+        return None
+    scheduler = ddim_scheduler(student.generator, config)
+    return scheduler if scheduler is not None and ddim_is_exact(scheduler, student.denoiser) else None
 
 
 def ddim_is_exact(scheduler: Any, denoiser: Denoiser) -> bool:
-    """Tell whether DDIM's one step in fp32 equals the student's to 1e-5, where z and predicted noise nearly cancel.
+    """Tell whether DDIM's image at t_max in fp32 is the student's to 1e-5, where z and predicted noise nearly cancel.
 
     Computers may round the roots of abar differently by one unit in the last place, so its neighbours are tested too.
     """
@@ -76,12 +85,12 @@ def ddim_is_exact(scheduler: Any, denoiser: Denoiser) -> bool:
     return bool((step - expected).abs().max() < 1e-5 * expected.std())
 
 
-def write_ddim_pipeline(scheduler: Any, network: DiffusersWrapper, folder: Path, dtype: torch.dtype) -> str:
+def write_ddim_pipeline(scheduler: Any, network: DiffusersWrapper, steps: int, folder: Path, dtype: torch.dtype) -> str:
     """Write diffusers' pipeline of an unconditional UNet2DModel, which always starts from noise of variance 1."""
     import diffusers
 
     diffusers.DDIMPipeline(unet=network.model, scheduler=scheduler).save_pretrained(folder)  # type: ignore[attr-defined]
-    return usage_code(CALL.format("num_inference_steps=1, "), dtype)
+    return usage_code(CALL.format(f"num_inference_steps={steps}, "), dtype)
 
 
 def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype: torch.dtype) -> str:
@@ -89,35 +98,61 @@ def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype
     import diffusers
 
     shutil.copy(module_file("dmdistill.commands.export.templates.pipeline"), folder / "pipeline.py")
-    coefficients = one_step_coefficients(student.denoiser, student.shape)
-    coefficients["time"] *= getattr(student.network, "time_scale", 1.0)  # of a network of diffusers
+    steps = sampling_steps(student.generator, student.shape)
+    for step in steps:
+        step["time"] *= getattr(student.network, "time_scale", 1.0)  # of a network of diffusers
     classes = len(student.conditions) if student.conditions is not None else 0
-    index = {"_class_name": ["pipeline", "OneStepPipeline"], "_diffusers_version": diffusers.__version__, "unet": unet}
-    settings = {**coefficients, "shape": list(student.shape), "classes": classes}
+    index = {"_class_name": ["pipeline", "StudentPipeline"], "_diffusers_version": diffusers.__version__, "unet": unet}
+    settings = {"steps": steps, "shape": list(student.shape), "classes": classes}
     write_json(folder / "model_index.json", index | settings)
     labels = f"class_labels={[i % classes for i in range(4)]}, " if classes else ""
     return usage_code(CALL.format(labels), dtype, options=", trust_remote_code=True")
 
 
 @torch.no_grad()
-def one_step_coefficients(denoiser: Denoiser, shape: tuple[int, ...]) -> dict[str, float]:
-    """Find gain, skip, out, scale and time of G(z) = gain (skip z + out F(scale z, time)), from constant F at z = 1.
+def sampling_steps(generator: Generator, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Find the numbers of a generator's steps.
 
-    |skip| is at most 1: z and F may cancel to a thousandth, which gain then enlarges, as in `Denoiser.mean`.
+    Of each step, for an input x: gain, skip, out, scale and time of its images gain (skip x + out F(scale x, time)),
+    and as "next" the factors of images, input and fresh noise that make the next input; None for the last step.
+    |skip| is at most 1: x and F may cancel to a thousandth, which gain then enlarges, as in `Denoiser.mean`.
 
     ValueError for a denoiser that is not of this form.
     """
-    probe, twin = ConstantNetwork(), copy.copy(denoiser)
+    last = len(generator.timesteps) - 1
+    return [
+        {
+            **step_coefficients(generator, step, shape),
+            "next": next_coefficients(generator, step) if step < last else None,
+        }
+        for step in range(last + 1)
+    ]
+
+
+def step_coefficients(generator: Generator, step: int, shape: tuple[int, ...]) -> dict[str, float]:
+    """Find the numbers of a step's images, from constant F at x = 1."""
+    denoiser, probe = generator.denoiser, ConstantNetwork()
+    twin = copy.copy(denoiser)
     twin._modules = {**denoiser._modules, "net": probe}
     twin.precision = None
-    outputs = []
+    probed, outputs = Generator(twin, generator.timesteps), []
     for probe.value in (0.0, 1.0, 3.0):
-        outputs.append(Generator(twin)(torch.ones(1, *shape, dtype=torch.float64)).mean().item())
+        outputs.append(probed(torch.ones(1, *shape, dtype=torch.float64), None, step).mean().item())
     skip, out = outputs[0], outputs[1] - outputs[0]
     if abs(outputs[2] - skip - 3 * out) > 1e-6 * (1 + abs(out)):
         raise ValueError(f"{type(denoiser).__name__} is not linear in its network's output and cannot be exported")
     gain = max(1.0, abs(skip))
     return {"gain": gain, "skip": skip / gain, "out": out / gain, "scale": probe.scale, "time": probe.time}
+
+
+def next_coefficients(generator: Generator, step: int) -> dict[str, float]:
+    """Find the factors of images, input and fresh noise in the input of the step after `step`."""
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    return {
+        "images": generator.next_input(zero, one, step, lambda: zero).item(),
+        "input": generator.next_input(one, zero, step, lambda: zero).item(),
+        "noise": generator.next_input(zero, zero, step, lambda: one).item(),
+    }
 
 
 class ConstantNetwork(nn.Module):
@@ -142,7 +177,7 @@ def write_network(network: nn.Module, settings: dict[str, Any], folder: Path, dt
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)  # the source that was just written
     arguments = {key: value for key, value in settings.items() if key != "class"}
-    model = module.OneStepNetwork(network=type(network).__name__, settings=arguments)
+    model = module.StudentNetwork(network=type(network).__name__, settings=arguments)
     model.net.load_state_dict(network.state_dict())
     cast_network(model, dtype).save_pretrained(folder)  # type: ignore[operator]
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dmdistill.core.schedules import EDM, VP, Flow, NoiseSchedule
 from dmdistill.models.diffusers_folder import read_index
-from dmdistill.models.model import Model, Teacher
+from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 
 __all__ = ["describe_model"]
@@ -37,6 +37,9 @@ def describe_model(model: Model) -> dict[str, str]:
     if isinstance(model, Teacher):
         clipped = f", images clipped {model.clipping}" if model.clipping is not None else ""
         rows["solver"] = f"{model.solver}, {model.steps} steps, guidance scale {model.guidance:g}{clipped}"
+    if isinstance(model, Student) and model.timesteps:
+        times = f"at {' '.join(f'{time:g}' for time in model.timesteps)}"
+        rows["steps"] = times if model.evaluations == 1 else f"{times}, transition {model.transition}"
     rows |= {"evaluations per image": str(model.evaluations), "licence": model.licence}
     return {name: text for name, text in rows.items() if text}
 

@@ -17,7 +17,7 @@ class OneHot:
         self.one_hot = one_hot
 
 
-class OneStepNetwork(ModelMixin, ConfigMixin):
+class StudentNetwork(ModelMixin, ConfigMixin):
     """A U-Net with the call signature of diffusers' UNet2DModel.
 
     Args:

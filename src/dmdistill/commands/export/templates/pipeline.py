@@ -1,4 +1,4 @@
-"""One-step image generation: G(z) = gain (skip z + out F(scale z, time, class)), z ~ N(0, I).
+"""Image generation in one or few steps: images = gain (skip x + out F(scale x, time, class)), first of x ~ N(0, I).
 
 A custom pipeline of diffusers, exported by dmdistill:
 
@@ -8,21 +8,21 @@ A custom pipeline of diffusers, exported by dmdistill:
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 
-class OneStepPipeline(DiffusionPipeline):
-    """A pipeline that evaluates its network once, at one time, with the coefficients of its parameterisation there.
+class StudentPipeline(DiffusionPipeline):
+    """A pipeline that evaluates its network once a step, with the coefficients of its parameterisation there.
 
     Args:
         unet: the network F(sample, timestep, class_labels).
-        gain: factor of the whole image.
-        skip: factor of the noise.
-        out: factor of the network's output.
-        scale: factor of the network's input.
-        time: timestep of the network.
+        steps: of each step gain, the factor of the whole image; skip, of the input; out, of the network's output;
+            scale, of the network's input; time, the network's timestep; and next, the factors of images, input and
+            fresh noise that make the next step's input, None for the last step.
         shape: C H W of an image.
         classes: number of classes; 0 for an unconditional model.
     """
@@ -30,18 +30,13 @@ class OneStepPipeline(DiffusionPipeline):
     def __init__(
         self,
         unet: object,
-        gain: float = 1.0,  # diffusers takes a parameter without a default for a module
-        skip: float = 0.0,
-        out: float = 1.0,
-        scale: float = 1.0,
-        time: float = 1.0,
+        steps: list | tuple = (),  # diffusers takes a parameter without a default for a module
         shape: list | tuple = (),
         classes: int = 0,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
-        coefficients = {"gain": gain, "skip": skip, "out": out, "scale": scale, "time": time}
-        self.register_to_config(**coefficients, shape=list(shape), classes=classes)
+        self.register_to_config(steps=list(steps), shape=list(shape), classes=classes)
 
     @torch.no_grad()
     def __call__(
@@ -59,7 +54,7 @@ class OneStepPipeline(DiffusionPipeline):
             batch_size: number of images, where no noise is given.
             class_labels: one per image; drawn where None.
             generator: of the random draws.
-            noise: B C H W; drawn where None.
+            noise: B C H W, which also decides the noise of later steps; drawn where None.
             output_type: pil, np (B H W C in [0, 1]) or pt (B C H W in about [-1, 1], not clipped).
             return_dict: whether to return an ImagePipelineOutput; else a tuple.
         """
@@ -72,14 +67,23 @@ class OneStepPipeline(DiffusionPipeline):
             if class_labels is None:
                 class_labels = torch.randint(config.classes, (len(noise),), generator=generator, device=source)
             labels = self.check_labels(torch.as_tensor(class_labels, device=device).long(), len(noise))
-        time = torch.full((len(noise),), config.time, device=device, dtype=torch.float32)
-        f = self.unet((config.scale * noise).to(self.unet.dtype), time, class_labels=labels, return_dict=False)[0]
-        f = f[:, : noise.shape[1]].float()  # without a learned variance
-        images = config.gain * (config.skip * noise + config.out * f)
+        x = noise
+        for number, step in enumerate(config.steps):
+            images = self.evaluate(x, step, labels)
+            if factors := step["next"]:
+                x = factors["images"] * images + factors["input"] * x
+                x = x + factors["noise"] * derived_noise(noise, number)
         if output_type != "pt":
             images = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
             images = self.numpy_to_pil(images) if output_type == "pil" else images
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def evaluate(self, x: Tensor, step: dict, labels: Tensor | None) -> Tensor:
+        """Return the images of a step, of its input x."""
+        time = torch.full((len(x),), step["time"], device=x.device, dtype=torch.float32)
+        f = self.unet((step["scale"] * x).to(self.unet.dtype), time, class_labels=labels, return_dict=False)[0]
+        f = f[:, : x.shape[1]].float()  # without a learned variance
+        return step["gain"] * (step["skip"] * x + step["out"] * f)
 
     def check_labels(self, labels: Tensor, count: int) -> Tensor:
         """Return the labels. ValueError unless there is one for each image, all in range."""
@@ -87,3 +91,10 @@ class OneStepPipeline(DiffusionPipeline):
         if labels.shape != (count,) or not bool(((labels >= 0) & (labels < classes)).all()):
             raise ValueError(f"class_labels {labels.tolist()}, expected {count} from 0 to {classes - 1}")
         return labels
+
+
+def derived_noise(z: Tensor, step: int) -> Tensor:
+    """Return noise ~ N(0, I) of the shape of z, B C H W, that each sample's own z decides, as in dmdistill."""
+    seeds = [zlib.crc32(sample.numpy().tobytes(), step) for sample in z.cpu().contiguous()]
+    rows = [torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(z)
