@@ -152,7 +152,7 @@ def test_curves_are_drawn_of_measured_values_only(figures, tmp_path, monkeypatch
     for row in (first | {"gradient_fake": 2.0}, first | {"frechet_raw": 2.0, "sample_mean": 0.0, "gap_0": 0.1}):
         (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         report.draw_curves(tmp_path)
-    gaps, spread = "gap |mu_fake - mu_real| per noise bin", "samples' mean and std"
+    gaps, spread = "gap |mu_fake - mu_real| per noise bin", "samples' mean, std and saturation"
     assert titles == [["losses", "gradient norms"], ["Frechet distance", "losses", gaps, spread]]
 
 

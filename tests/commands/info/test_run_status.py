@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from dmdistill.commands.cli import main
-from dmdistill.commands.info.run_health import describe_trends, verdict
+from dmdistill.commands.info.run_health import verdict
 from dmdistill.commands.info.run_status import describe_report, progress
+from dmdistill.commands.info.run_trends import describe_trends
 from dmdistill.training.metrics_log import read_metrics
 
 ROW = {"step": 10, "seconds": 5.0, "loss_reg": 1.0}
@@ -54,10 +55,22 @@ def test_noise_levels_are_shown_in_order_with_the_trend_of_their_mean():
     assert "0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8, from least to most noise; their mean fell from 4.5 to 0.45" in text
 
 
+TEACHER = {"teacher_mean": 0.1, "teacher_std": 0.5, "teacher_saturation": 0.3}
+BESIDE = {  # what else is measured where a metric is
+    "fake_lag": {f"gap_{i}": 0.1 for i in range(8)},
+    "accuracy_real": {"accuracy_generated": 0.97},
+    "sample_mean": TEACHER,
+    "sample_std": TEACHER,
+    "sample_mean_1": {"teacher_mean_1": 0.0, "teacher_std_1": 0.5},
+    "sample_saturation": TEACHER,
+}
+
+
 def make_log(key, values):
-    """A log of one metric, or of all noise levels of a metric that ends in an underscore."""
+    """A log of one metric, or of all noise levels of a metric that ends in an underscore, and of what is beside it."""
     keys = [f"{key}{i}" for i in range(8)] if key.endswith("_") else [key]
-    return [{"step": i, "seconds": 1.0, **dict.fromkeys(keys, value)} for i, value in enumerate(values, 1)]
+    beside = {"seconds": 1.0, **BESIDE.get(key, {})}
+    return [{"step": i, **beside, **dict.fromkeys(keys, value)} for i, value in enumerate(values, 1)]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,12 @@ def make_log(key, values):
         ),
         ("gap_", [0.0, 0.1, 0.5, 0.4, 0.3], [0.0, 0.1, 0.1, 0.3, 0.9], "the gap grew from 0.3 to 0.9"),
         ("sample_std", [0.7, 0.5], [0.7, 0.3, 0.06], "sample_std fell from 0.7 to 0.06"),
+        ("sample_std", [0.01, 0.03, 0.06], [0.03, 0.03, 0.03, 0.04], "sample_std stays at 0.04, the teacher's is 0.5"),
+        ("fake_lag", [9.0, 9.0, 1.2, 0.9, 3.0], [0.9, 1.0, 2.0, 1.0, 4.0], "the fake score lags, its loss is 2 "),
+        ("accuracy_real", [0.95, 0.99, 0.7], [0.6, 0.85, 0.95], "the discriminator is right of 95% of all images"),
+        ("sample_mean", [3.0, 0.1, 0.2, 0.3], [0.0, 0.1, 0.9, -0.8], "the brightness drifts, it is 1.7 standard"),
+        ("sample_mean_1", [3.0, 0.1, 0.2], [0.0, 1.0, 1.0], "the mean of channel 1 drifts, it is 2 standard"),
+        ("sample_saturation", [0.9, 0.3], [0.3, 0.4, 0.6], "the saturation of the samples is 0.60, the teacher's 0.30"),
     ],
 )
 def test_the_verdict_names_what_is_wrong(key, healthy, unhealthy, problem):
@@ -87,6 +106,13 @@ def test_the_verdict_waits_for_measurements():
     assert verdict(rows, 10.0).startswith("unhealthy: gradient_fake")
     assert verdict(rows[:4], 10.0).startswith("too early to tell")
     assert verdict(rows, None).startswith("too early to tell")
+
+
+def test_a_fake_score_that_has_not_begun_to_learn_has_no_lag():
+    rows = make_log("fake_lag", [9.0, 9.0, 9.0])
+    assert verdict(rows, 10.0).startswith("unhealthy: the fake score lags")
+    still = [row | {f"gap_{i}": 0.0 for i in range(8)} for row in rows]
+    assert verdict(still, 10.0).startswith("too early to tell")
 
 
 def test_the_final_report_is_told(tmp_path):

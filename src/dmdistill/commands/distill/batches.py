@@ -13,7 +13,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.schedule import BatchNeeds
 from dmdistill.core.denoisers import Condition
 from dmdistill.core.partition import select_part
-from dmdistill.core.samples import Batch
+from dmdistill.core.samples import Batch, Samples
 from dmdistill.data.conditions import Conditions
 from dmdistill.data.seeds import derive_seed
 from dmdistill.distributed.process_group import ProcessGroup
@@ -62,6 +62,10 @@ class Batches(Protocol):
         """Draw a step's batch."""
         ...
 
+    def reference_images(self, count: int) -> Samples | None:
+        """Return images of the data, the same every time."""
+        ...
+
     def with_sizes(self, config: DistillConfig) -> Batches:
         """Return batches of the sizes of another configuration."""
         ...
@@ -103,6 +107,23 @@ class BatchSource:
         steps = self.student_steps(step, 1 + needs.fresh)
         return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake, real, cond_real, steps)
 
+    def reference_images(self, count: int) -> Samples | None:
+        """Return images to compare the student's with, the same every time: real ones, or those of pairs.
+
+        Args:
+            count: how many; fewer where there are not so many. None is returned where there is no such data.
+        """
+        rng = torch.Generator().manual_seed(self.config.seed)
+        source = self.real if self.real is not None else self.pairs
+        if source is None:
+            return None
+        rows = torch.randperm(len(source), generator=rng)[:count]
+        if self.real is not None:
+            return Samples(*self.select_real(self.real, rows), len(rows))
+        assert self.pairs is not None
+        _, y, index = self.pairs[rows.tolist()]
+        return Samples(y.to(self.rng.device), self.teacher.condition(index), len(y))
+
     def with_sizes(self, config: DistillConfig) -> BatchSource:
         """Return batches of the sizes of another configuration."""
         return replace(self, config=config)
@@ -124,11 +145,14 @@ class BatchSource:
         """Draw real images and their conditions, of several batches, with replacement."""
         sizes, rng = batches * [self.config.batch], self.rng
         rows = torch.randint(len(real), (sum(sizes),), generator=rng, device=rng.device)
-        x, index = real[select_part(rows, sizes, self.processes.rank, self.processes.world_size).cpu()]
-        cond = (
-            real.conditions.select(index).to(rng.device) if real.conditions is not None and index is not None else None
-        )
-        return x.to(rng.device), cond
+        return self.select_real(real, select_part(rows, sizes, self.processes.rank, self.processes.world_size))
+
+    def select_real(self, real: RealSource, rows: Tensor) -> tuple[Tensor, Condition | None]:
+        """Read real images and their conditions by their numbers."""
+        x, index = real[rows.cpu()]
+        if real.conditions is None or index is None:
+            return x.to(self.rng.device), None
+        return x.to(self.rng.device), real.conditions.select(index).to(self.rng.device)
 
     def paired(self, pairs: PairSource, step: int) -> tuple[Tensor, Tensor, Condition | None]:
         """Read a step's noise-image pairs and their conditions."""

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.diagnostics import Probe
+from dmdistill.commands.distill.diagnostics import BINS, Probe, fake_lag
 from dmdistill.commands.distill.setup import Distillation
 from dmdistill.commands.distill.validation_metric import ValidationMetric
 from dmdistill.commands.evaluate.generated_images import batch_ranges, generate_images
 from dmdistill.core.generators import Generator
+from dmdistill.core.samples import Samples
 from dmdistill.data.image_tensors import save_grid
 from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.training.best_checkpoint import BestCheckpoint
 from dmdistill.training.checkpoints import map_tensors
 from dmdistill.training.trainer import Trainer
 
-__all__ = ["Monitor", "build_probe"]
+__all__ = ["SOLVED", "Monitor", "build_probe"]
 
+SOLVED = 16  # images of the teacher's solver where a run has no data: as many evaluations as a step or two of DMD2
 PREFIX = "frechet_"  # before the name of an EMA, in metrics.jsonl
 
 
@@ -36,7 +38,8 @@ def build_probe(distillation: Distillation, *, seed: int, images: int) -> Probe:
     """
     rng = torch.Generator(distillation.rng.device).manual_seed(seed)
     z, cond = distillation.teacher.sample_inputs(images, rng=rng)
-    return Probe(z, cond, torch.randn(z.shape, generator=rng, device=rng.device))
+    eps = torch.randn(z.shape, generator=rng, device=rng.device)
+    return Probe(z, cond, eps, latents=distillation.teacher.autoencoder is not None)
 
 
 class Monitor:
@@ -85,13 +88,32 @@ class Monitor:
     def evaluate(self, step: int) -> dict[str, float]:
         """Measure the run's health and the Frechet distance of each EMA; keep the best weights."""
         run = self.distillation
-        matching = run.phases.matching
-        row = self.probe.measure(run.generator, run.real, run.fake) if matching else {}
+        row = self.measure_health() if run.phases.matching else {}
         if self.metric is not None:
             for name, generator in self.candidates():
                 row[PREFIX + name] = distance = self.frechet(self.metric, generator)
                 self.best.update(step, name, distance, partial(self.weights, generator))
         return row
+
+    def measure_health(self) -> dict[str, float]:
+        """Measure the networks, with a discriminator on real images, and compare them with the teacher."""
+        run, discriminator = self.distillation, self.distillation.objectives.networks.discriminator
+        images = run.batches.reference_images(len(self.probe.z)) if discriminator is not None else None
+        row = self.probe.measure(run.generator, run.real, run.fake, discriminator, images)
+        losses = [row[f"fake_loss_{i}"] for i in range(BINS)]
+        return row | self.teacher_figures | {"fake_lag": fake_lag(losses, self.teacher_figures["teacher_loss"])}
+
+    @cached_property
+    def teacher_figures(self) -> dict[str, float]:
+        """The figures of images of the teacher's distribution: of the run's data, else of a few of its own."""
+        run, probe = self.distillation, self.probe
+        images = run.batches.reference_images(len(probe.z))
+        if images is None:
+            count = min(SOLVED, len(probe.z))
+            cond = None if probe.cond is None else probe.cond[:count]
+            with torch.no_grad():
+                images = Samples(run.teacher.generate(probe.z[:count], cond), cond, count)
+        return probe.measure_teacher(run.teacher.denoiser, images)
 
     def candidates(self) -> list[tuple[str, Generator]]:
         """Return the generator's EMAs by name, or the generator itself without EMAs."""

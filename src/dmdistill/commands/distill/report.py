@@ -28,6 +28,8 @@ from dmdistill.training.metrics_log import read_metrics
 
 __all__ = ["draw_comparison", "draw_curves", "write_report"]
 
+LINEAR = ("samples' mean, std and saturation", "accuracy of the discriminator")  # panels without a logarithmic axis
+
 
 def write_report(
     config: DistillConfig,
@@ -122,7 +124,16 @@ def draw_curves(folder: Path) -> None:
         "gradient norms": [key for key in all_keys(rows) if key.startswith("gradient_")],
         "gap |mu_fake - mu_real| per noise bin": [f"gap_{i}" for i in range(BINS)],
         "fake-score loss per noise bin": [f"fake_loss_{i}" for i in range(BINS)],
-        "samples' mean and std": ["sample_mean", "sample_std"],
+        LINEAR[0]: [
+            "sample_mean",
+            "sample_std",
+            "sample_saturation",
+            "teacher_mean",
+            "teacher_std",
+            "teacher_saturation",
+        ],
+        "lag of the fake score": ["fake_lag"],
+        LINEAR[1]: ["accuracy_real", "accuracy_generated"],
     }
     panels = {title: keys for title, keys in panels.items() if any(key in row for row in rows for key in keys)}
     height = -(-len(panels) // 3) or 1
@@ -135,8 +146,9 @@ def draw_curves(folder: Path) -> None:
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
                 color = f"C{i}" if len(keys) < BINS else (i / BINS, 0.2, 1 - i / BINS)
-                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=key, color=color)
-        if title != "samples' mean and std":
+                style = "--" if key.startswith("teacher_") else "-"
+                axes.plot(*zip(*points, strict=True), style, marker=".", markersize=4, label=key, color=color)
+        if title not in LINEAR:
             axes.set_yscale("log")
         axes.set_title(title)
         axes.set_xlabel("step")

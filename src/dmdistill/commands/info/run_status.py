@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dmdistill.commands.info.run_health import describe_trends, verdict
+from dmdistill.commands.info.log_series import Rows
+from dmdistill.commands.info.run_health import verdict
+from dmdistill.commands.info.run_trends import describe_trends
 from dmdistill.commands.presets import flatten, read_toml
 from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 
 __all__ = ["describe_run"]
 
-Rows = Sequence[Mapping[str, float]]
 LONGEST = 1e9  # seconds of a run
+SUMMARIZED = re.compile(r"step|seconds|gap_|fake_loss_|frechet_|\w+_(mean|std)_\d+$")
 RECENT = 5  # rows of the log that the time left is estimated from
 
 
@@ -27,12 +29,11 @@ def describe_run(run: Path, rows: Rows) -> dict[str, str]:
     settings = read_settings(run / "config.toml")
     trends = describe_trends(rows)
     latest = {key: value for row in rows for key, value in row.items()}
-    summarized = ("step", "seconds", "gap_", "fake_loss_", "frechet_")
     return {
         "run": str(run),
         **progress(rows, settings.get("steps")),
         "verdict": verdict(rows, settings.get("grad_clip")),
-        **{key: f"{value:.4g}" for key, value in latest.items() if not key.startswith(summarized)},
+        **{key: f"{value:.4g}" for key, value in latest.items() if not SUMMARIZED.match(key)},
         **trends,
         **describe_report(run / "report.json"),
     }

@@ -6,6 +6,7 @@ import torch
 
 from dmdistill.commands.distill.command import check_distill, load_configured_teacher
 from dmdistill.commands.distill.diagnostics import BINS
+from dmdistill.commands.distill.monitor import SOLVED
 from dmdistill.commands.options import change, check
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.plan.dry_run import Cost, DryRun, dry_run
@@ -109,7 +110,10 @@ def work_parts(config: PlanConfig, run: DryRun, costs: dict[str, Cost]) -> list[
     measurements = -(-config.steps // evaluation.evaluate_every)
     has_metric = bool(teacher.feature_extractor or evaluation.reference)
     measured = max(1, len(config.optimizer.ema_halflives)) * evaluation.evaluate_images if has_metric else 0
-    probed = len(run.probe.z) * ((1 + BINS) * plain + BINS * guided)
+    has_data = config.regression.lambda_reg > 0 or config.gan.data is not None
+    judged = 2 * BINS if run.distillation.phases.has_gan else 0  # evaluations of the discriminator
+    probed = len(run.probe.z) * ((1 + BINS + judged) * plain + BINS * guided)
+    compared = BINS * plain * len(run.probe.z) if has_data else min(SOLVED, len(run.probe.z)) * (solved + BINS * plain)
     fresh = max(0, evaluation.report_images - pairs)
     steps = [
         (f"{phase.steps} steps: {phase.name}", phase.name, phase.steps * costs[phase.name].flops * config.processes)
@@ -118,7 +122,7 @@ def work_parts(config: PlanConfig, run: DryRun, costs: dict[str, Cost]) -> list[
     return [
         (f"{pairs} pairs", SAMPLING, pairs * solved),
         *steps,
-        (f"{measurements} measurements", SAMPLING, measurements * (measured * plain + probed)),
+        (f"{measurements} measurements", SAMPLING, measurements * (measured * plain + probed) + compared),
         (
             f"report of {evaluation.report_images} images",
             SAMPLING,

@@ -26,7 +26,7 @@ from dmdistill.commands.plan.fsdp_memory import ShardingRecorder
 from dmdistill.commands.plan.placeholders import PlaceholderImages, PlaceholderPairs, PlaceholderPrompts
 from dmdistill.commands.plan.tensor_ledger import FakeTensors, Ledger, find_tensors
 from dmdistill.core.denoisers import Denoiser
-from dmdistill.core.samples import Batch
+from dmdistill.core.samples import Batch, Samples
 from dmdistill.data.prompt_embeddings import PromptSet
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.models.model import Teacher
@@ -247,6 +247,10 @@ class NamedBatches:
         batch = self.source.batch(step, needs)
         self.ledger.name("batch", find_tensors(batch))
         return batch
+
+    def reference_images(self, count: int) -> Samples | None:
+        """Return images of the data."""
+        return self.source.reference_images(count)
 
     def with_sizes(self, config: DistillConfig) -> NamedBatches:
         """Return batches of other sizes."""
