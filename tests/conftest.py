@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from dmdistill.commands.classifier.command import train_classifier
@@ -54,6 +55,18 @@ def tiny_teacher(tmp_path_factory) -> Path:
     teacher.config.update(name="tiny", feature_extractor=None)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(folder, teacher, card="A teacher of nothing.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def class_pictures(tmp_path_factory) -> Path:
+    """A folder of 8 x 8 pictures, of ten classes."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label in range(10):
+        (folder / f"class-{label}").mkdir()
+        for number in range(2):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class-{label}" / f"{number}.png")
     return folder
 
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
@@ -35,20 +34,8 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of small pictures, of ten classes."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for label in range(10):
-        (folder / f"class-{label}").mkdir()
-        for number in range(2):
-            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"class-{label}" / f"{number}.png")
-    return folder
-
-
 @pytest.fixture
-def run(tiny_teacher, images, tmp_path, monkeypatch):
+def run(tiny_teacher, class_pictures, tmp_path, monkeypatch):
     """name, options -> the configuration of a run of four steps."""
     skip_figures(monkeypatch)
 
@@ -69,7 +56,7 @@ def run(tiny_teacher, images, tmp_path, monkeypatch):
             "warmup",
         )
         values = {key: getattr(group, key) for group in groups(small) for key in kept if hasattr(group, key)}
-        options = options | ({"data": str(images)} if options.get("data") else {}) | changes
+        options = options | ({"data": str(class_pictures)} if options.get("data") else {}) | changes
         own_values = {"ema_halflives": (2.0,), "lr": 1e-3, "lr_fake": 1e-3, "compute": CPU}
         return change(own, **values | own_values | options)
 

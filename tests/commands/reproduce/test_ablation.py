@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.distill.command import load_configured_teacher
@@ -13,9 +14,11 @@ from dmdistill.commands.distill.initialization import initial_generator, trainab
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.commands.pairs.command import make_teacher_pairs
+from dmdistill.commands.presets import from_preset
+from dmdistill.commands.reproduce.ablation import command as comparing
 from dmdistill.commands.reproduce.ablation import experiment as ablating
-from dmdistill.commands.reproduce.ablation.command import ABLATION, WEIGHTING, ablation, weighting
-from dmdistill.commands.reproduce.ablation.equal_compute import evaluations_per_step
+from dmdistill.commands.reproduce.ablation.command import ABLATION, FAMILY, WEIGHTING, ablation, family, weighting
+from dmdistill.commands.reproduce.ablation.equal_compute import count_operations
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.core.losses import pseudo_huber
 from dmdistill.distributed.data_parallel import Parallelism
@@ -45,22 +48,21 @@ def set_up_distillation(config):
     return set_up(config, teacher, generator, fake, distance=pseudo_huber, pairs=pairs, parallel=Parallelism(), rng=rng)
 
 
-@pytest.mark.parametrize("guidance", [None, 2.0])
-@pytest.mark.parametrize("row", ABLATION)
-def test_the_evaluations_of_a_step_are_those_that_networks_make(row, guidance, tiny_teacher, tmp_path):
+@pytest.mark.parametrize(("row", "guidance"), [("full", 2.0), *((row, None) for row in ABLATION)])
+def test_the_operations_of_a_training_are_those_that_its_steps_take(row, guidance, tiny_teacher, tmp_path):
     config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=SolverOptions(solver_steps=2, guidance=guidance))
     config = change(config, **ABLATION[row])
     distillation = set_up_distillation(config)
-    counted = []
+    with FlopCounterMode(display=False) as counter:
+        distillation.iterate(0)
+    assert counter.get_total_flops() * config.steps == count_operations(config)
 
-    def count(network, inputs, output):
-        learning = torch.is_grad_enabled() and output.requires_grad
-        counted.append(len(inputs[0]) * (3 if learning else 1))
 
-    for denoiser in (distillation.generator.denoiser, distillation.fake, distillation.teacher.denoiser):
-        denoiser.net.register_forward_hook(count)
-    distillation.iterate(0)
-    assert sum(counted) == evaluations_per_step(config)
+def test_pairs_take_the_evaluations_of_their_solver(tiny_teacher, tmp_path):
+    config = tiny(str(tiny_teacher), out=tmp_path / "run", ode=SolverOptions(solver_steps=3))
+    with FlopCounterMode(display=False) as counter:
+        make_teacher_pairs(load_configured_teacher(config), tmp_path / "pairs", count=8, seed=0)
+    assert count_operations(config, pairs=True) - count_operations(config) == counter.get_total_flops()
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def small(tiny_teacher, tmp_path_factory, monkeypatch):
     teacher, folder = load_teacher(str(tiny_teacher)), tmp_path_factory.mktemp("measured")
     measured = dataclasses.replace(teacher, config=teacher.config | {"feature_extractor": "fashion-classifier"})
     save_model(folder, measured, card="")
-    monkeypatch.setattr(ablating, "TEACHER_IMAGES", 6)
+    monkeypatch.setattr(ablating, "REFERENCE_IMAGES", 6)
     monkeypatch.setattr(ablating, "STUDENT_IMAGES", 9)
     monkeypatch.setattr(ablating, "from_preset", lambda kind, name, **changes: tiny(str(folder), **changes))
 
@@ -123,3 +125,23 @@ def test_a_start_that_is_no_student_of_the_teacher_is_refused(small, tmp_path, c
         main(["reproduce", "ablation", "--out", str(tmp_path), "--start", "fashion-student", "--threads", "1"])
     assert end.value.code == 2
     assert "--start fashion-student is no student of" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_method_is_compared_by_its_preset(small, class_pictures, tmp_path, monkeypatch):
+    teacher = ablating.from_preset(DistillConfig, "fashion-dmd").teacher
+
+    def small_preset(kind, name, **changes):
+        sizes = {"teacher": teacher, "batch": 4, "steps": 3, "evaluate_images": 8, "ema_halflives": (2.0,)}
+        return from_preset(kind, name, **changes, **sizes)
+
+    monkeypatch.setattr(comparing, "from_preset", small_preset)
+    config = ReproduceConfig("family", out=tmp_path, seeds=2, steps=4, data=str(class_pictures), compute=COMPUTE)
+    _, *rows = family(config)["rows"]
+    assert [row["row"] for row in rows] == [name.replace("-", " ") for name in FAMILY]
+    assert [len(row["frechet"]["values"]) for row in rows] == [2, 2, 1, 1, 1, 1, 1, 1, 1]
+    students = {name: load_model(str(tmp_path / name / "seed-0" / "student")) for name in FAMILY}
+    assert [student.evaluations for student in students.values()] == [1, 1, 1, 2, 4, 1, 1, 1, 1]
+    methods = [student.config["distilled"]["method"] for student in students.values()]
+    assert methods == ["dmd", "dmd2", "dmd2", "dmd2", "dmd2", "f-distill", "sid", "sida", "decoupled-dmd"]
+    assert (tmp_path / "family-images.png").stat().st_size > 5000

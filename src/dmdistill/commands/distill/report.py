@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def write_report(
     results = {"teacher": reports[0], "student": reports[1], "seconds": durations}
     write_json(config.out / "report.json", add_checksum(results))
     draw_curves(config.out)
-    draw_comparison(config.out / "comparison.png", teacher, student, batch=batch)
+    draw_comparison(config.out / "comparison.png", {"teacher": teacher, "student": student}, batch=batch)
     print_comparison(reports)
     say(f"distilled in {seconds / 60:.1f} min; student in {config.out / 'student'}")
     say(f"teacher and student side by side: {config.out / 'comparison.png'}; curves: {config.out / 'report.png'}")
@@ -158,34 +158,35 @@ def draw_curves(folder: Path) -> None:
 
 
 def draw_comparison(
-    file: Path, teacher: Model, student: Model, *, rows: int = 3, columns: int = 10, batch: int = 500
+    file: Path, models: Mapping[str, Model], *, rows: int = 3, columns: int = 10, batch: int = 500
 ) -> None:
-    """Draw rows of the teacher's images, each above the student's of the same noise and conditions.
+    """Draw images of several models, those of the same noise and conditions below one another.
 
     Args:
         file: to write, a PNG.
-        teacher: on its device.
-        student: on its device.
+        models: on their device, by the words that stand beside their images; noise and conditions are the first one's.
         rows: of each of them.
         columns: images in a row.
         batch: images generated at once.
     """
     from matplotlib.figure import Figure
 
-    count, models = rows * columns, {"teacher": teacher, "student": student}
-    z, cond = teacher.sample_inputs(count, rng=torch.Generator(teacher.device).manual_seed(1234))
-    if teacher.conditions is not None:
-        cond = teacher.condition(torch.arange(count) % len(teacher.conditions))
+    count, first = rows * columns, next(iter(models.values()))
+    z, cond = first.sample_inputs(count, rng=torch.Generator(first.device).manual_seed(1234))
+    if first.conditions is not None:
+        cond = first.condition(torch.arange(count) % len(first.conditions))
     parts = [slice(start, start + batch) for start in range(0, count, batch)]
     inputs = [(z[part], cond[part] if cond is not None else None) for part in parts]
     images = [torch.cat([model.images(*one) for one in inputs]).split(columns) for model in models.values()]
-    figure = Figure(figsize=(columns * 0.9 + 2.2, 2 * rows * 0.9 + 0.3), layout="constrained")
-    for i, axes in enumerate(figure.subplots(2 * rows, 1)):
-        role = list(models)[i % 2]
-        axes.imshow(side_by_side(images[i % 2][i // 2]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    lines = len(models) * rows
+    labels = [f"{name}\n{model.evaluations} eval." for name, model in models.items()]
+    figure = Figure(figsize=(columns * 0.9 + 2.2, lines * 0.9 + 0.3), layout="constrained")
+    for i, axes in enumerate(figure.subplots(lines, 1)):
+        row, model = divmod(i, len(models))
+        axes.imshow(side_by_side(images[model][row]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_ylabel(f"{role}\n{models[role].evaluations} eval.", rotation=0, ha="right", va="center")
+        axes.set_ylabel(labels[model], rotation=0, ha="right", va="center")
     with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 

@@ -90,6 +90,11 @@ def compute_group(
     evaluation: Evaluation, extractor: str, features: FeatureStatistics, reference: FeatureStatistics | None
 ) -> dict[str, float]:
     """Compute the metrics in one network's features."""
+    if reference is not None and len(reference.statistics.mean) != len(features.statistics.mean):
+        raise ValueError(
+            f"--reference {evaluation.config.reference} holds statistics of {len(reference.statistics.mean)} features, "
+            f"{features.name} has {len(features.statistics.mean)}: expected statistics of the same features"
+        )
     stored = [len(one.features) for one in (features, reference) if one is not None and one.features is not None]
     options = MetricOptions(kid_subset_size=min([KID_SUBSET, *stored]), device=evaluation.device)
     rng = torch.Generator().manual_seed(evaluation.config.seed)

@@ -11,7 +11,7 @@ from dmdistill.io.atomic import check_writable
 
 __all__ = ["EXPERIMENTS", "reproduce"]
 
-EXPERIMENTS = {"fig3": "fig3", "fig4": "fig4", "ablation": "ablation", "weighting": "ablation"}
+EXPERIMENTS = {"fig3": "fig3", "fig4": "fig4", "ablation": "ablation", "weighting": "ablation", "family": "ablation"}
 """Name of an experiment -> the subfolder whose command.py has the function of that name: configuration -> table."""
 
 
