@@ -8,7 +8,7 @@ from torch import nn
 
 from dmdistill.core.critics import DiscriminatorLoss
 from dmdistill.core.denoisers import EDMDenoiser, GuidedDenoiser
-from dmdistill.core.divergences import DIVERGENCES, DensityRatioWeight
+from dmdistill.core.divergences import DIVERGENCES, DensityRatioWeight, RatioAverages
 from dmdistill.core.generators import Generator, MultiStep, OneStep
 from dmdistill.core.losses import Estimates, gradient_in, score_identity_loss, weight_eq8
 from dmdistill.core.methods import decoupled_dmd, dmd2, sid
@@ -157,6 +157,22 @@ def test_fdistills_weight_is_normalized_twice(schedule, exact, drawn):
     assert h.std() > 0.1
 
 
+def test_a_share_of_the_averages_of_fdistills_ratio_is_kept():
+    """Each bin starts at 1 and changes only where it has samples; by default its average is that of the samples."""
+    kept, plain = RatioAverages(4, keep=0.5), RatioAverages(4)
+    first, second = (
+        (torch.tensor([6.0, 0, 3, 0]), torch.tensor([2, 0, 1, 0])),
+        (torch.tensor([4.0, 0, 0, 9]), torch.tensor([1, 0, 0, 3])),
+    )
+    assert kept.update(*first).tolist() == [2, 1, 2, 1]
+    assert kept.update(*second).tolist() == [3, 1, 2, 2]
+    assert plain.update(*first).tolist() == [3, 1, 3, 1]
+    assert plain.update(*second).tolist() == [4, 1, 3, 3]
+    other = RatioAverages(4)
+    other.load_state_dict(kept.state_dict())
+    assert torch.equal(other.values, kept.values)
+
+
 def estimates(x, x_t, t, cond, mu_real, mu_fake, schedule):
     return Estimates(x, x_t, t, cond, mu_real, mu_fake, expand(schedule.alpha(t), x), expand(schedule.sigma(t), x))
 
@@ -164,7 +180,7 @@ def estimates(x, x_t, t, cond, mu_real, mu_fake, schedule):
 def test_an_optimal_discriminator_gives_fdistill_the_density_ratio(schedule, exact, drawn):
     """Of forward KL, h is the ratio itself, clipped, over its mean in one bin, and over the mean of that."""
     (real, fake), (samples, t, eps) = exact, drawn
-    weight = DensityRatioWeight(optimal(real, fake), "kl", 0.0, float(schedule.t_max), bins=1)
+    weight = DensityRatioWeight(optimal(real, fake), "kl", 0.0, float(schedule.t_max), averages=RatioAverages(1))
     x_t = schedule.diffuse(samples.x.detach(), eps, t)
     means = real(x_t, t, samples.cond), fake(x_t, t, samples.cond)
     at = estimates(samples.x.detach(), x_t, t, samples.cond, *means, schedule)
@@ -499,6 +515,25 @@ def test_sidas_images_share_times_and_noise():
     assert torch.equal(first[1], second[1])
     assert not torch.equal(third[1], fourth[1])
     assert not torch.equal(third[0], fourth[0])
+
+
+def test_sidas_critics_see_augmented_images_and_its_generator_does_not():
+    it = Setup()
+    double = lambda samples, noise: dataclasses.replace(samples, x=2 * samples.x)  # noqa: E731
+    judge = lambda *at: it.on_fake(*at)  # noqa: E731
+    plain, augmented = (
+        sid(OneStep(it.generator), it.real, it.fake, discriminator=judge, augment=augment) for augment in (None, double)
+    )
+    batch = data(real=1)
+    samples = Samples(batch.z, batch.cond, 4, real=batch.real_images(0))
+    doubled = dataclasses.replace(double(samples, None), real=double(samples.real, None))
+
+    def losses(terms, seen):
+        return [term(seen, batch, RandomNoise(torch.Generator().manual_seed(1))).item() for term in terms]
+
+    assert losses(augmented.critics["fake"], samples) == losses(plain.critics["fake"], doubled)
+    assert losses(augmented.critics["fake"], samples) != losses(plain.critics["fake"], samples)
+    assert losses(augmented.terms, samples) == losses(plain.terms, samples)
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmdistill.core.schedules import EDM, VP, Flow
+from dmdistill.core.schedules import EDM, VP, Flow, shift_times
 from dmdistill.core.times import ALL_TIMES, EDM_TIMES, MATCHING_TIMES, SID_TIMES, LogNormalTimes, UniformTimes
 
 
@@ -61,6 +61,32 @@ def test_a_students_times_are_those_of_dmd2():
     assert edm.student_times(4) == (80.0, *edm.time(index).tolist())
     assert Flow().student_times(4) == (1.0, 0.75, 0.5, 0.25)
     assert Flow(shift=3.0).student_times(4) == pytest.approx((1.0, 0.9, 0.75, 0.5))
+
+
+def test_a_shift_moves_a_flows_times_towards_noise_after_they_are_drawn():
+    """By shift t / (1 + (shift - 1) t), with the same draws; both ends of the range are shifted too."""
+    plain, shifted = (
+        UniformTimes(0.004, 1.0, shift)(Flow(), 40_000, torch.Generator().manual_seed(0)) for shift in (1.0, 5.0)
+    )
+    torch.testing.assert_close(shifted, 5 * plain / (1 + 4 * plain))
+    assert (shifted.min().item(), shifted.max().item()) == (pytest.approx(0.0245, abs=1e-4), 1.0)
+    assert shifted.median().item() == pytest.approx(5 / 6, abs=0.01)
+    torch.testing.assert_close(shift_times(shifted.double(), 1 / 5), plain.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [EDM(), VP.linear_betas()], ids=["edm", "vp"])
+def test_times_of_no_flow_have_no_shift(schedule):
+    with pytest.raises(ValueError, match=f"{type(schedule).__name__} with shift 3.*flow"):
+        UniformTimes(shift=3.0)(schedule, 2, torch.Generator())
+
+
+@pytest.mark.parametrize(("shift", "t", "high"), [(1.0, 0.5, 0.5), (3.0, 0.9, 0.75), (3.0, 0.75, 0.5)])
+def test_times_below_a_students_are_bounded_before_the_shift(shift, t, high):
+    below = UniformTimes(0.02, 0.98, shift).below(Flow(), t)
+    assert (below.low, below.high, below.shift) == (0.02, pytest.approx(high, abs=1e-9), shift)
+    drawn = below(Flow(), 40_000, torch.Generator().manual_seed(0))
+    assert t - 0.002 < drawn.max() < t + 0.002
+    assert UniformTimes(0.6, 0.98).below(Flow(), 0.5) == UniformTimes(0.0, 0.5)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])

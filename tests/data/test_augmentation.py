@@ -110,7 +110,7 @@ def test_a_spot_goes_where_it_should(back, expected):
 def test_mirrors_are_told_which(part, labels, expected, monkeypatch):
     """The first draw is of left and right, the second of up and down."""
     flips = iter([float(part == 0), float(part == 1)])
-    monkeypatch.setattr(augmentation, "draw_flips", lambda x, probability, rng: one(next(flips)))
+    monkeypatch.setattr(augmentation, "draw_flips", lambda n, probability, rng: one(next(flips)))
     found, drawn = GeometricAugmentation(0.0)(blob(0.2, 0.1), rng=torch.Generator())
     assert drawn.tolist() == [labels]
     torch.testing.assert_close(found, blob(**expected))

@@ -1,11 +1,15 @@
 """Training sets: each image with its own label and augmentation."""
 
+import pytest
 import torch
 
+from dmdistill.core.noise import RandomNoise
+from dmdistill.core.partition import SharedNoise
+from dmdistill.core.samples import Samples
 from dmdistill.data.augmentation import GeometricAugmentation, HorizontalFlip
 from dmdistill.data.conditions import Labels
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
-from dmdistill.data.training_set import AugmentedLabels, TrainingSet
+from dmdistill.data.training_set import AugmentedLabels, SampleAugmentation, TrainingSet
 
 
 def data(count=12):
@@ -43,3 +47,20 @@ def test_the_generator_fixes_them():
     )
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1].augment, b[1].augment)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_losss_samples_are_augmented_alike_in_any_number_of_parts(labelled, rng):
+    """As `GeometricAugmentation` changes them, with the labels of class beside the others."""
+    x, one_hot = torch.rand(8, 3, 8, 8, generator=rng), torch.eye(4).repeat(2, 1)
+    augment, drawn = SampleAugmentation(GeometricAugmentation(0.5)), lambda: torch.Generator().manual_seed(3)
+    samples = Samples(x, Labels(one_hot) if labelled else None, 8)
+    found = augment(samples, RandomNoise(drawn()))
+    changed, labels = GeometricAugmentation(0.5)(x, rng=drawn())
+    assert torch.equal(found.x, changed)
+    assert torch.equal(found.cond.augment, labels)
+    assert torch.equal(found.cond.one_hot, one_hot if labelled else torch.zeros(8, 0))
+    shared = SharedNoise(drawn(), parts=2, count=2)
+    parts = [augment(half, noise) for half, noise in zip(samples.chunks(4), shared.parts, strict=True)]
+    torch.testing.assert_close(torch.cat([part.x for part in parts]), changed)
+    assert torch.equal(torch.cat([part.cond.augment for part in parts]), labels)

@@ -36,15 +36,15 @@ def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("decay", [True, False])
-def test_update_is_a_plain_adamw_loop(decay):
-    """Warm-up, cosine and clipping written out: bit for bit."""
+@pytest.mark.parametrize(("decay", "largest"), [(True, None), (False, None), (False, 0.1)])
+def test_update_is_a_plain_adamw_loop(decay, largest):
+    """Warm-up, cosine and clipping of norms and of entries written out: bit for bit."""
     net, plain = network(), network()
-    update = build(net, decay=decay, betas=(0.8, 0.95), weight_decay=0.1)
+    update = build(net, decay=decay, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-4, clip_value=largest)
     for loss in losses(net):
         update(loss)
 
-    optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.8, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.8, 0.95), eps=1e-4, weight_decay=0.1, fused=True)
     clipped = []
     for step, loss in enumerate(losses(plain)):
         cosine = (1 + math.cos(math.pi * step / STEPS)) / 2 if decay else 1
@@ -54,6 +54,9 @@ def test_update_is_a_plain_adamw_loop(decay):
         norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()
         clipped.append(bool(norm > CLIP))
         nn.utils.clip_grad_norm_(plain.parameters(), CLIP)
+        if largest is not None:
+            assert step % 3 or max(p.grad.abs().max() for p in plain.parameters()) > largest
+            nn.utils.clip_grad_value_(plain.parameters(), largest)
         optimizer.step()
         torch.testing.assert_close(update.gradient_norm, norm) if step == STEPS - 1 else None
     assert same(net, plain)

@@ -15,7 +15,10 @@ from dmdistill.core.noise import NoiseSource, diffusion, gaussian
 from dmdistill.core.samples import Batch, Rows, Samples
 from dmdistill.core.times import ALL_TIMES, Times
 
-__all__ = ["DiscriminatorLoss", "FakeScore"]
+__all__ = ["Augment", "DiscriminatorLoss", "FakeScore"]
+
+Augment = Callable[[Samples, NoiseSource], Samples]
+"""(samples, noise) -> the samples changed, with conditions that tell a network of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +28,20 @@ class FakeScore:
     Attributes:
         fake: mu_fake, trained; never guided. rows: the images that it learns from.
         times: at which images are diffused; of the full range by default.
+        augment: changes the images first, as in SiD; None leaves them.
     """
 
     fake: Denoiser
     rows: Rows = "fresh"
     times: Times = ALL_TIMES
+    augment: Augment | None = None
     name: str = "loss_fake"
 
     def __call__(self, samples: Samples, batch: Batch, noise: NoiseSource) -> Tensor:
         """Return the denoising loss."""
         seen = samples.select(self.rows)
+        if self.augment is not None:
+            seen = self.augment(seen, noise)
         t, eps = diffusion(noise, seen, self.fake.schedule, self.times)
         return denoising_loss(self.fake, seen.x, t, eps, seen.cond)
 
@@ -55,6 +62,7 @@ class DiscriminatorLoss:
         r1: weight of the approximate R1 penalty (Lin et al. 2025): mean (D(real_t) - D(real_t + 0.1 eps))^2, with
             eps ~ N(0, I).
         mean: averages a tensor over all processes.
+        augment: changes the images of both first; None leaves them.
     """
 
     discriminator: Discriminator
@@ -64,6 +72,7 @@ class DiscriminatorLoss:
     weighted: bool = False
     r1: float = 0.0
     mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    augment: Augment | None = None
     name: str = "loss_discriminator"
 
     def __call__(self, samples: Samples, batch: Batch, noise: NoiseSource) -> Tensor:
@@ -71,6 +80,8 @@ class DiscriminatorLoss:
         generated, real = samples.select("fresh"), samples.real
         if real is None:
             raise ValueError("a discriminator needs real images: the batch has none")
+        if self.augment is not None:
+            generated, real = self.augment(generated, noise), self.augment(real, noise)
         schedule = self.fake.schedule
         t, eps = diffusion(noise, generated, schedule, self.times)
         t_real, eps_real = (t, eps) if self.shared else diffusion(noise, real, schedule, self.times)

@@ -6,7 +6,7 @@ With r = p_real/p_fake at x_t the gradient of an f-divergence is that of DMD, re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from dmdistill.core.denoisers import Condition
 from dmdistill.core.losses import Estimates, weight_eq8
 from dmdistill.core.schedules import expand
 
-__all__ = ["DIVERGENCES", "DensityRatioWeight", "Discriminator"]
+__all__ = ["DIVERGENCES", "DensityRatioWeight", "Discriminator", "RatioAverages"]
 
 Discriminator = Callable[[Tensor, Tensor, Condition | None], Tensor]
 """(x_t, t, cond) -> logits, B ..., of x_t being a diffused real image rather than a generated one."""
@@ -34,26 +34,53 @@ DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
 EPSILON = 1e-6  # of the two normalizations
 
 
+class RatioAverages:
+    """Moving averages of the density ratio, one for each bin of times, from 1 on.
+
+    Args:
+        bins: how many.
+        keep: the share that an average keeps where its bin has samples; 0 for their mean alone.
+    """
+
+    def __init__(self, bins: int = 10, keep: float = 0.0) -> None:
+        self.keep, self.values = keep, torch.ones(bins)
+
+    def update(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Include samples, of which each bin has the sum of ratios and the number. Returns the averages, (bins,)."""
+        self.values = self.values.to(sums)
+        means = sums / counts.clamp(min=torch.finfo(sums.dtype).tiny)
+        self.values = torch.where(counts > 0, self.keep * self.values + (1 - self.keep) * means, self.values)
+        return self.values
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages."""
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Return to averages."""
+        self.values = state["values"]
+
+
 @dataclass(frozen=True, eq=False)
 class DensityRatioWeight:
     """Eq. 8 times h(r), with r of a discriminator, normalized twice as in the authors' code.
 
-    First r is divided by its mean over the samples of the same tenth of the range of t; then h by its mean.
+    First r is divided by its average over samples of the same part of the range of t; then h by its mean.
 
     Attributes:
         discriminator: whose logits at x_t are the logarithm of r.
         divergence: a key of `DIVERGENCES`.
-        t_min, t_max: the range of t that is divided in bins.
-        bins: how many.
+        t_min, t_max: the range of t that is divided into bins.
         mean: averages a tensor over all processes.
+        averages: of r in the bins: by default the mean over the samples of a batch, in tenths.
     """
 
     discriminator: Discriminator
     divergence: str
     t_min: float
     t_max: float
-    bins: int = 10
     mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    averages: RatioAverages = field(default_factory=RatioAverages)
 
     def __call__(self, at: Estimates) -> Tensor:
         """Return the factor on mu_fake - mu_real, B 1 ... 1."""
@@ -64,10 +91,11 @@ class DensityRatioWeight:
         return weight_eq8(at) * expand(h, at.x)
 
     def ratio(self, at: Estimates) -> Tensor:
-        """Return r (B), clipped, and divided by its mean over its bin of times."""
+        """Return r (B), clipped, and divided by the average of its bin of times."""
         logits = self.discriminator(at.x_t, at.t, at.cond).flatten(1).mean(1).float()
         r = logits.clamp(-10, 10).exp().clamp(0.1, 20)
-        index = ((at.t - self.t_min) / ((self.t_max - self.t_min) / self.bins)).long().clamp(0, self.bins - 1)
-        member = torch.nn.functional.one_hot(index, self.bins).to(r)
-        sums, counts = self.mean(r @ member), self.mean(member.sum(0))
-        return r / ((sums / counts.clamp(min=torch.finfo(r.dtype).tiny))[index] + EPSILON)
+        bins = len(self.averages.values)
+        index = ((at.t - self.t_min) / ((self.t_max - self.t_min) / bins)).long().clamp(0, bins - 1)
+        member = torch.nn.functional.one_hot(index, bins).to(r)
+        averages = self.averages.update(self.mean(r @ member), self.mean(member.sum(0)))
+        return r / (averages[index] + EPSILON)

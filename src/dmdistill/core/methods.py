@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dmdistill.core.critics import DiscriminatorLoss, FakeScore
+from dmdistill.core.critics import Augment, DiscriminatorLoss, FakeScore
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
 from dmdistill.core.divergences import Discriminator
 from dmdistill.core.generators import OneStep
@@ -24,7 +24,7 @@ from dmdistill.core.terms import (
     ScoreIdentity,
     Term,
 )
-from dmdistill.core.times import EDM_TIMES, MATCHING_TIMES, SID_TIMES, Times, UniformTimes
+from dmdistill.core.times import ALL_TIMES, EDM_TIMES, MATCHING_TIMES, SID_TIMES, Times, UniformTimes
 
 __all__ = ["decoupled_dmd", "dmd", "dmd2", "regression", "sid"]
 
@@ -85,6 +85,7 @@ def dmd2(
     r1: float = 0.0,
     weight: Weight = weight_eq8,
     times: Times = MATCHING_TIMES,
+    critic_times: Times = ALL_TIMES,
     discriminator_update: str = "fake",
 ) -> Objective:
     """Build the objective of DMD2 (Yin et al., NeurIPS 2024): no regression, several fake-score updates, and a GAN.
@@ -102,13 +103,14 @@ def dmd2(
         r1: weight of the discriminator's approximate R1 penalty.
         weight: of the distribution-matching gradient.
         times: at which images are diffused in distribution matching.
+        critic_times: the same in the fake score's loss and in both of the GAN.
         discriminator_update: the update that trains D: the fake score's, whose encoder it shares, or one of its own.
     """
     terms: dict[Term, float] = {DistributionMatching(real, fake, times=times, weight=weight): 1.0}
-    critics: dict[str, dict[Term, float]] = {"fake": {FakeScore(fake): 1.0}}
+    critics: dict[str, dict[Term, float]] = {"fake": {FakeScore(fake, times=critic_times): 1.0}}
     if discriminator is not None:
-        terms[Adversarial(discriminator, fake.schedule)] = gan_weight
-        loss = DiscriminatorLoss(discriminator, fake, r1=r1)
+        terms[Adversarial(discriminator, fake.schedule, times=critic_times)] = gan_weight
+        loss = DiscriminatorLoss(discriminator, fake, times=critic_times, r1=r1)
         critics.setdefault(discriminator_update, {})[loss] = discriminator_weight
     return Objective(sampler, {term: w for term, w in terms.items() if w}, critics)
 
@@ -120,6 +122,7 @@ def decoupled_dmd(
     *,
     weight: Weight = weight_eq8,
     times: UniformTimes = MATCHING_TIMES,
+    critic_times: Times = ALL_TIMES,
 ) -> Objective:
     """Build the objective of decoupled DMD (Liu et al. 2025), in its schedule "decoupled-hybrid".
 
@@ -131,10 +134,11 @@ def decoupled_dmd(
         fake: mu_fake.
         weight: of both gradients.
         times: at which images are diffused; a few-step student's guidance only below the time of its step.
+        critic_times: the same in the fake score's loss.
     """
     matching = DistributionMatching(real.denoiser, fake, times=times, weight=weight)
     guidance = GuidanceAugmentation(real, times=times, weight=weight)
-    return Objective(sampler, {matching: 1.0, guidance: 1.0}, {"fake": {FakeScore(fake): 1.0}})
+    return Objective(sampler, {matching: 1.0, guidance: 1.0}, {"fake": {FakeScore(fake, times=critic_times): 1.0}})
 
 
 def sid(
@@ -149,6 +153,7 @@ def sid(
     gan_weight: float = 1e-4,
     discriminator_weight: float = 0.5,
     mean: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    augment: Augment | None = None,
 ) -> Objective:
     """Build the objective of SiD (Zhou et al., ICML 2024), or with a discriminator that of SiDA (ICLR 2025).
 
@@ -165,11 +170,13 @@ def sid(
         gan_weight: of the adversarial loss beside SiD's.
         discriminator_weight: of the discriminator's loss.
         mean: averages a tensor over all processes, for the weights of SiDA's adversarial losses.
+        augment: changes the images that the fake score and the discriminator learn from; None leaves them.
     """
     gan = {"discriminator": discriminator, "gan_weight": gan_weight, "mean": mean}
     term = ScoreIdentity(real, fake, alpha=alpha, times=times, **gan)
-    critic: dict[Term, float] = {FakeScore(fake, times=fake_times): 1.0}
+    critic: dict[Term, float] = {FakeScore(fake, times=fake_times, augment=augment): 1.0}
     if discriminator is not None:
-        loss = DiscriminatorLoss(discriminator, fake, times=fake_times, shared=True, weighted=True, mean=mean)
+        options = {"times": fake_times, "shared": True, "weighted": True, "mean": mean, "augment": augment}
+        loss = DiscriminatorLoss(discriminator, fake, **options)
         critic[loss] = discriminator_weight
     return Objective(sampler, {term: 1.0}, {"fake": critic}, critics_first=True)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["EDM", "VP", "Flow", "NoiseSchedule", "expand"]
+__all__ = ["EDM", "VP", "Flow", "NoiseSchedule", "expand", "shift_times"]
 
 ROUNDING = 1e-3  # of a bin: times are stored in fp32
 
@@ -22,6 +22,14 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     if t.shape != x.shape[:1]:
         raise ValueError(f"times have shape {tuple(t.shape)}, expected ({x.shape[0]},): one per sample")
     return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    """Shift times of a flow, within [0, 1], towards noise: shift t / (1 + (shift - 1) t) (Esser et al. 2024, Eq. 23).
+
+    The inverse is that of 1 / shift.
+    """
+    return shift * t / (1 + (shift - 1) * t)
 
 
 class NoiseSchedule:
@@ -196,7 +204,7 @@ class Flow(NoiseSchedule):
     """Rectified flow: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022).
 
     Args:
-        shift: of the solver's grid towards noise, t -> shift t / (1 + (shift - 1) t) (Esser et al. 2024, Eq. 23).
+        shift: of the solver's grid towards noise, as in `shift_times`.
     """
 
     t_max = 1.0
@@ -225,5 +233,4 @@ class Flow(NoiseSchedule):
         return tuple(self.solver_times(steps)[:-1].tolist())
 
     def solver_times(self, steps: int) -> Tensor:
-        t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        return self.shift * t / (1 + (self.shift - 1) * t)
+        return shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift)

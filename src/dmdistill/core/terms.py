@@ -138,8 +138,7 @@ class GuidanceAugmentation:
         seen, schedule = samples.select("fresh"), self.real.schedule
         times = self.times
         if self.cleaner and seen.time is not None:
-            high = min(times.high, schedule.fraction(seen.time))
-            times = UniformTimes(times.low if times.low < high else 0.0, high)
+            times = times.below(schedule, seen.time)
         t, eps = diffusion(noise, seen, schedule, times)
         return guidance_loss(seen.x, self.real, t, eps, seen.cond, weight=self.weight)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dmdistill.core.schedules import NoiseSchedule
+from dmdistill.core.schedules import Flow, NoiseSchedule, shift_times
 
 __all__ = ["ALL_TIMES", "EDM_TIMES", "MATCHING_TIMES", "SID_TIMES", "LogNormalTimes", "Times", "UniformTimes"]
 
@@ -18,14 +18,32 @@ Times = Callable[[NoiseSchedule, int, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class UniformTimes:
-    """Times uniform over the schedule's bins, between two fractions of the range: those of DMD (section 3.2)."""
+    """Times uniform over the schedule's bins, between two fractions of the range: those of DMD (section 3.2).
+
+    Attributes:
+        low, high: the fractions.
+        shift: of a flow's times towards noise after they are drawn, as in `shift_times`; 1 for none.
+    """
 
     low: float = 0.0
     high: float = 1.0
+    shift: float = 1.0
 
     def __call__(self, schedule: NoiseSchedule, n: int, rng: torch.Generator) -> Tensor:
-        """Draw n times. ValueError for fractions that are no range."""
-        return schedule.sample_t(n, self.low, self.high, rng=rng)
+        """Draw n times. ValueError for fractions that are no range, and for a shift on a schedule that is no flow."""
+        t = schedule.sample_t(n, self.low, self.high, rng=rng)
+        if self.shift == 1:
+            return t
+        if not isinstance(schedule, Flow):
+            raise ValueError(f"times of {type(schedule).__name__} with shift {self.shift:g}: only a flow's are shifted")
+        return shift_times(t, self.shift)
+
+    def below(self, schedule: NoiseSchedule, t: float) -> UniformTimes:
+        """Return the part of these times that is below t, or all below it where there is none; as shifted as these."""
+        if self.shift != 1:
+            t = shift_times(torch.tensor(t, dtype=torch.float64), 1 / self.shift).item()
+        high = min(self.high, schedule.fraction(t))
+        return replace(self, low=self.low if self.low < high else 0.0, high=high)
 
 
 @dataclass(frozen=True)

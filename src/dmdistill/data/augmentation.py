@@ -45,7 +45,7 @@ class HorizontalFlip:
     labels = 0
 
     def __call__(self, x: Tensor, *, rng: torch.Generator) -> tuple[Tensor, None]:
-        return flip(x, draw_flips(x, 1.0, rng), 3), None
+        return flip(x, draw_flips(len(x), 1.0, rng), 3), None
 
 
 class GeometricAugmentation:
@@ -65,7 +65,14 @@ class GeometricAugmentation:
         self.probability = probability
 
     def __call__(self, x: Tensor, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        n, device = len(x), x.device
+        return self.apply(x, self.draw(len(x), rng))
+
+    def draw(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw the changes of n images, (n, 8), on the device of rng.
+
+        They are: flips across and down (0 or 1), zoom, turn in radians, stretch, its direction, shifts right and down.
+        """
+        device = rng.device
 
         def sometimes(values: Tensor) -> Tensor:
             return torch.where(torch.rand(n, generator=rng, device=device) < self.probability, values, 0.0)
@@ -76,17 +83,21 @@ class GeometricAugmentation:
         def angle() -> Tensor:
             return math.pi * (2 * torch.rand(n, generator=rng, device=device) - 1)
 
-        across, down = draw_flips(x, 1.0, rng), draw_flips(x, self.probability, rng)
+        across, down = draw_flips(n, 1.0, rng), draw_flips(n, self.probability, rng)
         zoom, turn, stretch = sometimes(normal()), sometimes(angle()), sometimes(normal())
         along = torch.where(torch.rand(n, generator=rng, device=device) < 0.5, angle(), 0.0)
         shifted = torch.rand(n, generator=rng, device=device) < self.probability
         right, low = (torch.where(shifted, normal(), 0.0) for _ in range(2))
+        return torch.stack([across, down, zoom, turn, stretch, along, right, low], 1)
 
+    def apply(self, x: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """Change images, B C H W, as `draw` says; return them and their labels."""
+        across, down, zoom, turn, stretch, along, right, low = changes.unbind(1)
         factor = (SCALE * stretch).exp2()
         inverse = scaling(1 / (SCALE * zoom).exp2()) @ rotation(-turn)
         inverse = inverse @ rotation(along) @ scaling(1 / factor, factor) @ rotation(-along)
         inverse = inverse @ translation(-2 * SHIFT * right, -2 * SHIFT * low)
-        changed = (zoom != 0) | (turn != 0) | (stretch != 0) | shifted
+        changed = (zoom != 0) | (turn != 0) | (stretch != 0) | (right != 0) | (low != 0)
         labels = [across, down, zoom, turn.cos() - 1, turn.sin()]
         labels += [stretch * along.cos(), stretch * along.sin(), right, low]
         return warp(flip(flip(x, across, 3), down, 2), inverse, changed), torch.stack(labels, 1)
@@ -97,9 +108,9 @@ def flip(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
     return torch.where(chosen[:, None, None, None] > 0, x.flip(dim), x)
 
 
-def draw_flips(x: Tensor, probability: float, rng: torch.Generator) -> Tensor:
-    """Draw 1 with half the probability, else 0, per image: B."""
-    return (torch.rand(len(x), generator=rng, device=x.device) < probability / 2).float()
+def draw_flips(n: int, probability: float, rng: torch.Generator) -> Tensor:
+    """Draw 1 with half the probability, else 0, for each of n images: (n,)."""
+    return (torch.rand(n, generator=rng, device=rng.device) < probability / 2).float()
 
 
 def warp(x: Tensor, inverse: Tensor, changed: Tensor) -> Tensor:

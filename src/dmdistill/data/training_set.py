@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dmdistill.data.augmentation import Augmentation, NoAugmentation
+from dmdistill.core.noise import NoiseSource
+from dmdistill.core.samples import Samples
+from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, NoAugmentation
 from dmdistill.data.cifar10 import is_cifar10, load_cifar10
 from dmdistill.data.conditions import Labels, LabelSpace
 from dmdistill.data.idx_images import is_idx_folder, load_idx_images
@@ -16,7 +18,7 @@ from dmdistill.data.image_folder import has_images
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 
-__all__ = ["AugmentedLabels", "TrainingSet", "load_labelled_images"]
+__all__ = ["AugmentedLabels", "SampleAugmentation", "TrainingSet", "load_labelled_images"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,19 @@ class AugmentedLabels(Labels):
     """Class labels with the augmentation labels of the images, (B, labels of the augmentation), for training."""
 
     augment: Tensor
+
+
+@dataclass(frozen=True)
+class SampleAugmentation:
+    """Augments the images that a loss sees, and tells the network of it; draws come from the loss's source of noise."""
+
+    augmentation: GeometricAugmentation
+
+    def __call__(self, samples: Samples, noise: NoiseSource) -> Samples:
+        """Return changed images with augmentation labels beside their own, of class or none."""
+        x, augment = self.augmentation.apply(samples.x, noise.draw(samples, self.augmentation.draw))
+        one_hot = x.new_zeros(len(x), 0) if samples.cond is None else samples.cond.one_hot  # type: ignore[attr-defined]
+        return replace(samples, x=x, cond=AugmentedLabels(one_hot, augment))
 
 
 class TrainingSet:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism, full_tensor, shard_like
+from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism, full_tensor, local_tensor, shard_like
 from dmdistill.training.ema import EMA
 
 __all__ = ["NetworkOptimizer"]
@@ -25,10 +25,12 @@ class NetworkOptimizer:
         name: of the network, for messages.
         betas: of AdamW.
         weight_decay: of AdamW.
+        eps: of AdamW.
         warmup: number of updates over which the learning rate rises linearly.
         restart: update at which it rises once more over `warmup`, for a loss of another kind.
         decay: multiply the learning rate by a cosine that falls from 1 to 0.
         clip: largest L2 norm of the gradient.
+        clip_value: largest entry of the gradient, after that; None for no limit.
         halflives: half-life of each EMA, in updates.
         parallel: how a batch is divided. Each call takes the loss of a microbatch; the network is updated after the
             last, by their mean over all processes.
@@ -54,21 +56,26 @@ class NetworkOptimizer:
         name: str = "network",
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
+        eps: float = 1e-8,
         warmup: int = 500,
         restart: int = 0,
         decay: bool = False,
         clip: float = 10.0,
+        clip_value: float | None = None,
         halflives: Sequence[float] = (),
         parallel: Parallelism = NOT_PARALLEL,
     ) -> None:
         if not any(p.requires_grad for p in network.parameters()):
             raise ValueError(f"the {name} has no parameters to train")
-        self.network, self.name, self.clip, self.parallel = network, name, clip, parallel
+        self.network, self.name, self.parallel = network, name, parallel
+        self.clip, self.clip_value = clip, clip_value
         self.emas = sharded_emas(network, halflives, parallel)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         named = network.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        )
 
         def factor(count: int) -> float:
             since = count - restart if count >= restart else count
@@ -104,6 +111,9 @@ class NetworkOptimizer:
             self.optimizer.zero_grad()
             norm = self.gradient_norm.item()
             raise FloatingPointError(f"the {self.name}'s loss is {loss.item()}, the norm of its gradient {norm}")
+        if self.clip_value is not None:
+            for gradient in (local_tensor(p.grad) for p in self.parameters if p.grad is not None):
+                gradient.clamp_(-self.clip_value, self.clip_value)
         self.nonfinite = torch.maximum(self.nonfinite.to(finite.device), (~finite).float())
         setattr(self.optimizer, "found_inf", self.nonfinite)  # noqa: B010  if 1, fused AdamW changes nothing
         self.optimizer.step()

@@ -26,9 +26,9 @@ RUNS = {
     "dmd2-from-data": ("dmd2", {**FEW, "data": True, "student_inputs": "data", "gan_from": 2}),
     "dmd2-on-teacher": ("dmd2", {"data": True, "discriminator": "teacher"}),
     "f-distill": ("f-distill", {"data": True}),
-    "f-distill-fake": ("f-distill", {"data": True, "discriminator": "fake", "divergence": "kl"}),
+    "f-distill-fake": ("f-distill", {"data": True, "discriminator": "fake", "divergence": "kl", "ratio_ema": 0.5}),
     "sid": ("sid", {}),
-    "sida": ("sida", {"data": True, "generator_from": 1, "gan_from": 2}),
+    "sida": ("sida", {"data": True, "generator_from": 1, "gan_from": 2, "clip_value_fake": 1e-3}),
     "decoupled": ("decoupled-dmd", {"guidance": 3.0}),
     "decoupled-few": ("decoupled-dmd", {**FEW, "guidance": 3.0}),
 }
@@ -148,6 +148,14 @@ def test_a_student_of_several_steps_is_not_exported_as_one_of_one(run, tmp_path,
         ({"method": "dmd2", "lambda_reg": 1.0}, "--lambda-reg 1.0"),
         ({"method": "dmd2", "divergence": "kl"}, "--divergence kl"),
         ({"method": "dmd2", "match": False}, "--no-match"),
+        ({"method": "dmd2", "time_shift": 0.0}, "--time-shift 0"),
+        ({"method": "sid", "time_shift": 3.0}, "--time-shift 3"),
+        ({"method": "sid", "ratio_ema": 0.5}, "--ratio-ema 0.5"),
+        ({"method": "f-distill", "data": "x", "ratio_ema": 1.0}, "--ratio-ema 1"),
+        ({"method": "dmd2", "augment_fake": 0.12}, "--augment-fake 0.12"),
+        ({"method": "sid", "augment_fake": 2.0}, "--augment-fake 2"),
+        ({"method": "sid", "clip_value_fake": 0.0}, "--clip-value-fake 0"),
+        ({"method": "sid", "adam_eps": 0.0}, "--adam-eps 0"),
     ],
 )
 def test_options_that_contradict_a_method_are_refused_by_their_flags(options, flag):
@@ -157,10 +165,16 @@ def test_options_that_contradict_a_method_are_refused_by_their_flags(options, fl
 
 
 @pytest.mark.parametrize(
-    ("method", "guidance", "flag"), [("sid", 2.0, "--guidance 2"), ("decoupled-dmd", 1.0, "--guidance above 1")]
+    ("method", "options", "flag"),
+    [
+        ("sid", {"guidance": 2.0}, "--guidance 2"),
+        ("decoupled-dmd", {"guidance": 1.0}, "--guidance above 1"),
+        ("dmd2", {"time_shift": 3.0}, "--time-shift 3, .* not a flow"),
+        ("sid", {"augment_fake": 0.12}, "--augment-fake 0.12, .* tiny takes no labels"),
+    ],
 )
-def test_guidance_that_a_method_cannot_have_is_refused(method, guidance, flag, tiny_teacher, tmp_path):
-    config = from_method(DistillConfig, method, teacher=str(tiny_teacher), guidance=guidance, out=tmp_path / "run")
+def test_options_that_do_not_fit_the_teacher_are_refused(method, options, flag, tiny_teacher, tmp_path):
+    config = from_method(DistillConfig, method, teacher=str(tiny_teacher), out=tmp_path / "run", **options)
     with pytest.raises(ValueError, match=flag):
         distill(config)
     assert not (tmp_path / "run").exists()

@@ -28,6 +28,8 @@ from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.presets import recommend_preset
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
+from dmdistill.core.schedules import Flow
+from dmdistill.data.augmentation import AUGMENT_LABELS
 from dmdistill.data.pairs import PairDataset
 from dmdistill.distributed.data_parallel import Parallelism, parallelism
 from dmdistill.distributed.process_group import ProcessGroup, is_elastic_restart, join_process_group, local_device
@@ -97,10 +99,28 @@ def check_guidance(config: DistillConfig, teacher: Teacher) -> None:
         )
 
 
+def check_time_shift(config: DistillConfig, teacher: Teacher) -> None:
+    """Raise a ValueError where times of another schedule than a flow's are to be shifted."""
+    shift = config.matching.time_shift
+    if shift != 1 and not isinstance(teacher.denoiser.schedule, Flow):
+        raise ValueError(f"--time-shift {shift:g}, expected 1: the noise schedule of {teacher.name} is not a flow's")
+
+
+def check_augmentation(config: DistillConfig, teacher: Teacher) -> None:
+    """Raise a ValueError where images are to be augmented and the network cannot be told of it."""
+    augment = config.fake_score.augment_fake
+    if augment and getattr(teacher.network, "augment_dim", 0) != AUGMENT_LABELS:
+        raise ValueError(
+            f"--augment-fake {augment:g}, expected 0: the network of {teacher.name} takes no labels of augmentations"
+        )
+
+
 def load_configured_teacher(config: DistillConfig) -> Teacher:
     """Load the teacher, with its solver options."""
     teacher = with_solver_options(load_teacher(config.teacher), config.ode)
     check_guidance(config, teacher)
+    check_time_shift(config, teacher)
+    check_augmentation(config, teacher)
     return teacher
 
 
@@ -139,6 +159,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     )
     trainer = build_trainer(config, distillation)
     trainer.stateful |= {"options": OptionsCheck(run.config, run.print), "teacher": teacher_check}
+    trainer.stateful["ratios"] = distillation.objectives.ratios
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
     if config.resume is not None:
         trainer.restore()

@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes
 
 from dmdistill.commands.distill.method_options import (
     METHODS,
+    FakeScoreOptions,
     GanOptions,
     ScoreOptions,
     StudentOptions,
@@ -61,34 +62,18 @@ class OptimizerOptions:
     """Betas of AdamW."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
+    adam_eps: float = 1e-8
+    """Epsilon of AdamW, beside the root of the mean square of a gradient; our losses are means, others' may be sums."""
     ema_halflives: tuple[float, ...] = (500.0, 2000.0)
     """Half-lives, in steps, of the generator's EMAs, of which the best becomes the student; none for the generator."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
-        require_positive(self, "lr", "grad_clip", "ema_halflives")
+        require_positive(self, "lr", "grad_clip", "ema_halflives", "adam_eps")
         require_at_least(self, 0, "warmup", "weight_decay")
         require(self, "numbers from 0 to below 1", lambda beta: 0 <= beta < 1, "betas")
         if len(set(self.ema_halflives)) < len(self.ema_halflives):
             raise ValueError(f"--ema-halflives {' '.join(map(str, self.ema_halflives))}, expected each once")
-
-
-@dataclass(frozen=True)
-class FakeScoreOptions:
-    """The fake score, mu_fake, which keeps learning the generator's output."""
-
-    lr_fake: float = 1e-5
-    """Learning rate of the fake score: in the paper that of the generator."""
-    fake_steps: int = 1
-    """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
-    fake_from: float = 1.0
-    """Fraction of the run from which the fake score learns, where that is before --match-from."""
-
-    def check(self) -> None:
-        """Raise a ValueError for a value that an option cannot have."""
-        require_positive(self, "lr_fake")
-        require_at_least(self, 1, "fake_steps")
-        require(self, "a fraction from 0 to 1", lambda value: 0 <= value <= 1, "fake_from")
 
 
 @dataclass(frozen=True)
@@ -105,12 +90,15 @@ class MatchingOptions:
     """Lower end of the time range of distribution matching, as a fraction."""
     max_t: float = 0.98
     """Upper end of the time range of distribution matching, as a fraction."""
+    time_shift: float = 1.0
+    """Shift towards noise of the times drawn for a flow's losses, after --min-t and --max-t, such as 3 or 5."""
     weight: str = "eq8"
     """Weight of the gradient: eq8 (Eq. 8), sigma, sigma3 (table 3), or your own function as module:function."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
         require(self, "a fraction from 0 to below 1", lambda value: 0 <= value < 1, "match_from")
+        require_positive(self, "time_shift")
         if not 0 <= self.min_t < self.max_t <= 1:
             raise ValueError(f"--min-t {self.min_t} --max-t {self.max_t}, expected 0 <= min-t < max-t <= 1")
         require_name(self, "weight", WEIGHTS)

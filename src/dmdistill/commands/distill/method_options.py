@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from dmdistill.commands.options import flag_name, require_at_least, require_positive
+from dmdistill.commands.options import flag_name, require, require_at_least, require_positive
 
-__all__ = ["METHODS", "GanOptions", "Method", "ScoreOptions", "StudentOptions", "check_method"]
+__all__ = [
+    "METHODS",
+    "FakeScoreOptions",
+    "GanOptions",
+    "Method",
+    "ScoreOptions",
+    "StudentOptions",
+    "check_method",
+]
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,11 @@ METHODS = {
 GAN_OPTIONS = ("gan_weight", "discriminator_weight", "gan_from", "discriminator", "discriminator_layers", "r1")
 REGRESSION_OPTIONS = ("match", "match_from", "match_pairs", "fake_from", "rewarm", "regress_until", "lambda_end")
 SINGLE_OPTIONS = {
+    "augment_fake": ("sid", "sida"),
     "divergence": ("f-distill",),
+    "ratio_ema": ("f-distill",),
     "sid_alpha": ("sid", "sida"),
+    "time_shift": ("dmd2", "f-distill", "decoupled-dmd"),
     "weight": ("dmd", "dmd2", "decoupled-dmd"),
 }
 """Options of few methods, and these methods."""
@@ -84,11 +95,36 @@ class StudentOptions:
 
 
 @dataclass(frozen=True)
+class FakeScoreOptions:
+    """The fake score, mu_fake, which keeps learning the generator's output."""
+
+    lr_fake: float = 1e-5
+    """Learning rate of the fake score: in the paper that of the generator."""
+    fake_steps: int = 1
+    """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
+    fake_from: float = 1.0
+    """Fraction of the run from which the fake score learns, where that is before --match-from."""
+    clip_value_fake: float | None = None
+    """Largest entry of a gradient of the fake score, as in SiDA; larger ones are clipped. The default is no limit."""
+    augment_fake: float = 0.0
+    """Probability of each of EDM's augmentations of the images that the fake score learns from (0.12 in SiD)."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_positive(self, "lr_fake", "clip_value_fake")
+        require_at_least(self, 1, "fake_steps")
+        require(self, "a fraction from 0 to 1", lambda value: 0 <= value <= 1, "fake_from")
+        require(self, "from 0 to 1", lambda value: 0 <= value <= 1, "augment_fake")
+
+
+@dataclass(frozen=True)
 class ScoreOptions:
     """What single methods have beside distribution matching."""
 
     divergence: Literal["rkl", "kl", "js", "sf", "neyman", "sh", "jf"] = "js"
     """f-divergence of f-distill: reverse KL (DMD2's), KL, Jensen-Shannon, softened KL, Neyman, Hellinger, Jeffreys."""
+    ratio_ema: float = 0.0
+    """Share that the average of f-distill's density ratios keeps in a step: 0 for each batch's own, 0.5 on ImageNet."""
     sid_alpha: float = 1.0
     """Alpha of SiD's loss, 1.2 or 1."""
     generator_from: int = 0
@@ -97,6 +133,7 @@ class ScoreOptions:
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
         require_at_least(self, 0, "generator_from")
+        require(self, "from 0 to below 1", lambda share: 0 <= share < 1, "ratio_ema")
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from dmdistill.commands.distill.schedule import PhaseSchedule
+from dmdistill.core.critics import Augment
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
-from dmdistill.core.divergences import DensityRatioWeight, Discriminator
+from dmdistill.core.divergences import DensityRatioWeight, Discriminator, RatioAverages
 from dmdistill.core.generators import MultiStep, OneStep
 from dmdistill.core.losses import Distance, Weight
 from dmdistill.core.methods import decoupled_dmd, dmd, dmd2, regression, sid
 from dmdistill.core.objective import Objective, Sampler
 from dmdistill.core.times import UniformTimes
+from dmdistill.data.augmentation import GeometricAugmentation
+from dmdistill.data.training_set import SampleAugmentation
 
 __all__ = ["Networks", "Objectives"]
 
@@ -48,6 +51,7 @@ class Objectives:
         distance: of the regression.
         weight: of the distribution-matching gradient.
         mean: averages a tensor over all processes.
+        ratios: averages of f-distill's density ratio, which change with its steps.
         own: the objective of the user's own method, which has all steps; None for ours.
     """
 
@@ -56,6 +60,7 @@ class Objectives:
     distance: Distance
     weight: Weight
     mean: Callable[[Tensor], Tensor]
+    ratios: RatioAverages = field(default_factory=RatioAverages)
     own: Objective | None = None
 
     def at(self, step: int) -> Objective:
@@ -71,7 +76,12 @@ class Objectives:
     def times(self) -> UniformTimes:
         """The times of distribution matching."""
         options = self.schedule.config.matching
-        return UniformTimes(options.min_t, options.max_t)
+        return UniformTimes(options.min_t, options.max_t, options.time_shift)
+
+    @property
+    def critic_times(self) -> UniformTimes:
+        """The times of the fake score's loss, and of a GAN's, in the methods after DMD but SiD's."""
+        return UniformTimes(shift=self.schedule.config.matching.time_shift)
 
     @property
     def sampler(self) -> Sampler:
@@ -111,20 +121,29 @@ class Objectives:
         gan = {"discriminator": networks.discriminator, "discriminator_weight": config.gan.discriminator_weight}
         if config.method == "decoupled-dmd":
             assert isinstance(networks.real, GuidedDenoiser)
-            return decoupled_dmd(self.sampler, networks.real, networks.fake, weight=self.weight, times=self.times)
+            times = {"times": self.times, "critic_times": self.critic_times}
+            return decoupled_dmd(self.sampler, networks.real, networks.fake, weight=self.weight, **times)
         if config.method in ("sid", "sida"):
             options = {
                 "alpha": config.score.sid_alpha,
                 "times": self.times,
                 "gan_weight": gan_weight,
                 "mean": self.mean,
+                "augment": self.augment,
             }
             return sid(*trio, **options, **gan)
         weight, update = self.weight, "discriminator" if networks.separate else "fake"
         if config.method == "f-distill":
             weight = self.ratio_weight
         options = {"r1": config.gan.r1, "weight": weight, "times": self.times, "discriminator_update": update}
+        options["critic_times"] = self.critic_times
         return dmd2(*trio, gan_weight=gan_weight, **gan, **options)
+
+    @property
+    def augment(self) -> Augment | None:
+        """The change of the images that SiD's fake score learns from."""
+        probability = self.schedule.config.fake_score.augment_fake
+        return SampleAugmentation(GeometricAugmentation(probability)) if probability else None
 
     @property
     def ratio_weight(self) -> Weight:
@@ -133,4 +152,6 @@ class Objectives:
         schedule = self.networks.real.schedule
         low, high = schedule.time_range
         divergence = self.schedule.config.score.divergence
-        return DensityRatioWeight(self.networks.discriminator, divergence, low, high, mean=self.mean)
+        return DensityRatioWeight(
+            self.networks.discriminator, divergence, low, high, mean=self.mean, averages=self.ratios
+        )

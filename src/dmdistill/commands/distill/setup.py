@@ -15,6 +15,7 @@ from dmdistill.commands.distill.functions import import_function, load_weight
 from dmdistill.commands.distill.objectives import Networks, Objectives
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.divergences import RatioAverages
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import Distance
 from dmdistill.core.partition import SharedNoise, split_batch
@@ -138,6 +139,7 @@ def build_objectives(
         distance=distance,
         weight=load_weight(config.matching.weight),
         mean=parallel.processes.all_mean,
+        ratios=RatioAverages(keep=config.score.ratio_ema),
         own=None if phases.method is not None else import_function(config.method, "--method")(*networks),
     )
 
@@ -176,12 +178,13 @@ def build_optimizers(
         "parallel": parallel,
         "betas": options.betas,
         "weight_decay": options.weight_decay,
+        "eps": options.adam_eps,
         "warmup": options.warmup,
         "decay": options.lr_decay,
         "clip": options.grad_clip,
     }
     critic = {"lr": config.fake_score.lr_fake, "steps": phases.fake_updates, **shared}
-    fake_optimizer = NetworkOptimizer(fake, name="fake score", **critic)
+    fake_optimizer = NetworkOptimizer(fake, name="fake score", clip_value=config.fake_score.clip_value_fake, **critic)
     separate = {}
     if head is not None:
         separate["discriminator"] = NetworkOptimizer(head.head, name="discriminator", **critic)
