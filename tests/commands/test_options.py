@@ -17,7 +17,7 @@ from dmdistill.commands.presets import (
     from_run,
     preset_names,
     preset_values,
-    recommend_preset,
+    recommended_presets,
     write_config,
 )
 from dmdistill.commands.teach.config import TeachConfig
@@ -97,7 +97,7 @@ def test_presets_of_the_papers_models_are_the_papers(name):
     assert (distill["solver"], distill["batch_reg"], distill["lr_fake"]) == ("heun", distill["batch"], distill["lr"])
 
 
-OURS = ("fashion", "cifar10-tiny", "cifar10-small")  # what names of presets begin with whose teachers are trained here
+DMD_PRESETS = ("cifar10", "cifar10-uncond", "imagenet64", "ffhq64", "afhqv2-64", "sd15-laion6", "sd15-laion6.25")
 
 
 @pytest.mark.parametrize("name", ["cifar10-tiny", "cifar10-small"])
@@ -130,7 +130,7 @@ def test_presets_of_cifar_lead_from_images_to_a_student(name, least, most):
     assert 4 * parameters < 58e6  # a light checkpoint; teacher and student in fp16
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if not name.startswith(OURS)])
+@pytest.mark.parametrize("name", DMD_PRESETS)
 def test_presets_of_published_models_name_one_and_keep_to_the_paper(name):
     from dmdistill.models.edm_zoo import NAMES
 
@@ -145,10 +145,11 @@ def test_presets_of_published_models_name_one_and_keep_to_the_paper(name):
     check(change(config, lpips_weights=Path("weights.safetensors")))
 
 
-def test_a_preset_is_recommended_for_its_teacher():
-    assert recommend_preset("edm-cifar10-32x32-cond-vp") == "cifar10"
-    assert recommend_preset("edm-afhqv2-64x64-uncond-vp") == "afhqv2-64"
-    assert recommend_preset("somebody/else") is None
+def test_presets_are_recommended_for_their_teacher():
+    names = ["cifar10", "cifar10-fdistill", "cifar10-sid", "cifar10-sida"]
+    assert recommended_presets("edm-cifar10-32x32-cond-vp") == names
+    assert recommended_presets("edm-afhqv2-64x64-uncond-vp") == ["afhqv2-64"]
+    assert recommended_presets("somebody/else") == []
 
 
 def write(folder, text):

@@ -34,7 +34,7 @@ __all__ = [
     "from_run",
     "preset_names",
     "preset_values",
-    "recommend_preset",
+    "recommended_presets",
     "write_config",
 ]
 
@@ -223,9 +223,9 @@ def to_flags(name: str, value: Any, kind: Any) -> list[str]:
     return [f"{flag_name(name)}={value}"]
 
 
-def recommend_preset(teacher: str) -> str | None:
-    """Return the name of a preset that was made for a teacher of this name, or None."""
-    return next((name for name in preset_names() if preset_teacher(name) == teacher), None)
+def recommended_presets(teacher: str) -> list[str]:
+    """Return the names of the presets that were made for a teacher of this name."""
+    return [name for name in preset_names() if preset_teacher(name) == teacher]
 
 
 def preset_teacher(name: str) -> str | None:

@@ -25,7 +25,7 @@ from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import check, flag_name, option_values
 from dmdistill.commands.pairs.command import with_solver_options
-from dmdistill.commands.presets import recommend_preset
+from dmdistill.commands.presets import recommended_presets
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
 from dmdistill.core.schedules import Flow
@@ -184,9 +184,9 @@ def print_hints(config: DistillConfig, run: RunFolder) -> None:
 
 
 def print_recommendation(config: DistillConfig, run: RunFolder) -> None:
-    """Name the preset that was made for the teacher."""
-    preset = recommend_preset(config.teacher)
-    hint = f"--preset {preset} was made for this teacher" if preset else "the presets show what others need"
+    """Name the presets that were made for the teacher."""
+    names = ", ".join(recommended_presets(config.teacher))
+    hint = f"made for this teacher: --preset {names}" if names else "the presets show what others need"
     run.print(f"no preset: cautious defaults, --lr {config.optimizer.lr:g} for {config.steps} steps; {hint}")
 
 
