@@ -76,7 +76,8 @@ def test_every_preset_fits_the_commands_that_it_is_for(name, kind):
     if preset_values(kind, name):
         assert from_preset(kind, name).preset == name
     else:
-        with pytest.raises(ValueError, match=f"preset {name} has no options for teach"):
+        command = kind.__name__.removesuffix("Config").lower()
+        with pytest.raises(ValueError, match=f"preset {name} has no options for {command}"):
             from_preset(kind, name)
 
 

@@ -22,9 +22,8 @@ from dmdistill.networks.song_unet import SongUNet
 from helpers.configs import CPU
 from helpers.runs import logged_values
 
-PRESETS = [
-    name for name in preset_names() if name.split("-")[1:] and name.split("-")[1] in ("dmd2", "fdistill", "sid", "sida")
-]
+FAMILY = ("dmd2", "fdistill", "sid", "sida")
+PRESETS = [name for name in preset_names() if set(name.split("-")[1:2]) & {*FAMILY} and not name.startswith("fashion")]
 SMALL = {  # sizes, and how often something happens
     "steps": 2,
     "batch": 2,
