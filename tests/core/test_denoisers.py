@@ -320,3 +320,31 @@ def test_a_denoiser_of_ones_own_is_a_mean_and_a_weight(schedules, mixture, rng):
     exact = mixture(schedules["edm"])
     x_t, t = torch.randn(3, 2, 3, 5, generator=rng), torch.ones(3)
     assert torch.equal(Half(exact, exact.schedule)(x_t, t), exact(x_t, t) / 2)
+
+
+def test_a_guided_mean_is_no_longer_than_the_cap(schedule, mixture, labels, rng):
+    """Of each sample min(1, cap |mu_cond| / |mu|) mu, in closed form; a large cap changes nothing."""
+    perfect, x_t = mixture(schedule), torch.randn(4, 2, 3, 5, generator=rng)
+    t, cond = schedule.sample_t(4, rng=rng), labels([0, 1, 2, 0], 3)
+    mu_null, mu_cond = perfect(x_t, t, cond.null()), perfect(x_t, t, cond)
+    for cap in (1.0, 1.5):
+        guided = mu_null + 9 * (mu_cond - mu_null)
+        for i in range(4):
+            guided[i] *= min(1, (cap * mu_cond[i].norm() / guided[i].norm()).item())
+        capped = GuidedDenoiser(perfect, 9, norm_cap=cap)(x_t, t, cond)
+        torch.testing.assert_close(capped, guided, rtol=1e-4, atol=1e-5)
+    free = GuidedDenoiser(perfect, 9)(x_t, t, cond)
+    assert torch.equal(GuidedDenoiser(perfect, 9, norm_cap=1e6)(x_t, t, cond), free)
+
+
+def test_each_sample_can_have_a_scale_of_its_own(schedule, mixture, labels, rng):
+    perfect, x_t = mixture(schedule), torch.randn(3, 2, 3, 5, generator=rng)
+    t, cond, scales = schedule.sample_t(3, rng=rng), labels([0, 1, 2], 3), torch.tensor([1.0, 3.0, 8.0])
+    whole, calls = GuidedDenoiser(perfect, 2), []
+    whole.register_forward_hook(lambda *_: calls.append(1))
+    guided = whole.with_scales(scales)(x_t, t, cond)
+    assert (calls, whole.scales) == ([1], None)  # what watches the one sees the other
+    for i, scale in enumerate(scales.tolist()):
+        rows = slice(i, i + 1)
+        one = GuidedDenoiser(perfect, scale)(x_t[rows], t[rows], cond[rows])
+        torch.testing.assert_close(guided[rows], one, rtol=1e-5, atol=1e-5)

@@ -10,10 +10,11 @@ from dmdistill.core.denoisers import EDMDenoiser, GuidedDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import denoising_loss, distribution_matching_loss, pseudo_huber, regression_loss
 from dmdistill.core.methods import dmd, regression
-from dmdistill.core.noise import RandomNoise
-from dmdistill.core.samples import Batch
+from dmdistill.core.noise import RandomNoise, diffusion
+from dmdistill.core.samples import Batch, Samples
 from dmdistill.core.schedules import EDM
 from dmdistill.core.solvers import heun
+from dmdistill.core.terms import DistributionMatching
 from dmdistill.models.gaussian_mixture import ring
 from helpers.plane import COUNT, MLP, MODES, STD, measure, pretrain, updater
 
@@ -328,3 +329,30 @@ def test_generator_is_the_teacher_at_the_last_time(schedule, mixture):
     """G(z) = mu(prior_std z, last), section 3.1."""
     exact, z = mixture(schedule), torch.randn(7, 2, 3, 5)
     assert torch.equal(Generator(exact)(z), exact(schedule.prior_std * z, torch.full((7,), schedule.t_max)))
+
+
+class Known(torch.nn.Module):
+    """mu is 1 of a labelled image and 0 of another: guided by s it is s."""
+
+    schedule = EDM()
+
+    def forward(self, x_t, t, cond):
+        return cond.one_hot.sum(1, keepdim=True).expand_as(x_t).clone()
+
+
+def test_a_range_of_guidance_is_drawn_uniformly_for_each_sample(rng, labels):
+    """The gradient is (mu_fake - s_i) / numel, so that it shows the scales: the noise source's own draws."""
+    count = 4000
+    real = GuidedDenoiser(Known(), 5.5, scale_range=(3.0, 8.0))
+    x = torch.zeros(count, 2, requires_grad=True)
+    term = DistributionMatching(real, lambda x_t, t, cond: 0 * x_t, weight=lambda at: torch.ones(len(at.x)))
+    samples, batch = Samples(x, labels([0] * count, 3), count), Batch(torch.zeros(count, 2))
+    state = rng.get_state()
+    (gradient,) = torch.autograd.grad(term(samples, batch, RandomNoise(rng)), x)
+    scales = -gradient[:, 0] * x.numel()
+    rng.set_state(state)
+    diffusion(RandomNoise(rng), samples, real.schedule, term.times)
+    torch.testing.assert_close(scales, 3 + 5 * torch.rand(count, generator=rng), rtol=1e-4, atol=1e-4)
+    assert scales.min() >= 3
+    assert scales.max() <= 8
+    assert scales.mean().item() == pytest.approx(5.5, abs=0.1)  # four standard errors

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.training.ema import EMA
+from dmdistill.training.ema import EMA, Attraction
 from dmdistill.training.optimizer import NetworkOptimizer
 
 STEPS, WARMUP, CLIP, LR = 12, 4, 0.5, 0.1
@@ -308,3 +308,25 @@ def test_moments_have_the_memory_layout_of_their_weights():
     for net, update in zip(nets, updates, strict=True):
         update(net(x).square().mean())
     torch.testing.assert_close(nets[0].weight, nets[1].weight)
+
+
+def test_a_network_is_attracted_after_each_update_of_another():
+    """moved <- (1 - w) moved + w net, from the update after the first on; what is frozen stays."""
+    net, moved = network(), network()
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(1)
+    for one in (net, moved):
+        one[0].requires_grad_(False)
+    update = build(net)
+    update.attracted.append(Attraction(moved, net, weight=0.25, first=1))
+    plain = copy.deepcopy(moved)
+    for number, loss in enumerate(losses(net, end=4)):
+        update(loss)
+        if number >= 1:
+            for mine, theirs in zip(plain[2].parameters(), net[2].parameters(), strict=True):
+                mine.data = 0.75 * mine.data + 0.25 * theirs.data
+        torch.testing.assert_close(list(moved.parameters()), list(plain.parameters()))
+    assert not same(moved, net)
+    with pytest.raises(ValueError, match="other parameters in training"):
+        Attraction(network(), net, weight=0.25)

@@ -20,6 +20,7 @@ __all__ = [
     "option_values",
     "require",
     "require_at_least",
+    "require_name",
     "require_positive",
     "resolve_paths",
 ]
@@ -109,6 +110,12 @@ def require_at_least(config: Any, least: float, *names: str) -> None:
 def require_positive(config: Any, *names: str) -> None:
     """Raise a ValueError, naming the flag, where one of these numbers is 0 or less."""
     require(config, "a number above 0", lambda number: number > 0, *names)
+
+
+def require_name(config: object, option: str, names: tuple[str, ...]) -> None:
+    """Raise a ValueError where an option is neither one of some names nor module:function."""
+    expected = f"{', '.join(names)} or module:function"
+    require(config, expected, lambda value: value in names or ":" in value, option)
 
 
 def expand_users(config: Config) -> Config:

@@ -6,6 +6,7 @@ To bring a model of your own, subclass `Denoiser`.
 
 from __future__ import annotations
 
+import copy
 from typing import Protocol, Self
 
 import torch
@@ -150,19 +151,39 @@ class EDMDenoiser(Denoiser):
 
 
 class GuidedDenoiser(Denoiser):
-    """Classifier-free guidance (section 3.4): mu_null + scale (mu_cond - mu_null), both from one batched call."""
+    """Classifier-free guidance (section 3.4): mu_null + scale (mu_cond - mu_null), both from one batched call.
 
-    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+    Args:
+        denoiser: the denoiser, unguided.
+        scale: of guidance; 1 is none.
+        scale_range: least and largest scale that distribution matching draws, uniformly for each sample, instead; None
+            for none.
+        norm_cap: largest L2 norm of a sample's guided mean, as a multiple of that of its mu_cond; a longer one is
+            shortened to it. 0 for no cap.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, scale: float, *, scale_range: tuple[float, float] | None = None, norm_cap: float = 0.0
+    ) -> None:
         nn.Module.__init__(self)  # the network is the inner denoiser's: registered once
         self.schedule = denoiser.schedule
         self.denoiser = denoiser
-        self.scale = scale
+        self.scale, self.scale_range, self.norm_cap = scale, scale_range, norm_cap
+        self.scales: Tensor | None = None
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        if self.scale == 1:
+        if self.scale == 1 and self.scales is None:
             return self.denoiser(x_t, t, cond)
         mu_null, mu_cond = self.estimates(x_t, t, cond)
-        return mu_null + self.scale * (mu_cond - mu_null)
+        scale = self.scale if self.scales is None else expand(self.scales, x_t)
+        guided = mu_null + scale * (mu_cond - mu_null)
+        return cap_norm(guided, mu_cond, self.norm_cap) if self.norm_cap else guided
+
+    def with_scales(self, scales: Tensor) -> GuidedDenoiser:
+        """Return the same denoiser, hooks included, with a scale for each sample (B)."""
+        guided = copy.copy(self)
+        guided.scales = scales
+        return guided
 
     def estimates(self, x_t: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
         """Return mu without and with the condition, each B .... ValueError without a condition."""
@@ -175,3 +196,10 @@ class GuidedDenoiser(Denoiser):
 
     def weight(self, t: Tensor) -> Tensor:
         return self.denoiser.weight(t)
+
+
+def cap_norm(x: Tensor, like: Tensor, cap: float) -> Tensor:
+    """Shorten each sample of x, B ..., to at most `cap` times the L2 norm of that of `like`."""
+    norms = [images.flatten(1).norm(dim=1) for images in (x, like)]
+    factor = (cap * norms[1] / norms[0].clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
+    return expand(factor, x) * x

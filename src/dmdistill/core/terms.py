@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,7 +56,8 @@ class DistributionMatching:
     """The distribution-matching gradient of Eq. 7 and 8.
 
     Attributes:
-        real: mu_real, the frozen teacher, guided where wanted. fake: mu_fake.
+        real: mu_real, the frozen teacher, guided where wanted; with a range of scales each sample has one of its own.
+        fake: mu_fake.
         times: at which images are diffused.
         weight: of the gradient. rows: the images that it sees; the paper's LAION runs match the pairs' images too.
     """
@@ -71,7 +73,17 @@ class DistributionMatching:
         """Return the loss whose gradient is that of Eq. 7."""
         seen = samples.select(self.rows)
         t, eps = diffusion(noise, seen, self.real.schedule, self.times)
-        return distribution_matching_loss(seen.x, self.real, self.fake, t, eps, seen.cond, weight=self.weight)
+        real = draw_guidance(self.real, seen, noise)
+        return distribution_matching_loss(seen.x, real, self.fake, t, eps, seen.cond, weight=self.weight)
+
+
+def draw_guidance(real: Denoiser, samples: Samples, noise: NoiseSource) -> Denoiser:
+    """Return a teacher whose guidance is drawn for each sample where it has a range of scales; else itself."""
+    if not isinstance(real, GuidedDenoiser) or real.scale_range is None:
+        return real
+    low, high = real.scale_range
+    share = noise.draw(samples, lambda n, rng: torch.rand(n, generator=rng, device=rng.device))
+    return real.with_scales(low + (high - low) * share)
 
 
 @dataclass(frozen=True, eq=False)

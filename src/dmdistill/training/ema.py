@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dmdistill.distributed.data_parallel import local_tensor
 from dmdistill.networks.lora import copy_sharing_frozen
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "Attraction"]
 
 
 class EMA:
@@ -41,3 +41,31 @@ class EMA:
         halflife = min(self.halflife, count / 10)
         weight = 1 - 0.5 ** (1 / max(halflife, 1e-6))
         torch._foreach_lerp_(self.averages, self.sources, weight)  # pyright: ignore[reportPrivateImportUsage]
+
+
+class Attraction:
+    """Moves the trained parameters of one network towards those of another after each update of the other.
+
+    SenseFlow's implicit distribution alignment (Ge et al. 2026) moves the fake score so: fake <- (1 - w) fake + w G.
+
+    Args:
+        moved: whose parameters move.
+        towards: of the same architecture and with the same parameters in training.
+        weight: w, from 0 to 1.
+        first: updates of `towards` before which nothing moves.
+
+    Raises:
+        ValueError: the two train other parameters.
+    """
+
+    def __init__(self, moved: nn.Module, towards: nn.Module, *, weight: float, first: int = 0) -> None:
+        own, others = ([p for p in network.parameters() if p.requires_grad] for network in (moved, towards))
+        if [p.shape for p in own] != [p.shape for p in others]:
+            raise ValueError("a network is to move towards one with other parameters in training")
+        self.moved, self.towards = ([local_tensor(p.detach()) for p in group] for group in (own, others))
+        self.weight, self.first = weight, first
+
+    def update(self, count: int) -> None:
+        """Move after the update number `count`, from 1, of the other network."""
+        if count > self.first:
+            torch._foreach_lerp_(self.moved, self.towards, self.weight)  # pyright: ignore[reportPrivateImportUsage]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism, full_tensor, local_tensor, shard_like
-from dmdistill.training.ema import EMA
+from dmdistill.training.ema import EMA, Attraction
 
 __all__ = ["NetworkOptimizer"]
 
@@ -37,6 +37,7 @@ class NetworkOptimizer:
 
     Attributes:
         emas: averages of the network, in the order of `halflives`.
+        attracted: other networks in training that each update moves towards this one; none at first.
         parameters: trained parameters.
         optimizer: the AdamW optimizer.
         scheduler: its learning-rate scheduler.
@@ -70,6 +71,7 @@ class NetworkOptimizer:
         self.network, self.name, self.parallel = network, name, parallel
         self.clip, self.clip_value = clip, clip_value
         self.emas = sharded_emas(network, halflives, parallel)
+        self.attracted: list[Attraction] = []
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         named = network.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
@@ -120,8 +122,8 @@ class NetworkOptimizer:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.count += 1
-        for ema in self.emas:
-            ema.update(self.count)
+        for follower in (*self.emas, *self.attracted):
+            follower.update(self.count)
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """Return the state dict of the network or of an EMA of it, without the frozen parameters."""

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from dmdistill.commands.distill import command
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.setup import Distillation
+from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.options import change, check
 from dmdistill.commands.presets import from_method
 from dmdistill.models.load import load_model
@@ -22,7 +23,8 @@ RUNS = {
     "dmd2-ode": ("dmd2", {**FEW, "transition": "ode"}),
     "dmd2-times": ("dmd2", {"student_timesteps": (40.0, 1.5)}),
     "dmd2-gan": ("dmd2", {"data": True, "r1": 1.0}),
-    "dmd2-gan-lora": ("dmd2", {"data": True, "lora_student": 2, "lora_fake": 2}),
+    "dmd2-gan-lora": ("dmd2", {"data": True, "lora_student": 2, "lora_fake": 2, "ida": 0.1}),
+    "dmd2-guided": ("dmd2", {"ida": 0.03, "guidance_range": (1.5, 3.0), "guidance_cap": 1.0}),
     "dmd2-from-data": ("dmd2", {**FEW, "data": True, "student_inputs": "data", "gan_from": 2}),
     "dmd2-on-teacher": ("dmd2", {"data": True, "discriminator": "teacher"}),
     "f-distill": ("f-distill", {"data": True}),
@@ -156,6 +158,14 @@ def test_a_student_of_several_steps_is_not_exported_as_one_of_one(run, tmp_path,
         ({"method": "sid", "augment_fake": 2.0}, "--augment-fake 2"),
         ({"method": "sid", "clip_value_fake": 0.0}, "--clip-value-fake 0"),
         ({"method": "sid", "adam_eps": 0.0}, "--adam-eps 0"),
+        ({"method": "dmd", "lambda_reg": 1.0, "match": False, "ida": 0.1}, "--ida with --no-match"),
+        ({"method": "dmd2", "lora_student": 2, "ida": 0.1}, "--ida 0.1 with --lora-student 2"),
+        ({"method": "dmd2", "ida": 1.0}, "--ida 1.0"),
+        ({"method": "dmd2", "guidance_range": (3.0,)}, "--guidance-range 3, "),
+        ({"method": "dmd2", "guidance_range": (8.0, 3.0)}, "--guidance-range 8 3"),
+        ({"method": "dmd2", "guidance_cap": 0.5}, "--guidance-cap 0.5"),
+        ({"method": "sid", "guidance_cap": 1.0}, "--guidance-cap 1.0"),
+        ({"method": "decoupled-dmd", "guidance_range": (3.0, 8.0)}, "--guidance-range"),
     ],
 )
 def test_options_that_contradict_a_method_are_refused_by_their_flags(options, flag):
@@ -178,3 +188,46 @@ def test_options_that_do_not_fit_the_teacher_are_refused(method, options, flag, 
     with pytest.raises(ValueError, match=flag):
         distill(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"guidance_cap": 1.0}, "--guidance-cap 1 without guidance"),
+        ({"guidance_range": (2.0, 3.0), "guidance": 4.0}, "--guidance-range 2 3 with --guidance 4"),
+    ],
+)
+def test_guidance_without_effect_is_refused(options, flag, tiny_teacher, tmp_path):
+    config = from_method(DistillConfig, "dmd2", teacher=str(tiny_teacher), out=tmp_path / "run", **options)
+    with pytest.raises(ValueError, match=flag):
+        distill(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["dmd2-guided", "dmd2-gan-lora"])
+def test_the_fake_score_moves_towards_the_student(name, run, monkeypatch):
+    """With vanishing learning rates their difference is (1 - w)^n of the first, in each weight or adapter."""
+    pairs, first = [], []
+
+    def set_up_apart(*arguments, **options):
+        run = set_up(*arguments, **options)
+        generator = [p for p in run.generator.parameters() if p.requires_grad]
+        pairs.extend(zip(fake_parameters(run), generator, strict=True))
+        with torch.no_grad():
+            for mine, theirs in pairs:
+                mine.add_(1)
+                first.append(mine - theirs)
+        return run
+
+    monkeypatch.setattr(command, "set_up", set_up_apart)
+    config = run(name, lr=1e-12, lr_fake=1e-12, weight_decay=0.0, r1=0.0, ida=0.1)
+    distill(config)
+    assert pairs
+    for (mine, theirs), difference in zip(pairs, first, strict=True):
+        torch.testing.assert_close((mine - theirs).detach(), difference * 0.9**config.steps, rtol=1e-4, atol=1e-5)
+
+
+def fake_parameters(run):
+    """The fake score's parameters in training, without a discriminator's."""
+    fake = run.fake.denoiser if hasattr(run.fake, "head") else run.fake
+    return [p for p in fake.parameters() if p.requires_grad]

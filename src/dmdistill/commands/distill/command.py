@@ -24,7 +24,7 @@ from dmdistill.commands.distill.teacher_check import TeacherCheck
 from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import check, flag_name, option_values
-from dmdistill.commands.pairs.command import with_solver_options
+from dmdistill.commands.pairs.command import check_guidable, with_solver_options
 from dmdistill.commands.presets import recommended_presets
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
@@ -115,12 +115,27 @@ def check_augmentation(config: DistillConfig, teacher: Teacher) -> None:
         )
 
 
+def check_matching_guidance(config: DistillConfig, teacher: Teacher) -> None:
+    """Raise a ValueError where the guidance of distribution matching has no effect, or the teacher cannot have it."""
+    options = config.matching
+    if options.guidance_range:
+        flag = f"--guidance-range {' '.join(f'{scale:g}' for scale in options.guidance_range)}"
+        check_guidable(teacher, flag)
+        if config.ode.guidance is not None and config.regression.lambda_reg == 0:
+            raise ValueError(f"{flag} with --guidance {config.ode.guidance:g} and no pairs: give one of them")
+    elif options.guidance_cap and teacher.guidance == 1:
+        raise ValueError(
+            f"--guidance-cap {options.guidance_cap:g} without guidance: give --guidance above 1, or --guidance-range"
+        )
+
+
 def load_configured_teacher(config: DistillConfig) -> Teacher:
     """Load the teacher, with its solver options."""
     teacher = with_solver_options(load_teacher(config.teacher), config.ode)
     check_guidance(config, teacher)
     check_time_shift(config, teacher)
     check_augmentation(config, teacher)
+    check_matching_guidance(config, teacher)
     return teacher
 
 

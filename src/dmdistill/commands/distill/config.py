@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from dmdistill.commands.distill.matching_options import MatchingOptions
 from dmdistill.commands.distill.method_options import (
     METHODS,
     FakeScoreOptions,
@@ -22,6 +23,7 @@ from dmdistill.commands.options import (
     option_values,
     require,
     require_at_least,
+    require_name,
     require_positive,
 )
 
@@ -41,7 +43,7 @@ __all__ = [
     "StudentOptions",
 ]
 
-DISTANCES, WEIGHTS = ("auto", "lpips", "huber"), ("eq8", "sigma", "sigma3")
+DISTANCES = ("auto", "lpips", "huber")
 
 
 @dataclass(frozen=True)
@@ -74,34 +76,6 @@ class OptimizerOptions:
         require(self, "numbers from 0 to below 1", lambda beta: 0 <= beta < 1, "betas")
         if len(set(self.ema_halflives)) < len(self.ema_halflives):
             raise ValueError(f"--ema-halflives {' '.join(map(str, self.ema_halflives))}, expected each once")
-
-
-@dataclass(frozen=True)
-class MatchingOptions:
-    """Distribution matching (Eq. 7 and 8)."""
-
-    match: bool = True
-    """Match distributions. Without it regression is the only loss."""
-    match_from: float = 0.0
-    """Fraction of the run from which distributions are matched, after regression only; 0 without a regression."""
-    match_pairs: bool = False
-    """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
-    min_t: float = 0.02
-    """Lower end of the time range of distribution matching, as a fraction."""
-    max_t: float = 0.98
-    """Upper end of the time range of distribution matching, as a fraction."""
-    time_shift: float = 1.0
-    """Shift towards noise of the times drawn for a flow's losses, after --min-t and --max-t, such as 3 or 5."""
-    weight: str = "eq8"
-    """Weight of the gradient: eq8 (Eq. 8), sigma, sigma3 (table 3), or your own function as module:function."""
-
-    def check(self) -> None:
-        """Raise a ValueError for a value that an option cannot have."""
-        require(self, "a fraction from 0 to below 1", lambda value: 0 <= value < 1, "match_from")
-        require_positive(self, "time_shift")
-        if not 0 <= self.min_t < self.max_t <= 1:
-            raise ValueError(f"--min-t {self.min_t} --max-t {self.max_t}, expected 0 <= min-t < max-t <= 1")
-        require_name(self, "weight", WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -265,6 +239,7 @@ class DistillConfig:
         """Raise a ValueError where options contradict each other."""
         require_at_least(self, 1, "steps", "batch")
         require_name(self, "method", tuple(METHODS))
+        self.check_guidance_and_ida()
         if self.method in METHODS:
             check_method(self.method, option_values(self), option_values(type(self)()))
         lambda_reg = self.regression.lambda_reg
@@ -279,8 +254,14 @@ class DistillConfig:
         expected = f"from {least} to 1, so that every step has a loss"
         require(self.regression, expected, lambda value: least <= value <= 1, "regress_until")
 
-
-def require_name(config: object, option: str, names: tuple[str, ...]) -> None:
-    """Raise a ValueError where an option is neither one of some names nor module:function."""
-    expected = f"{', '.join(names)} or module:function"
-    require(config, expected, lambda value: value in names or ":" in value, option)
+    def check_guidance_and_ida(self) -> None:
+        """Raise a ValueError where nothing is matched, or the fake score and the student train other weights."""
+        ida, memory, matching = self.fake_score.ida, self.memory, self.matching
+        options = {"--ida": ida, "--guidance-range": matching.guidance_range, "--guidance-cap": matching.guidance_cap}
+        if not matching.match and (given := [flag for flag, value in options.items() if value]):
+            raise ValueError(f"{given[0]} with --no-match, which matches no distributions: leave it out")
+        if ida and memory.lora_student != memory.lora_fake:
+            raise ValueError(
+                f"--ida {ida:g} with --lora-student {memory.lora_student} and --lora-fake {memory.lora_fake}, expected "
+                "the same rank of both: the fake score moves towards the student's weights"
+            )

@@ -58,6 +58,8 @@ SINGLE_OPTIONS = {
     "sid_alpha": ("sid", "sida"),
     "time_shift": ("dmd2", "f-distill", "decoupled-dmd"),
     "weight": ("dmd", "dmd2", "decoupled-dmd"),
+    "guidance_range": ("dmd", "dmd2", "f-distill"),
+    "guidance_cap": ("dmd", "dmd2", "f-distill"),
 }
 """Options of few methods, and these methods."""
 
@@ -104,6 +106,8 @@ class FakeScoreOptions:
     """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
     fake_from: float = 1.0
     """Fraction of the run from which the fake score learns, where that is before --match-from."""
+    ida: float = 0.0
+    """Weight w of fake <- (1 - w) fake + w student after each of the student's matching updates; 0.03 in SenseFlow."""
     clip_value_fake: float | None = None
     """Largest entry of a gradient of the fake score, as in SiDA; larger ones are clipped. The default is no limit."""
     augment_fake: float = 0.0
@@ -114,6 +118,7 @@ class FakeScoreOptions:
         require_positive(self, "lr_fake", "clip_value_fake")
         require_at_least(self, 1, "fake_steps")
         require(self, "a fraction from 0 to 1", lambda value: 0 <= value <= 1, "fake_from")
+        require(self, "a weight from 0 to below 1", lambda value: 0 <= value < 1, "ida")
         require(self, "from 0 to 1", lambda value: 0 <= value <= 1, "augment_fake")
 
 

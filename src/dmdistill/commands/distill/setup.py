@@ -14,14 +14,15 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.functions import import_function, load_weight
 from dmdistill.commands.distill.objectives import Networks, Objectives
 from dmdistill.commands.distill.schedule import PhaseSchedule
-from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
 from dmdistill.core.divergences import RatioAverages
 from dmdistill.core.generators import Generator
 from dmdistill.core.losses import Distance
 from dmdistill.core.partition import SharedNoise, split_batch
 from dmdistill.distributed.data_parallel import Parallelism
-from dmdistill.models.discriminator import HeadDiscriminator, add_head
+from dmdistill.models.discriminator import DenoiserWithHead, HeadDiscriminator, add_head
 from dmdistill.models.model import Teacher
+from dmdistill.training.ema import Attraction
 from dmdistill.training.microbatches import run_in_lockstep
 from dmdistill.training.optimizer import NetworkOptimizer
 
@@ -105,6 +106,8 @@ def set_up(
     if phases.has_gan:
         fake, head = add_discriminator(config, teacher, fake)
     optimizers = build_optimizers(config, phases, generator, fake, head, parallel)
+    if config.fake_score.ida:
+        optimizers["generator"].attracted.append(attraction(config, phases, generator, fake))
     memory = config.memory
     if not (parallel.is_sharded or memory.lora_student or memory.lora_fake):
         teacher.cast_weights()
@@ -112,11 +115,31 @@ def set_up(
     if memory.compile:
         for denoiser in (generator.denoiser, fake, teacher.denoiser):
             denoiser.net.compile(dynamic=False)  # in place: names of weights stay
-    real = teacher.guided_denoiser
+    real = guided_teacher(config, teacher)
     trained = [parallel.wrap(network) for network in (generator, fake, *([] if head is None else [head.head]))]
     objectives = build_objectives(config, phases, trained, real, head, distance, parallel)
     batches = BatchSource(config, teacher, rng, parallel.processes, pairs, real_images)
     return Distillation(teacher, generator, fake, real, trained, optimizers, phases, objectives, batches, parallel, rng)
+
+
+def attraction(config: DistillConfig, phases: PhaseSchedule, generator: Generator, fake: Denoiser) -> Attraction:
+    """Build what moves the fake score towards the generator, from the first update that matches distributions."""
+    moved = fake.denoiser if isinstance(fake, DenoiserWithHead) else fake
+    first = phases.match_step if phases.regresses(0) else 0  # without a regression the generator's first update
+    return Attraction(moved, generator.denoiser, weight=config.fake_score.ida, first=first)
+
+
+def guided_teacher(config: DistillConfig, teacher: Teacher) -> Denoiser:
+    """Return mu_real, with the guidance that distribution matching has."""
+    options = config.matching
+    if options.guidance_range:
+        low, high = options.guidance_range
+        return GuidedDenoiser(
+            teacher.denoiser, (low + high) / 2, scale_range=(low, high), norm_cap=options.guidance_cap
+        )
+    if options.guidance_cap:
+        return GuidedDenoiser(teacher.denoiser, teacher.guidance, norm_cap=options.guidance_cap)
+    return teacher.guided_denoiser
 
 
 def build_objectives(

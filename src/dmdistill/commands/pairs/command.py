@@ -19,7 +19,7 @@ from dmdistill.models.model import Teacher, fingerprint
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.training.progress import track
 
-__all__ = ["make_teacher_pairs", "pairs", "with_solver_options"]
+__all__ = ["check_guidable", "make_teacher_pairs", "pairs", "with_solver_options"]
 
 
 def pairs(config: PairsConfig) -> PairDataset:
@@ -93,12 +93,17 @@ def with_solver_options(teacher: Teacher, ode: SolverOptions) -> Teacher:
     """Return a teacher with other solver options. ValueError for guidance that the teacher cannot have."""
     ode.check()
     if ode.guidance not in (None, 1):
-        if teacher.conditions is None and teacher.text is None:
-            raise ValueError(f"--guidance {ode.guidance} with an unconditional teacher, which allows 1 only")
-        if not has_null_class(teacher):
-            raise ValueError(f"--guidance {ode.guidance}: {teacher.name} has no null class, it allows 1 only")
+        check_guidable(teacher, f"--guidance {ode.guidance}")
     options = {"solver": ode.solver, "steps": ode.solver_steps, "guidance": ode.guidance}
     return replace(teacher, **{name: value for name, value in options.items() if value is not None})
+
+
+def check_guidable(teacher: Teacher, option: str) -> None:
+    """Raise a ValueError, naming the option that wants guidance, where the teacher cannot have any."""
+    if teacher.conditions is None and teacher.text is None:
+        raise ValueError(f"{option} with an unconditional teacher, which allows guidance 1 only")
+    if not has_null_class(teacher):
+        raise ValueError(f"{option}: {teacher.name} has no null class, it allows guidance 1 only")
 
 
 def has_null_class(teacher: Teacher) -> bool:

@@ -1,0 +1,47 @@
+"""Options of distribution matching. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmdistill.commands.options import require, require_name, require_positive
+
+__all__ = ["MatchingOptions"]
+
+WEIGHTS = ("eq8", "sigma", "sigma3")
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """Distribution matching (Eq. 7 and 8)."""
+
+    match: bool = True
+    """Match distributions. Without it regression is the only loss."""
+    match_from: float = 0.0
+    """Fraction of the run from which distributions are matched, after regression only; 0 without a regression."""
+    match_pairs: bool = False
+    """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
+    min_t: float = 0.02
+    """Lower end of the time range of distribution matching, as a fraction."""
+    max_t: float = 0.98
+    """Upper end of the time range of distribution matching, as a fraction."""
+    time_shift: float = 1.0
+    """Shift towards noise of the times drawn for a flow's losses, after --min-t and --max-t, such as 3 or 5."""
+    weight: str = "eq8"
+    """Weight of the gradient: eq8 (Eq. 8), sigma, sigma3 (table 3), or your own function as module:function."""
+    guidance_range: tuple[float, ...] = ()
+    """Least and largest guidance scale, drawn for each sample in place of --guidance; pairs keep that of --guidance."""
+    guidance_cap: float = 0.0
+    """Largest norm of the guided mean, as a multiple of that of the conditional one, such as 1; 0 for no cap."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require(self, "a fraction from 0 to below 1", lambda value: 0 <= value < 1, "match_from")
+        require_positive(self, "time_shift")
+        if not 0 <= self.min_t < self.max_t <= 1:
+            raise ValueError(f"--min-t {self.min_t} --max-t {self.max_t}, expected 0 <= min-t < max-t <= 1")
+        require_name(self, "weight", WEIGHTS)
+        require(self, "at least 1, or 0 for no cap", lambda value: value == 0 or value >= 1, "guidance_cap")
+        if (scales := self.guidance_range) and not (len(scales) == 2 and 0 <= scales[0] < scales[1]):
+            text = " ".join(f"{scale:g}" for scale in scales)
+            raise ValueError(f"--guidance-range {text}, expected two scales from 0, the smaller one first: 3 8")
