@@ -13,6 +13,8 @@ from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.distill.objectives import Networks, Objectives
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.commands.options import change, check, option_values
+from dmdistill.commands.plan.command import plan
+from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.presets import from_preset, preset_names
 from dmdistill.core.losses import pseudo_huber, weight_eq8
 from dmdistill.core.times import UniformTimes
@@ -224,3 +226,13 @@ def test_presets_that_need_images_ask_for_them():
             check(from_preset(DistillConfig, name))
     for name in ("imagenet64-dmd2-gan", "cifar10-fdistill", "cifar10-sida", "imagenet64-fdistill"):
         assert option_values(from_preset(DistillConfig, name))["data"].startswith("datasets/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10-sida", "flow-dmd2-lora"])
+def test_a_preset_has_a_plan(name, run):
+    """Of memory too: augmentation and shifted times are computed on tensors without data."""
+    values = option_values(run(name)) | {"preset": name, "peak_tflops": 1.0}
+    estimate = plan(change(from_preset(PlanConfig, name), **values))
+    assert estimate.hours > 0
+    assert all(sum(memory.values()) > 0 for memory in estimate.memory.values())
