@@ -113,6 +113,23 @@ def test_operations_are_those_of_a_hand_count(fake_steps, settings):
     assert flops == (b + r) * trained + 2 * b * evaluated + fake_steps * b * trained + fresh * evaluated
 
 
+@pytest.mark.parametrize("student_steps", [2, 4])
+def test_the_steps_before_a_few_step_students_are_counted_as_often_as_they_are_simulated(student_steps, settings):
+    """On average half of the others, of the generator's noise and of that of two further updates of the fake score."""
+    config = settings(method="dmd2", lambda_reg=0.0, fake_steps=3)
+    (one,), (few,) = (count(config, convolutions(), student_steps=n).values() for n in (1, student_steps))
+    assert few.flops - one.flops == (student_steps - 1) / 2 * 3 * 6 * 2 * (2 * 3 * 7 * 9 * 6 * 5)
+
+
+def test_images_of_a_few_step_student_are_planned_with_all_its_steps(settings):
+    """In measurements, of which the probe has 128 images, and in the report."""
+    options = {"method": "dmd2", "lambda_reg": 0.0, "evaluate_every": 3, "report_images": 5}
+    one, few = (plan(settings(**options, student_steps=count)).work[-2:] for count in (1, 4))
+    evaluation = 2 * 2 * 3 * 7 * 9 * 6 * 5
+    assert few[0].flops - one[0].flops == pytest.approx(2 * 128 * 3 * evaluation)
+    assert few[1].flops == pytest.approx(5 * (5 + 4) * evaluation)  # Heun's three steps ask five times
+
+
 def test_memory_of_weights_is_theirs(settings):
     """Three networks and two EMAs; AdamW's states of the two trained networks, with a step for each weight."""
     memory = count(settings(ema_halflives=(1.0, 2.0)), convolutions())["matching, regression"].memory

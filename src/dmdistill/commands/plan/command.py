@@ -106,13 +106,14 @@ def work_parts(config: PlanConfig, run: DryRun, costs: dict[str, Cost]) -> list[
     guided = costs[SAMPLING].flops / run.sampling_batch  # one evaluation of mu_real for one image
     plain = guided / (1 if teacher.guidance == 1 else 2)
     solved = guided * evaluations(teacher.solver, teacher.steps)
+    generated = plain * config.student.step_count
     pairs = config.pair_set.pair_count if makes_pairs(config) else 0
     measurements = -(-config.steps // evaluation.evaluate_every)
     has_metric = bool(teacher.feature_extractor or evaluation.reference)
     measured = max(1, len(config.optimizer.ema_halflives)) * evaluation.evaluate_images if has_metric else 0
     has_data = config.regression.lambda_reg > 0 or config.gan.data is not None
     judged = 2 * BINS if run.distillation.phases.has_gan else 0  # evaluations of the discriminator
-    probed = len(run.probe.z) * ((1 + BINS + judged) * plain + BINS * guided)
+    probed = len(run.probe.z) * (generated + (BINS + judged) * plain + BINS * guided)
     compared = BINS * plain * len(run.probe.z) if has_data else min(SOLVED, len(run.probe.z)) * (solved + BINS * plain)
     fresh = max(0, evaluation.report_images - pairs)
     steps = [
@@ -122,10 +123,10 @@ def work_parts(config: PlanConfig, run: DryRun, costs: dict[str, Cost]) -> list[
     return [
         (f"{pairs} pairs", SAMPLING, pairs * solved),
         *steps,
-        (f"{measurements} measurements", SAMPLING, measurements * (measured * plain + probed) + compared),
+        (f"{measurements} measurements", SAMPLING, measurements * (measured * generated + probed) + compared),
         (
             f"report of {evaluation.report_images} images",
             SAMPLING,
-            fresh * solved + evaluation.report_images * plain,
+            fresh * solved + evaluation.report_images * generated,
         ),
     ]

@@ -73,14 +73,26 @@ class DryRun:
         self.distillation = replace(self.distillation, batches=batches)
 
     def count(self, phase: Phase) -> Cost:
-        """Count a step of a phase, once the optimizers have their states."""
+        """Count a step of a phase, once the optimizers have their states.
+
+        Of a few-step student it is the mean over the step that it learns, as the steps before that are simulated, one
+        evaluation each; the memory is the largest.
+        """
         assert self.ledger is not None
         world_size = self.sharding.world_size if self.sharding is not None else 1
         for optimizer in self.distillation.optimizers.values():
             moments = find_tensors(list(optimizer.optimizer.state.values()))
             self.ledger.name("optimizer", moments, world_size=world_size)
+        costs = [self.count_step(phase, one) for one in sorted({0, self.config.student.step_count - 1})]
+        largest = max(costs, key=lambda cost: sum(cost.memory.values()))
+        return Cost(largest.memory, sum(cost.flops for cost in costs) // len(costs))
+
+    def count_step(self, phase: Phase, student_step: int) -> Cost:
+        """Count a step of a phase in which a few-step student learns this one of its own steps."""
+        assert isinstance(self.distillation.batches, NamedBatches)
+        batches = replace(self.distillation.batches, student_step=student_step)
         with self.counting() as costs:
-            self.iterate(phase.first)
+            replace(self.distillation, batches=batches).iterate(phase.first)
         return costs[0]
 
     def count_sampling(self) -> Cost:
@@ -237,15 +249,18 @@ def name_gradient(
 
 @dataclass(frozen=True)
 class NamedBatches:
-    """Batches whose tensors are named in a ledger."""
+    """Batches whose tensors are named in a ledger; `student_step` replaces what a few-step student learns in them."""
 
     source: Batches
     ledger: Ledger
+    student_step: int | None = None
 
     def batch(self, step: int, needs: BatchNeeds) -> Batch:
         """Draw a batch, and name its tensors."""
         batch = self.source.batch(step, needs)
         self.ledger.name("batch", find_tensors(batch))
+        if self.student_step is not None:
+            batch = replace(batch, steps=tuple(self.student_step for _ in batch.steps))
         return batch
 
     def reference_images(self, count: int) -> Samples | None:
@@ -254,4 +269,4 @@ class NamedBatches:
 
     def with_sizes(self, config: DistillConfig) -> NamedBatches:
         """Return batches of other sizes."""
-        return NamedBatches(self.source.with_sizes(config), self.ledger)
+        return replace(self, source=self.source.with_sizes(config))
