@@ -11,7 +11,13 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")  # imports once what takes longest
 CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed", "dmdistill.commands.distill.command", "dmdistill.training.microbatches"]
+    [
+        "torch",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor",
+        "dmdistill.commands.distill.command",
+    ]
 )
 
 

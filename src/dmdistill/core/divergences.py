@@ -65,7 +65,8 @@ class RatioAverages:
 class DensityRatioWeight:
     """Eq. 8 times h(r), with r of a discriminator, normalized twice as in the authors' code.
 
-    First r is divided by its average over samples of the same part of the range of t; then h by its mean.
+    First r is divided by its average over samples of the same part of the range of t; then h by its mean. Both means
+    are over the images that all processes compute at once: with gradient accumulation, over one microbatch of each.
 
     Attributes:
         discriminator: whose logits at x_t are the logarithm of r.

@@ -180,8 +180,8 @@ class ScoreIdentity:
     def __call__(self, samples: Samples, batch: Batch, noise: NoiseSource) -> Tensor:
         """Return the mean loss; in SiDA the mean of this and of the weighted adversarial loss.
 
-        The adversarial loss is the mean softplus(-D(x_t)) times the mean over the batch of 1/mean|x - mu_real|: as in
-        the authors' code all samples have the same weight in it.
+        The adversarial loss is the mean softplus(-D(x_t)) times the mean of 1/mean|x - mu_real| over the images that
+        all processes compute at once: as in the authors' code all samples have the same weight in it.
         """
         seen, schedule = samples.select("fresh"), self.real.schedule
         t, eps = diffusion(noise, seen, schedule, self.times)

@@ -59,9 +59,8 @@ class HeadDiscriminator:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """Return the logits (B n) of x_t (B ...) at times t (B)."""
-        sharded = hasattr(self.denoiser, "unshard")  # FSDP2's, whose forward pass must end
-        evaluate = lambda: self.denoiser(x_t, t, cond)  # noqa: E731
-        return self.head(capture_features(self.denoiser.net, self.layers, evaluate, stop=not sharded))
+        layers = [f"net.{name}" for name in self.layers]  # the denoiser itself may be sharded
+        return self.head(capture_features(self.denoiser, layers, lambda: self.denoiser(x_t, t, cond)))
 
 
 @torch.no_grad()

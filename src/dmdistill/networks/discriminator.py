@@ -32,21 +32,25 @@ def feature_layers(network: nn.Module) -> list[str]:
     return list(layers)
 
 
-def capture_features(
-    network: nn.Module, layers: Sequence[str], evaluate: Callable[[], Tensor], *, stop: bool = True
-) -> list[Tensor]:
+def capture_features(network: nn.Module, layers: Sequence[str], evaluate: Callable[[], Tensor]) -> list[Tensor]:
     """Return the outputs of some layers in one forward pass, B C H W or B tokens C each.
+
+    The pass ends at the last of the layers, unless one is within a module that FSDP2 shards.
 
     Args:
         network: that has the layers.
         layers: by their names in the network; of a tuple the last tensor counts, as transformers return the image's.
         evaluate: evaluates the network.
-        stop: end the pass at the last of the layers.
     """
     outputs: dict[str, Tensor] = {}
+    around = {name: sharded_around(network, name) for name in layers}
+    stop = not any(around.values())  # FSDP2's modules must come to their end
 
     def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        outputs[name] = output[-1] if isinstance(output, tuple) else output
+        outputs[name] = feature = output[-1] if isinstance(output, tuple) else output
+        if feature.requires_grad:
+            for sharded in around[name]:
+                feature.register_hook(partial(gather, sharded))
         if stop and len(outputs) == len(layers):
             raise CapturedError
 
@@ -57,6 +61,18 @@ def capture_features(
         stack.enter_context(suppress(CapturedError))
         evaluate()
     return [outputs[name] for name in layers]
+
+
+def sharded_around(network: nn.Module, layer: str) -> list[Any]:
+    """Return the modules around a layer that FSDP2 shards; the network may be one of them."""
+    parts = layer.split(".")
+    modules = [network.get_submodule(".".join(parts[:count])) for count in range(len(parts))]
+    return [module for module in modules if hasattr(module, "unshard")]
+
+
+def gather(sharded: Any, gradient: Tensor) -> None:
+    """Gather a module's weights for its backward pass, as FSDP2 does by itself only from the module's own output."""
+    sharded.unshard()
 
 
 class ConvolutionHead(nn.Sequential):

@@ -13,27 +13,8 @@ from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.options import change, check
 from dmdistill.commands.presets import from_method
 from dmdistill.models.load import load_model
-from helpers.configs import CPU, small_distillation
+from helpers.method_runs import RUNS, method_run
 from helpers.runs import logged_values, skip_figures, student_bytes
-
-FEW = {"student_steps": 3}
-RUNS = {
-    "dmd2": ("dmd2", {}),
-    "dmd2-sde": ("dmd2", FEW),
-    "dmd2-ode": ("dmd2", {**FEW, "transition": "ode"}),
-    "dmd2-times": ("dmd2", {"student_timesteps": (40.0, 1.5)}),
-    "dmd2-gan": ("dmd2", {"data": True, "r1": 1.0}),
-    "dmd2-gan-lora": ("dmd2", {"data": True, "lora_student": 2, "lora_fake": 2, "ida": 0.1}),
-    "dmd2-guided": ("dmd2", {"ida": 0.03, "guidance_range": (1.5, 3.0), "guidance_cap": 1.0}),
-    "dmd2-from-data": ("dmd2", {**FEW, "data": True, "student_inputs": "data", "gan_from": 2}),
-    "dmd2-on-teacher": ("dmd2", {"data": True, "discriminator": "teacher"}),
-    "f-distill": ("f-distill", {"data": True}),
-    "f-distill-fake": ("f-distill", {"data": True, "discriminator": "fake", "divergence": "kl", "ratio_ema": 0.5}),
-    "sid": ("sid", {}),
-    "sida": ("sida", {"data": True, "generator_from": 1, "gan_from": 2, "clip_value_fake": 1e-3}),
-    "decoupled": ("decoupled-dmd", {"guidance": 3.0}),
-    "decoupled-few": ("decoupled-dmd", {**FEW, "guidance": 3.0}),
-}
 
 
 @pytest.fixture
@@ -42,31 +23,9 @@ def run(tiny_teacher, class_pictures, tmp_path, monkeypatch):
     skip_figures(monkeypatch)
 
     def build(name, out="run", **changes):
-        method, options = RUNS[name]
-        if "lora_fake" in options:
-            pytest.importorskip("peft")
-        small = small_distillation(steps=4, batch=4, save_every=2, evaluate_every=2, ema_halflives=(2.0,), compute=CPU)
-        own = from_method(DistillConfig, method, teacher=str(tiny_teacher), out=tmp_path / out, fake_steps=2)
-        kept = (
-            "steps",
-            "batch",
-            "log_every",
-            "sample_every",
-            "evaluate_every",
-            "report_images",
-            "save_every",
-            "warmup",
-        )
-        values = {key: getattr(group, key) for group in groups(small) for key in kept if hasattr(group, key)}
-        options = options | ({"data": str(class_pictures)} if options.get("data") else {}) | changes
-        own_values = {"ema_halflives": (2.0,), "lr": 1e-3, "lr_fake": 1e-3, "compute": CPU}
-        return change(own, **values | own_values | options)
+        return method_run(name, tiny_teacher, class_pictures, tmp_path / out, **changes)
 
     return build
-
-
-def groups(config):
-    return [config, config.optimizer, config.logging, config.evaluation, config.checkpoint]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -4,8 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,6 +20,8 @@ from dmdistill.training.metrics_log import read_metrics
 from dmdistill.training.signals import TrainingStopped
 from helpers.configs import CPU, configure, small_distillation
 from helpers.process_group_tests import together
+from helpers.runs import assert_equal_to_rounding, weights
+from helpers.torchrun import KILLED, torchrun
 
 KINDS = {
     "plain": {},
@@ -44,34 +44,11 @@ def run(config):
     distill(config)
 
 
-def losses(folder):
-    """All names and values of the log but the clock's."""
-    named = {f"{row['step']} {name}": x for row in read_metrics(folder) for name, x in row.items() if name != "seconds"}
-    return list(named), torch.tensor(list(named.values()))
-
-
-def weights(folder, step=4):
-    """All weights of the networks and EMAs, and AdamW's moments."""
-    updates = torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["updates"]
-    found = []
-    for update in updates.values():
-        for tensors in (update["network"], *update["emas"], *update["optimizer"]["state"].values()):
-            found += [tensor.flatten() for tensor in tensors.values()]
-    return torch.cat(found)
-
-
 @pytest.fixture(scope="module")
 def complete(settings):
     """The run of one process."""
     run(config := settings("complete"))
     return config.out
-
-
-def assert_equal_to_rounding(folder, other):
-    (names, found), (others, expected) = losses(folder), losses(other)
-    assert names == others
-    torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-7)
-    torch.testing.assert_close(weights(folder), weights(other), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,33 +168,6 @@ def test_processes_share_the_images_of_a_measurement(tmp_path, tiny_teacher):
         assert distances == pytest.approx(first, rel=1e-4)
     assert found[0] == found[1] == found[2]
     assert len(found[0][0]) == 1
-
-
-KILLED = """
-import os, pickle, signal, sys
-from pathlib import Path
-from dmdistill.commands.distill.command import distill
-from dmdistill.training.trainer import Trainer
-
-advance = Trainer.advance
-
-def killed(self, iterate):
-    if self.step == 3 and self.processes.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        self.checkpoints.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return advance(self, iterate)
-
-Trainer.advance = killed
-distill(pickle.loads(Path(sys.argv[1]).read_bytes()))
-"""
-
-
-def torchrun(script, count, *flags, restarts=0):
-    """Run a script in so many processes, started as a user does."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["--max-restarts", str(restarts), str(script), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow  # torchrun and its processes import torch five times
