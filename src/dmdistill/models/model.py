@@ -32,7 +32,7 @@ class Model(ABC):
 
     Attributes:
         name: what tables and model cards call it.
-        denoiser: the network as posterior mean E[x | x_t]; a student's is called at the schedule's last time only.
+        denoiser: the network as posterior mean E[x | x_t]; a student's is called at the times of its steps only.
         shape: (C, H, W) of a sample: of an image, or of its latents if there is an autoencoder.
         conditions: the classes or prompts that it can be conditioned on; None for an unconditional model.
         autoencoder: decodes latents to images; None for a model of pixels.
