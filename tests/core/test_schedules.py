@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,7 +56,24 @@ def test_flow_is_a_straight_line(schedules):
 
 
 def test_flow_shift_moves_the_grid_towards_noise():
-    assert Flow(shift=3.0).solver_times(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    even = [1, 0.667, 0.334, 0.001]
+    assert Flow(shift=3.0).solver_times(4).tolist() == pytest.approx([*(3 * t / (1 + 2 * t) for t in even), 0])
+    assert Flow(shift=3.0).student_times(4) == pytest.approx([1, 0.9, 0.75, 0.5])
+
+
+@pytest.mark.parametrize("schedule", [EDM(), VP.linear_betas(), Flow(shift=3.0)], ids=["edm", "vp", "flow"])
+def test_the_last_step_of_a_solver_starts_from_the_least_noise(schedule):
+    for steps in (2, 10, 50):
+        sigma = schedule.sigma(schedule.solver_times(steps)[-2])
+        assert sigma == pytest.approx(schedule.sigma(schedule.time(torch.tensor([0]))).item(), rel=2.1)
+
+
+def test_the_grid_of_a_vp_schedule_is_evenly_spaced_as_in_numpy():
+    """diffusers' timestep_spacing "linspace", whose last step leads to the clean image."""
+    schedule = VP.linear_betas()
+    for steps in range(2, 1001):
+        expected = [*np.linspace(0, 999, steps).round()[::-1], -1]
+        assert schedule.solver_times(steps).tolist() == expected
 
 
 def test_times_start_at_last_fall_and_end_clean(schedule):

@@ -32,6 +32,11 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
+def ending_clean(times: Tensor, clean: float) -> Tensor:
+    """Append the time of the clean image to a grid."""
+    return torch.cat([times, times.new_tensor([clean])])
+
+
 class NoiseSchedule:
     """Noise schedule: how much of the image and of the noise x_t has at time t.
 
@@ -90,7 +95,11 @@ class NoiseSchedule:
         return (self.t_max, *self.time(torch.tensor(index[1:], dtype=torch.int64)).tolist())
 
     def solver_times(self, steps: int) -> Tensor:
-        """Return a solver's grid, from `t_max` down to the clean image, sigma = 0. fp64, shape (steps + 1,)."""
+        """Return a solver's grid: `steps` times from `t_max` to the least noise, then the clean image, sigma = 0.
+
+        The last step leaves out detail below the noise that it starts from: so it starts from the least there is. With
+        one step the grid is `t_max` and the clean image. fp64, shape (steps + 1,).
+        """
         raise NotImplementedError
 
     def diffuse(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -141,7 +150,7 @@ class EDM(NoiseSchedule):
         return t
 
     def solver_times(self, steps: int) -> Tensor:
-        return torch.cat([self.karras(torch.linspace(1, 0, steps, dtype=torch.float64)), torch.zeros(1).double()])
+        return ending_clean(self.karras(torch.linspace(1, 0, steps, dtype=torch.float64)), 0.0)
 
     def karras(self, u: Tensor) -> Tensor:
         """sigma at the fraction u in [0, 1] of the schedule."""
@@ -197,14 +206,16 @@ class VP(NoiseSchedule):
     def solver_times(self, steps: int) -> Tensor:
         if not 1 <= steps <= self.bins:
             raise ValueError(f"{steps} solver steps, expected 1 ... {self.bins}: the path has that many times")
-        return torch.linspace(self.t_max, -1, steps + 1, dtype=torch.float64).round()
+        times = (torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (self.t_max / max(steps - 1, 1))).round()
+        times[0] = self.t_max
+        return ending_clean(times, -1.0)
 
 
 class Flow(NoiseSchedule):
     """Rectified flow: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022).
 
     Args:
-        shift: of the solver's grid towards noise, as in `shift_times`.
+        shift: of the solver's and the student's times towards noise, as in `shift_times`.
     """
 
     t_max = 1.0
@@ -230,7 +241,8 @@ class Flow(NoiseSchedule):
         return (ratio / (1 + ratio)).float()
 
     def student_times(self, steps: int) -> tuple[float, ...]:
-        return tuple(self.solver_times(steps)[:-1].tolist())
+        return tuple(shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1], self.shift).tolist())
 
     def solver_times(self, steps: int) -> Tensor:
-        return shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift)
+        even = torch.linspace(1, 1 / self.bins, steps, dtype=torch.float64)
+        return ending_clean(shift_times(even, self.shift), 0.0)
