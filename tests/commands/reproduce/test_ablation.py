@@ -84,7 +84,7 @@ def test_variants_get_equal_compute_and_finished_students_are_kept(small, tmp_pa
     assert [row["steps"] for row in rows] == [2, 11, 2, 1]
     for name, row in zip(ABLATION, rows, strict=True):
         seeds = 1 if name == "no-matching" else 2  # the regression draws nothing
-        assert [len(row[key]["values"]) for key in ("frechet", "precision", "recall")] == [seeds, seeds, seeds]
+        assert [len(row[key]["values"]) for key in ("frechet", "precision", "recall", "minutes")] == [seeds] * 4
         settings = load_model(str(tmp_path / name / f"seed-{seeds - 1}" / "student")).config["distilled"]
         assert (settings["steps"], settings["seed"]) == (row["steps"], seeds - 1)
     assert json.loads((tmp_path / "ablation.json").read_text())["rows"] == table["rows"]

@@ -33,6 +33,7 @@ from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.metrics.precision_recall import precision_recall
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Model, Teacher
+from dmdistill.training.metrics_log import read_metrics
 
 __all__ = ["Experiment", "prepare_experiment"]
 
@@ -78,7 +79,8 @@ class Experiment:
         if not (started and (folder / "student").exists()):
             distill(settings)
         images = generate_images(self.load_student(name, seed), STUDENT_IMAGES, batch=500, seed=1)
-        return self.metrics(extract_features(self.feature_extractor, images))
+        measured = self.metrics(extract_features(self.feature_extractor, images))
+        return measured | {"minutes": read_metrics(folder)[-1]["seconds"] / 60}
 
     def load_student(self, name: str, seed: int) -> Model:
         """Load a finished student onto the teacher's device."""
@@ -92,7 +94,7 @@ class Experiment:
         measured = self.metrics(torch.cat([self.teacher_features, pair_features]))
         if self.reference_features is self.teacher_features:
             measured |= {"precision": None, "recall": None}
-        return measured
+        return measured | {"minutes": None}
 
     def metrics(self, features: Tensor) -> dict[str, float | None]:
         """Measure images by their features, N D: Frechet distance, precision and recall."""
