@@ -29,6 +29,7 @@ SMALL = {
     "sample": "--count 8",
     "classifier": "--epochs 1",
     "info": "",
+    "presets": "",
     "export": "",
     "reproduce fig3": "--seeds 1 --steps 2",
     "reproduce fig4": "--seeds 1",

@@ -296,7 +296,9 @@ def test_a_changed_digit_of_a_runs_options_is_detected(tmp_path, capsys):
 @pytest.mark.parametrize("name", [*COMMANDS, "options"])
 def test_every_option_says_what_it_is(name):
     """A field's help is the string below it; one without has none. Groups are described by their class."""
-    module = importlib.import_module(f"dmdistill.commands.{name}" + (".config" if name != "options" else ""))
+    module = importlib.import_module(
+        COMMANDS[name].config.__module__ if name in COMMANDS else f"dmdistill.commands.{name}"
+    )
     for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             for field, text in zip(node.body, [*node.body[1:], None], strict=True):

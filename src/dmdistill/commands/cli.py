@@ -21,6 +21,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.info.config import InfoConfig
+from dmdistill.commands.list_presets.config import PresetsConfig
 from dmdistill.commands.options import check, expand_users, flag_name, option_values
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
@@ -40,7 +41,7 @@ SIZES = ("batch", "batch_reg", "pair_batch", "count", "max_batch")  # the option
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its configuration, and its function in the folder's command.py."""
+    """A command: its configuration, and its function in the command.py beside it."""
 
     config: type
     function: str
@@ -48,6 +49,7 @@ class Command:
 
 COMMANDS = {
     "distill": Command(DistillConfig, "distill"),
+    "presets": Command(PresetsConfig, "list_presets"),
     "pairs": Command(PairsConfig, "pairs"),
     "sample": Command(SampleConfig, "sample"),
     "evaluate": Command(EvaluateConfig, "evaluate"),
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         name, config = parse(arguments)
         check(config)
-        module = importlib.import_module(f"dmdistill.commands.{name}.command")
+        module = importlib.import_module(f"{COMMANDS[name].config.__module__.removesuffix('.config')}.command")
         getattr(module, COMMANDS[name].function)(config)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DMDISTILL_DEBUG"):

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from importlib import resources
 from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -32,7 +33,11 @@ __all__ = [
     "from_method",
     "from_preset",
     "from_run",
+    "method_values",
+    "option_types",
+    "preset_comment",
     "preset_names",
+    "preset_teacher",
     "preset_values",
     "recommended_presets",
     "write_config",
@@ -104,6 +109,14 @@ def preset_values(kind: type, name: str) -> dict[str, Any]:
     if command == "pairs":  # the other options that the tables share are those of distill
         shared = {key: value for key, value in shared.items() if key in option_types(kind)}
     return values | shared | dict(flatten(own))
+
+
+def preset_comment(name: str) -> str:
+    """Return the comment that a preset's file begins with, as one line; "" without one. ValueError as `read_preset`."""
+    read_preset(name)
+    file = Path(name).expanduser() if name.endswith(".toml") else preset_folder() / f"{name}.toml"
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8-sig").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -229,5 +242,6 @@ def recommended_presets(teacher: str) -> list[str]:
 
 
 def preset_teacher(name: str) -> str | None:
+    """Return the teacher that a preset was made for; None where it names none."""
     table = read_preset(name)
     return table.get("teacher") or (preset_teacher(table["base"]) if "base" in table else None)

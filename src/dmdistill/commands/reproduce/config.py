@@ -23,7 +23,7 @@ UNUSED_OPTIONS = {
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Repeat an experiment of the DMD paper at a small size, with error bars over random seeds; or compare methods."""
+    """Repeat an experiment of the DMD paper at a small size, with error bars over seeds; or compare methods."""
 
     experiment: Positional[Literal["fig3", "fig4", "ablation", "weighting", "family"]]
     """fig3: what each loss does; fig4: why densities are diffused; ablation: table 2; weighting: table 3; family: all
