@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from dmdistill.commands.export.guidance import leave_unguided
 from dmdistill.data.prompt_embeddings import encode_prompts
 from dmdistill.models.diffusers_pipeline import load_diffusers
 from dmdistill.models.diffusers_text import PipelineText
@@ -258,7 +259,6 @@ def test_loading_and_encoding_print_nothing(stable_diffusion, capfd, recwarn):
         ("num_class_embeds", 5),
         ("addition_embed_type", "image"),
         ("encoder_hid_dim_type", "ip_image_proj"),
-        ("time_cond_proj_dim", 8),
     ],
 )
 def test_networks_with_other_inputs_are_refused_by_name(option, value, stable_diffusion):
@@ -267,6 +267,23 @@ def test_networks_with_other_inputs_are_refused_by_name(option, value, stable_di
     with pytest.raises(ValueError, match=r"unet/config\.json") as caught:
         load_diffusers(str(stable_diffusion))
     assert "\n" not in str(caught.value)
+
+
+def test_an_embedding_of_guidance_may_have_weights_of_zero_only(stable_diffusion):
+    """With zeros, as exported students have them, the network is the one without."""
+    before = load_diffusers(str(stable_diffusion)).network
+    unet = diffusers.UNet2DConditionModel.from_pretrained(stable_diffusion / "unet")
+    leave_unguided(unet)
+    unet.save_pretrained(stable_diffusion / "unet")
+    network = load_diffusers(str(stable_diffusion)).network
+    assert network.model.config.time_cond_proj_dim is None
+    assert network.state_dict().keys() == before.state_dict().keys()
+    torch.nn.init.ones_(unet.time_embedding.cond_proj.weight)
+    unet.save_pretrained(stable_diffusion / "unet")
+    with pytest.raises(
+        ValueError, match=r"unet/config\.json: time_cond_proj_dim 256 is not supported: the network has"
+    ):
+        load_diffusers(str(stable_diffusion))
 
 
 @pytest.mark.parametrize("length", [10**9, 10**30, 0, -3, 17, None])

@@ -43,9 +43,9 @@ SUPPORTED = {  # class of a network: option of its config: values with which it 
         "num_class_embeds": (None,),
         "addition_embed_type": (None, "text_time"),
         "encoder_hid_dim_type": (None,),
-        "time_cond_proj_dim": (None,),  # of consistency models
     },
 }
+OTHER_INPUT = "is not supported: the network has an input besides image, time, class and prompt"
 LEARNED_VARIANCE = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # which may predict it, too
 
 
@@ -82,7 +82,8 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
     distilled = metadata.get("kind") == "student"
     schedule = read_folder_schedule(folder, tokens=shape[1] * shape[2] // 4, distilled=distilled)
     check_forward(sketch, class_name, shape, network_folder)
-    network = WRAPPERS[class_name](load_component(network_folder, class_name)).eval().requires_grad_(False)
+    model = drop_guidance_embedding(load_component(network_folder, class_name), network_folder / "config.json")
+    network = WRAPPERS[class_name](model).eval().requires_grad_(False)
     network.time_scale = schedule.time_scale
     autoencoder = load_pipeline_autoencoder(folder)
     if autoencoder is not None:
@@ -106,6 +107,19 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
     )
 
 
+def drop_guidance_embedding(model: Any, file: Path) -> Any:
+    """Take away the embedding of guidance, with weights of zero, that exported students have.
+
+    ValueError, naming the file of the config, for one with weights, as consistency models have it.
+    """
+    if model.config.get("time_cond_proj_dim") is not None:
+        if model.time_embedding.cond_proj.weight.any():
+            raise ValueError(f"{file}: time_cond_proj_dim {model.config.time_cond_proj_dim!r} {OTHER_INPUT}")
+        model.time_embedding.cond_proj = None
+        model.register_to_config(time_cond_proj_dim=None)
+    return model
+
+
 def find_network(folder: Path) -> tuple[Path, str]:
     """Return the folder and the class of the network. ValueError if it is missing or cannot be distilled."""
     network_folder, class_name = folder, read_component_config(folder).get("_class_name")
@@ -127,10 +141,7 @@ def read_shape(config: Any, class_name: str, file: Path) -> tuple[int, int, int]
     """Read (C, H, W) of a network's samples. ValueError, naming the file, where config and wrapper disagree."""
     for option, supported in SUPPORTED.get(class_name, {}).items():
         if config.get(option) not in supported:
-            raise ValueError(
-                f"{file}: {option} {config[option]!r} of a {class_name} is not supported: the network has an input "
-                "besides image, time, class and prompt"
-            )
+            raise ValueError(f"{file}: {option} {config[option]!r} {OTHER_INPUT}")
     if class_name == "FluxTransformer2DModel":
         return config["in_channels"] // 4, FLUX_SIZE, FLUX_SIZE
     channels, out_channels, size = config["in_channels"], config.get("out_channels"), config["sample_size"]

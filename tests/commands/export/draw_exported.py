@@ -1,8 +1,8 @@
 """Generates images with exported folders, where dmdistill cannot be imported: `python -I draw_exported.py JOBS`.
 
-JOBS: a JSON list of {"folder", "base": the teacher of adapters, "prompts", "guidance"}. FOLDER.z.pt holds
-the noise, then that of each transition; images, B C H W in [0, 1] or about it, go to FOLDER.out.pt. Scheduler and
-steps are what the folder's card says.
+JOBS: a JSON list of {"folder", "base": the teacher of adapters, "prompts", "guidance": None for the pipeline's own}.
+FOLDER.z.pt holds the noise, then that of each transition; images, B C H W in [0, 1] or about it, go to FOLDER.out.pt.
+Scheduler and steps are what the folder's card says.
 """
 
 import ast
@@ -66,7 +66,8 @@ def generate(job):
     else:
         if name == "FluxPipeline":
             z, *noise = (pipeline._pack_latents(one, *one.shape) for one in (z, *noise))
-        inputs = {"latents": z, "guidance_scale": job["guidance"], "height": 16, "width": 16, "prompt": job["prompts"]}
+        inputs = {"latents": z, "height": 16, "width": 16, "prompt": job["prompts"]}
+        inputs |= {"guidance_scale": job["guidance"]} if job["guidance"] is not None else {}
     replace_noise(pipeline.scheduler, noise)
     return torch.from_numpy(pipeline(**inputs, **options).images).permute(0, 3, 1, 2)
 

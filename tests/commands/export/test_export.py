@@ -165,7 +165,8 @@ def exported(key, folder, base):
     noise = [derived_noise(z, step) for step in range(student.evaluations)] if student.transition == "sde" else []
     torch.save([z, *noise], f"{folder / key}.z.pt")
     job = {"folder": str(folder / key), "base": base and str(base), "prompts": PROMPTS[::-1]}
-    job["guidance"] = getattr(student.network, "embedded_guidance", 0)
+    unguided = job["base"] is None and "sd3" not in key  # whatever the pipeline's own guidance_scale is
+    job["guidance"] = None if unguided else getattr(student.network, "embedded_guidance", 0)
     return images, job
 
 
@@ -230,6 +231,23 @@ def test_scheduler_card_and_index_hold_the_times(key, scheduler, arguments, time
         solver = steps.get("transition", "sde")
         expected = {"num_inference_steps": len(times), "denoising_timesteps": times, "solver": solver}
         assert block == {**expected, "guidance_scale": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("stable_diffusion", "guidance_scale can be left out"),
+        ("sdxl", "guidance_scale can be left out"),
+        ("stable_diffusion-lora", "guidance_scale is needed"),
+        ("sd3", "guidance_scale is needed"),
+        ("dit", "guidance_scale is needed"),
+        ("flux", None),
+    ],
+)
+def test_the_card_says_whether_guidance_scale_is_needed(key, words, drawn):
+    card = (drawn[key][2] / "README.md").read_text()
+    assert "guidance_scale=" in card
+    assert words in card if words else "# guidance_scale" not in card
 
 
 @pytest.mark.parametrize(

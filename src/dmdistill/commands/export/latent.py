@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dmdistill.commands.export.component_files import copy_component
+from dmdistill.commands.export.guidance import GUIDANCE_MATTERS, NEVER_GUIDED, leave_unguided
 from dmdistill.commands.export.precision import cast_network
 from dmdistill.commands.export.sampling import Sampling, server_entries, student_sampling
 from dmdistill.core.schedules import VP, Flow
@@ -33,6 +34,7 @@ class PipelineFormat:
         arguments: of a call, besides the steps.
         flow: whether it samples a flow; else a variance-preserving schedule.
         lora: whether it loads LoRA weights.
+        guides: whether its default guidance_scale makes it guide a network.
         even_sigmas: whether it gives a flow's scheduler 1 ... 1/K by itself.
         own_times: whether a call takes timesteps, or sigmas of a flow.
     """
@@ -41,6 +43,7 @@ class PipelineFormat:
     arguments: str = '"an owl on a tree", guidance_scale=0'
     flow: bool = False
     lora: bool = True
+    guides: bool = True
     even_sigmas: bool = False
     own_times: bool = True
 
@@ -50,7 +53,7 @@ FORMATS = {
     "StableDiffusionXLPipeline": PipelineFormat("unet"),
     "StableDiffusion3Pipeline": PipelineFormat("transformer", flow=True),
     "FluxPipeline": PipelineFormat(
-        "transformer", '"an owl on a tree", guidance_scale={guidance:g}', flow=True, even_sigmas=True
+        "transformer", '"an owl on a tree", guidance_scale={guidance:g}', flow=True, guides=False, even_sigmas=True
     ),
     "DiTPipeline": PipelineFormat("transformer", "class_labels=[0], guidance_scale=1", lora=False, own_times=False),
 }
@@ -74,13 +77,18 @@ def export_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
     scheduler.save_pretrained(folder / "scheduler")
     arguments = form.arguments.format(guidance=getattr(network, "embedded_guidance", 0))
     call = f"image = pipeline({arguments}, {sampling.arguments}).images[0]"
+    note = GUIDANCE_MATTERS if form.guides else ""
     if form.lora and (lora := student.config.get("lora")):
         save_lora(lora, network, pipeline_class, folder, dtype)
-        return usage_code(call, dtype, **lora_usage(teacher, type(scheduler).__name__))
-    cast_network(merge_lora(network).model, dtype).save_pretrained(folder / form.component)  # type: ignore[operator]
+        return usage_code(note + call, dtype, **lora_usage(teacher, type(scheduler).__name__))
+    model = merge_lora(network).model
+    if form.component == "unet":
+        leave_unguided(model)
+        note = NEVER_GUIDED
+    cast_network(model, dtype).save_pretrained(folder / form.component)  # type: ignore[operator]
     entries = {"scheduler": ["diffusers", type(scheduler).__name__], "dmd2_config": server_entries(student)}
     copy_components(source, folder, form.component, entries)
-    return usage_code(call, dtype)
+    return usage_code(note + call, dtype)
 
 
 def check_supported(student: Student, teacher: str, pipeline_class: str) -> None:
