@@ -31,7 +31,7 @@ from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.frechet import Moments, frechet_distance
 from dmdistill.metrics.inception import load_inception
 from dmdistill.metrics.kid import squared_mmd
-from dmdistill.metrics.lpips import load_lpips
+from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.metrics.precision_recall import density_coverage, precision_recall
 from dmdistill.metrics.registry import MetricOptions, compute_metrics
 

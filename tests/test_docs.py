@@ -16,7 +16,8 @@ import torch
 from dmdistill.commands.cli import COMMANDS, main, parse
 from dmdistill.commands.options import check, flag_name
 from dmdistill.commands.presets import option_types, preset_names
-from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
+from dmdistill.metrics.lpips_weights import load_lpips
+from helpers.lpips_sources import write_lpips_sources
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,6 +31,7 @@ SMALL = {
     "classifier": "--epochs 1",
     "info": "",
     "presets": "",
+    "convert": "",
     "export": "",
     "reproduce fig3": "--seeds 1 --steps 2",
     "reproduce fig4": "--seeds 1",
@@ -59,7 +61,7 @@ def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "fashion-mnist").symlink_to(idx_folder)
     if "vgg16-397923af.pth" in page.read_text(encoding="utf-8"):
-        write_vgg(tmp_path)
+        write_lpips_sources(tmp_path)
     torch.manual_seed(0)
     names: dict = {}
     for language, file, text in blocks(page, "bash|python|toml"):
@@ -71,14 +73,6 @@ def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
             run_commands(text)
     if (tmp_path / "lpips_vgg16.safetensors").exists():
         load_lpips(tmp_path / "lpips_vgg16.safetensors")
-
-
-def write_vgg(folder: Path) -> None:
-    """Write random weights in the form of the two files that LPIPS is made from."""
-    weights = {published_name(name): tensor for name, tensor in LPIPS().state_dict().items()}
-    features = {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
-    torch.save(features | {"classifier.0.weight": torch.zeros(2, 2)}, folder / "vgg16-397923af.pth")
-    torch.save({name: weights[name] for name in weights.keys() - features.keys()}, folder / "vgg.pth")
 
 
 def run_commands(text: str) -> None:

@@ -118,7 +118,6 @@ def test_a_student_is_no_teacher(model, refused):
         (["--lambda-reg", "0", "--no-match"], "--lambda-reg 0"),
         (["--lambda-reg", "-1"], "--lambda-reg -1.0"),
         (["--lambda-end", "-1"], "--lambda-end -1.0"),
-        (["--distance", "lpips"], "--lpips-weights"),
         (["--decoder", "tiny"], "--decoder tiny"),
         (["--lpips-weights", "none.safetensors"], "none.safetensors"),
         (["--min-t", "0.9", "--max-t", "0.1"], "--min-t 0.9 --max-t 0.1"),

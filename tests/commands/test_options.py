@@ -141,9 +141,8 @@ def test_presets_of_published_models_name_one_and_keep_to_the_paper(name):
     assert from_preset(PairsConfig, name).teacher == values["teacher"]
     keys = ("warmup", "lr_decay", "grad_clip", "betas", "weight_decay", "weight", "min_t", "max_t")
     assert tuple(values[key] for key in keys) == (500, False, 10.0, (0.9, 0.999), 0.01, "eq8", 0.02, 0.98)
-    with pytest.raises(ValueError, match="--lpips-weights"):
-        check(config)
-    check(change(config, lpips_weights=Path("weights.safetensors")))
+    check(config)
+    assert config.regression.uses_lpips
 
 
 def test_presets_are_recommended_for_their_teacher():

@@ -24,6 +24,7 @@ from dmdistill.data.training_set import load_labelled_images
 from dmdistill.io.atomic import read_json, read_safetensors, write_json, write_safetensors
 from dmdistill.io.safe_pickle import read_pickle
 from dmdistill.metrics.frechet import load_edm_statistics
+from dmdistill.metrics.lpips_weights import read_torch_file
 
 
 def picture(seed, kind):
@@ -121,6 +122,11 @@ FORMATS = {  # name -> (write a folder, read it to something that compares, whet
     "prompt embeddings": (encode, encode, True),
     "json": (lambda f: write_json(f / "x", {"a": [1, 2.5, "x"]}), lambda f: read_json(f / "x"), False),
     "pickle": (write_pickle, lambda f: repr(read_pickle(f / "x.pkl")), False),
+    "torch weights": (
+        lambda f: torch.save({"a": torch.arange(6.0)}, f / "x.pth"),
+        lambda f: {name: tensor.tolist() for name, tensor in read_torch_file(f / "x.pth").items()},
+        False,
+    ),
     "zip": (write_zip, lambda f: read_images(f / "x.zip"), False),
     "idx": (write_idx, read_labelled, False),
     "cifar10": (write_cifar, read_labelled, False),

@@ -22,7 +22,8 @@ from dmdistill.commands.options import change
 from dmdistill.commands.pairs.command import pairs
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.data.image_tensors import save_grid
-from dmdistill.metrics.lpips import LPIPS, load_lpips, published_name
+from dmdistill.metrics.lpips import LPIPS
+from dmdistill.metrics.lpips_weights import load_lpips, published_name
 from dmdistill.networks.song_unet import SongUNet
 from dmdistill.training.signals import TrainingStopped
 from hard.formats import FORMATS

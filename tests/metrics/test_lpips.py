@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from dmdistill.metrics.lpips import LPIPS, load_lpips
+from dmdistill.metrics.lpips import LPIPS
+from dmdistill.metrics.lpips_weights import load_lpips
 
 SMALL = ((4, 1), (6, 2), (5, 1))
 

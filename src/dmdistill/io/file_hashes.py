@@ -11,7 +11,13 @@ from pathlib import Path
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.io.folders import cache_folder
 
-__all__ = ["hash_files"]
+__all__ = ["file_sha256", "hash_files"]
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256, hexadecimal, of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash_files(files: Sequence[Path], note: str = "") -> str:
@@ -27,8 +33,7 @@ def hash_files(files: Sequence[Path], note: str = "") -> str:
         return str(bytes.fromhex(read_json(cached)["sha256"]).hex())
     sha = hashlib.sha256(note.encode())
     for file in files:
-        with file.open("rb") as stream:
-            sha.update(hashlib.file_digest(stream, "sha256").digest())
+        sha.update(bytes.fromhex(file_sha256(file)))
     with suppress(OSError):
         write_json(cached, {"sha256": sha.hexdigest(), "files": len(files)})
     return sha.hexdigest()

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmdistill.io.atomic import read_safetensors
-from dmdistill.io.checksums import note_once, tensor_digest
-from dmdistill.metrics.assets import asset_places, find_asset
-
-__all__ = ["LPIPS", "load_lpips"]
+__all__ = ["LPIPS"]
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
-PUBLISHED = "13dc372fe180a6c00cbd5b9b52f2a897d76fb24334242d50950b963ebf6b7e77"  # sha256 of the tensors
 FLOOR = 1e-10  # added to the length of features, as published
 
 
@@ -99,35 +93,3 @@ def unit_length(h: Tensor) -> Tensor:
     f = h.to(torch.promote_types(h.dtype, torch.float32))
     length = torch.linalg.vector_norm(f, dim=1, keepdim=True)  # a root's gradient is infinite at 0, this one's is 0
     return f / (length + FLOOR)
-
-
-def load_lpips(path: Path, *, resize: int | None = 224) -> LPIPS:
-    """Load LPIPS from a safetensors file. ValueError, naming the file, where it is missing, damaged or another kind.
-
-    Its tensors have the published names: features.N.weight and .bias of VGG16, linN.model.1.weight of the heads. Other
-    weights than the published ones are used, and named on stderr.
-
-    Args:
-        path: the file. A mere name is also looked for in $DMDISTILL_ASSETS and the cache.
-        resize: see `LPIPS`.
-    """
-    file = path.expanduser() if path.is_file() or path.name != str(path) else find_asset(path.name)
-    if file is None:
-        raise ValueError(f"--lpips-weights {path} is neither here nor in {asset_places()}")
-    weights = read_safetensors(file)
-    model = LPIPS(resize=resize)
-    expected = {published_name(name): tensor for name, tensor in model.state_dict().items()}
-    for name in sorted(expected.keys() | weights.keys()):
-        given, wanted = (tuple(tensors[name].shape) if name in tensors else None for tensors in (weights, expected))
-        if given != wanted:
-            raise ValueError(f"{file} is no LPIPS: {name} is {given or 'missing'}, expected {wanted or 'none'}")
-    if (digest := tensor_digest(weights)) != PUBLISHED:
-        note_once(f"LPIPS weights {file} are not the published ones (sha256 {digest})")
-    model.load_state_dict({name: weights[published_name(name)] for name in model.state_dict()})
-    return model
-
-
-def published_name(name: str) -> str:
-    """Translate vgg.0.weight to features.0.weight, heads.0 to lin0.model.1.weight."""
-    part, rest = name.split(".", 1)
-    return f"features.{rest}" if part == "vgg" else f"lin{rest}.model.1.weight"

@@ -6,7 +6,6 @@ and by reading it; its hash is stored beside it and compared at every later use.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from dmdistill.io.atomic import atomic_write
 from dmdistill.io.download import download
+from dmdistill.io.file_hashes import file_sha256
 from dmdistill.io.folders import cache_folder
 from dmdistill.io.safe_pickle import read_pickle
 
@@ -46,8 +46,7 @@ def download_checkpoint(name: str) -> Path:
 
 def check_hash(file: Path) -> None:
     """Store the hash of a file at its first use; ValueError where a later one differs."""
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    found = file_sha256(file)
     record = file.with_name(f"{file.name}.sha256")
     if not record.exists():
         with atomic_write(record) as temporary:

@@ -30,7 +30,7 @@ def checkpoint(edm, tmp_path):
 def test_a_checkpoint_becomes_a_folder(checkpoint, tmp_path, capsys, rng):
     (tmp_path / "empty").mkdir()
     main(["convert", str(checkpoint), str(tmp_path / "empty")])
-    assert "mine: 0.1 MB of weights in fp32" in capsys.readouterr().out
+    assert "mine: 0.1 MB of fp32 weights" in capsys.readouterr().out
     models = [dataclasses.replace(load_teacher(str(tmp_path / name)), steps=2) for name in ("mine.pkl", "empty")]
     z, cond = models[0].sample_inputs(3, rng=rng)
     assert torch.equal(*(model.images(z, cond) for model in models))

@@ -27,7 +27,7 @@ from dmdistill.core.generators import Generator
 from dmdistill.data.image_tensors import to_uint8
 from dmdistill.data.pairs import open_pairs
 from dmdistill.distributed.data_parallel import Parallelism
-from dmdistill.metrics.lpips import load_lpips
+from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Teacher
 from dmdistill.training.metrics_log import read_metrics
@@ -230,11 +230,12 @@ def test_a_network_to_be_sharded_is_on_the_device_while_it_generates(settings, m
 
 
 @pytest.mark.parametrize("side", [224, 16])
-def test_lpips_is_the_distance_where_its_weights_are_given(side, settings):
+def test_lpips_is_the_distance_where_it_or_its_weights_are_given(side, settings):
     if not (assets := os.environ.get("DMDISTILL_ASSETS")):
         pytest.skip("LPIPS's weights: set DMDISTILL_ASSETS to the folder of lpips_vgg16.safetensors")
     weights = Path(assets) / "lpips_vgg16.safetensors"
-    config = settings(steps=2, batch_reg=1, pair_count=2, match=False, lpips_weights=weights, lpips_side=side)
+    given = {"lpips_weights": weights} if side == 16 else {"distance": "lpips"}  # then the file is found
+    config = settings(steps=2, batch_reg=1, pair_count=2, match=False, lpips_side=side, **given)
     distill(config)
     lpips = load_lpips(weights, resize=side)
     teacher, pairs = load_teacher(config.teacher), open_pairs(config.out / "pairs")

@@ -412,3 +412,12 @@ def test_a_count_writes_nothing_and_leaves_the_teacher(settings, tmp_path, monke
     after = teacher.network.state_dict()
     assert all(type(after[name]) is torch.Tensor and torch.equal(after[name], before[name]) for name in before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lpips_is_counted_without_its_weights(settings, monkeypatch, tmp_path):
+    monkeypatch.delenv("DMDISTILL_ASSETS", raising=False)
+    monkeypatch.setenv("DMDISTILL_CACHE", str(tmp_path))
+    plain = count(settings(distance="huber"), convolutions())
+    with_lpips = count(settings(distance="lpips", lpips_side=16), convolutions())
+    assert with_lpips.keys() == plain.keys()
+    assert all(with_lpips[phase].flops > 100 * plain[phase].flops for phase in plain)

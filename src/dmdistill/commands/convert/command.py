@@ -1,12 +1,16 @@
-"""`dmdistill convert`: a published checkpoint as a model folder."""
+"""`dmdistill convert`: a published checkpoint as a model folder, or the weights of LPIPS as one file."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from rich.console import Console
 
 from dmdistill.commands.convert.config import ConvertConfig
+from dmdistill.commands.options import check
 from dmdistill.commands.run_folder import DTYPES
-from dmdistill.io.folders import new_folder
+from dmdistill.io.folders import cache_folder, new_folder
+from dmdistill.metrics.lpips_weights import FILE, load_lpips, make_lpips
 from dmdistill.models.cards import teacher_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_teacher
@@ -15,20 +19,40 @@ __all__ = ["convert"]
 
 
 def convert(config: ConvertConfig) -> None:
-    """Write model.safetensors, config.json and README.md into `config.out`, all of them or none.
+    """Write model.safetensors, config.json and README.md into `config.out`, all of them or none; or LPIPS' one file.
 
-    ValueError for a model of another package's network, and for a folder that already exists.
+    ValueError for a model of another package's network, and for a folder or file that already exists.
     """
-    with new_folder(config.out) as folder:
+    check(config)
+    if config.model == "lpips":
+        convert_lpips(config.out or cache_folder() / FILE, config)
+    else:
+        assert config.out is not None  # says the check
+        convert_teacher(config.out, config)
+
+
+def convert_lpips(file: Path, config: ConvertConfig) -> None:
+    """Write LPIPS' weights, and read them again, which names those that are not the published ones."""
+    if file.exists():
+        raise ValueError(f"{file} already exists: LPIPS is there, or remove it")
+    make_lpips(file, vgg16=config.vgg16, heads=config.heads)
+    load_lpips(file.absolute())
+    use = "found by all commands" if config.out is None else f"give it by --lpips-weights {file}"
+    say(f"LPIPS: {file.stat().st_size / 1e6:.1f} MB of weights in {file}, {use}")
+
+
+def convert_teacher(out: Path, config: ConvertConfig) -> None:
+    """Write a teacher's folder."""
+    with new_folder(out) as folder:
         teacher = load_teacher(config.model)
         if "network" not in teacher.config:
             raise ValueError(f"{config.model} has a network of another package, which needs no conversion")
         card = teacher_card(teacher, {"converted from": config.model, "save_dtype": config.save_dtype})
         save_model(folder, teacher, card=card, dtype=DTYPES[config.save_dtype])
-    size = (config.out / "model.safetensors").stat().st_size
-    Console(highlight=False).print(
-        f"{teacher.name}: {size / 1e6:.1f} MB of weights in {config.save_dtype}, with config.json and README.md, in "
-        f"{config.out}",
-        markup=False,
-        soft_wrap=True,
-    )
+    megabytes = (out / "model.safetensors").stat().st_size / 1e6
+    say(f"{teacher.name}: {megabytes:.1f} MB of {config.save_dtype} weights, with config.json and README.md, in {out}")
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    Console(highlight=False).print(line, markup=False, soft_wrap=True)

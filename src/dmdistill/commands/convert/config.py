@@ -13,11 +13,25 @@ __all__ = ["ConvertConfig"]
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Write a teacher, for example an EDM checkpoint, as a model folder."""
+    """Write a teacher, for example an EDM checkpoint, as a model folder, or the weights of LPIPS as one file."""
 
     model: Positional[str]
-    """An EDM checkpoint (.pkl), the name of a published one, or the folder of a teacher with a network of ours."""
-    out: Positional[Path]
-    """Output folder, which must be new."""
+    """An EDM checkpoint (.pkl), the name of a published one, the folder of a teacher with our network; or lpips."""
+    out: Positional[Path | None] = None
+    """Output folder, which must be new; of lpips a file, by default the one in the cache that every command finds."""
     save_dtype: Literal["fp32", "fp16"] = "fp32"
-    """Precision of the stored weights."""
+    """Precision of a teacher's stored weights."""
+    vgg16: Path | None = None
+    """For lpips: torchvision's vgg16-397923af.pth. By default it is looked for in the caches, else downloaded."""
+    heads: Path | None = None
+    """For lpips: vgg.pth, the linear layers of the package lpips 0.1. By default as --vgg16."""
+
+    def check(self) -> None:
+        """Raise a ValueError where an option is missing, or is not for what is converted."""
+        if self.model != "lpips":
+            if self.out is None:
+                raise ValueError(f"convert {self.model}: give the folder to write as well")
+            if self.vgg16 or self.heads:
+                raise ValueError("--vgg16 and --heads are for `dmdistill convert lpips`")
+        elif self.save_dtype != "fp32":
+            raise ValueError(f"--save-dtype {self.save_dtype} is for teachers: LPIPS keeps its published precision")

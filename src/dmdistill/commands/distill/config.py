@@ -93,7 +93,7 @@ class RegressionOptions:
     distance: str = "auto"
     """Distance: lpips, huber, or your own as module:function; auto is LPIPS with --lpips-weights, else pseudo-Huber."""
     lpips_weights: Path | None = None
-    """Safetensors file of VGG16's features and LPIPS' linear layers."""
+    """File of LPIPS' weights. By default it is looked for in $DMDISTILL_ASSETS and the cache, else downloaded."""
     lpips_side: int = 224
     """Resolution at which LPIPS compares images, 224 in the paper; 0 keeps their own, with 49 times less work at 32."""
     decoder: str | None = None
@@ -105,10 +105,13 @@ class RegressionOptions:
         require_at_least(self, 1, "batch_reg")
         require(self, "at least 16, or 0 for the images' own", lambda side: side == 0 or side >= 16, "lpips_side")
         require_name(self, "distance", DISTANCES)
-        if self.distance == "lpips" and self.lpips_weights is None:
-            raise ValueError("--distance lpips needs --lpips-weights FILE, a safetensors file of VGG16 and LPIPS")
-        if self.decoder is not None and (self.lpips_weights is None or self.distance == "huber"):
-            raise ValueError(f"--decoder {self.decoder} is for LPIPS, which needs --lpips-weights FILE")
+        if self.decoder is not None and not self.uses_lpips:
+            raise ValueError(f"--decoder {self.decoder} is for LPIPS, expected --distance lpips with it")
+
+    @property
+    def uses_lpips(self) -> bool:
+        """Whether the distance is LPIPS."""
+        return self.distance == "lpips" or (self.distance == "auto" and self.lpips_weights is not None)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from dmdistill.commands.distill.config import RegressionOptions
 from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
 from dmdistill.io.errors import first_line
-from dmdistill.metrics.lpips import load_lpips
+from dmdistill.metrics.lpips import LPIPS
+from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.models.diffusers_components import load_autoencoder
 from dmdistill.models.model import Teacher
 
@@ -49,7 +50,12 @@ def load_weight(name: str) -> Weight:
 
 
 def load_distance(
-    options: RegressionOptions, teacher: Teacher, device: torch.device, precision: torch.dtype | None
+    options: RegressionOptions,
+    teacher: Teacher,
+    device: torch.device,
+    precision: torch.dtype | None,
+    *,
+    trained: bool = True,
 ) -> Distance:
     """Return the distance of the regression; LPIPS compares images, decoded where the teacher has latents.
 
@@ -58,12 +64,14 @@ def load_distance(
         teacher: its autoencoder decodes, where no other one is given.
         device: where LPIPS computes.
         precision: in which LPIPS computes; None for fp32.
+        trained: with LPIPS' weights; False needs no file of them, where only sizes matter.
     """
     if ":" in options.distance:
         return import_function(options.distance, "--distance")
-    if options.distance == "huber" or options.lpips_weights is None:
+    if not options.uses_lpips or not options.lambda_reg:
         return pseudo_huber
-    lpips = load_lpips(options.lpips_weights, resize=options.lpips_side or None).to(device)
+    resize = options.lpips_side or None
+    lpips = (load_lpips(options.lpips_weights, resize=resize) if trained else LPIPS(resize=resize)).to(device)
     decode = teacher.decode
     if options.decoder is not None:
         decode = load_autoencoder(options.decoder).to(device).decode

@@ -177,8 +177,8 @@ def build(
 ) -> DryRun:
     """Build the networks, copies without data where there is a mode, and all that a step needs."""
     copy_denoiser = trainable_copy
-    with _disable_current_modes():  # LPIPS is read from its file
-        distance = load_distance(config.regression, teacher, device, precision)
+    with _disable_current_modes():  # LPIPS is frozen: its weights are there once, as in a run
+        distance = load_distance(config.regression, teacher, device, precision, trained=False)
     if mode is not None:
         copy_denoiser = partial(copy_without_data, mode, teacher)
         teacher = replace(teacher, denoiser=mode.copy_network(teacher.denoiser))
