@@ -162,7 +162,8 @@ def test_contradictions_are_found_before_anything_is_written(arguments, match, t
         (["--channel-mult", "1", "0"], "--channel-mult 1 0"),
         (["--patch-size", "5"], "12"),
         (["--channel-mult", "1", "1", "1", "1"], "12"),
-        (["--data", "nowhere"], "no train-images-idx3-ubyte.gz in nowhere"),
+        (["--data", "nowhere"], "nowhere does not exist: expected a folder or a .zip of pictures"),
+        (["--side", "3"], "--side 3, expected from 4 to 4096"),
     ],
 )
 def test_teaching_refuses_what_cannot_be(arguments, match, idx_folder, refused):

@@ -131,7 +131,7 @@ def test_the_data_set_is_images_with_their_labels(idx_folder):
 
 
 def test_missing_and_mismatched_files_are_named(tmp_path, idx_writer):
-    with pytest.raises(ValueError, match=r"no train-images-idx3-ubyte\.gz in .*--data"):
+    with pytest.raises(ValueError, match=r"no train-images-idx3-ubyte\.gz in .*expected all IDX files"):
         load_idx_images(tmp_path)
     idx_writer(tmp_path / "train-images-idx3-ubyte.gz", torch.zeros(4, 2, 3, dtype=torch.uint8))
     idx_writer(tmp_path / "train-labels-idx1-ubyte.gz", torch.zeros(5, dtype=torch.uint8))

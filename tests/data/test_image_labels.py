@@ -121,14 +121,14 @@ def test_what_is_no_table_of_labels_is_one_line(place, text, match, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_in_class_folders_teach(tmp_path):
+def test_pictures_teach_with_the_classes_of_their_folders(tmp_path):
     data = load_labelled_images(write(tmp_path / "pets", CLASS_FOLDERS))
     assert (data.name, data.names, data.images.shape) == ("pets", ("ant", "cat", "dog"), (5, 1, 3, 4))
     assert by_picture(open_images(str(tmp_path / "pets")), data.labels.tolist()) == {0: 2, 1: 1, 2: 2, 3: 0, 4: 1}
     with pytest.raises(ValueError, match="only the files of CIFAR-10 and IDX files have test images"):
         load_labelled_images(tmp_path / "pets", train=False)
-    with pytest.raises(ValueError, match="flat: no labels"):
-        load_labelled_images(write(tmp_path / "flat", ["0.png"]))
+    flat = load_labelled_images(write(tmp_path / "flat", ["0.png", "1.png"]))
+    assert (flat.images[:, 0, 0, 0].tolist(), flat.labels.tolist(), flat.names) == ([0, 1], [0, 0], ())
 
 
 @PLACES

@@ -121,9 +121,13 @@ def test_cifars_python_version_is_refused(tmp_path):
 
 
 def test_other_folders_hold_fashion_or_are_named(idx_folder, tmp_path):
-    assert torch.equal(load_labelled_images(idx_folder).images, load_idx_images(idx_folder).images)
+    data, resized = load_labelled_images(idx_folder), load_labelled_images(idx_folder, side=6)
+    assert torch.equal(data.images, load_idx_images(idx_folder).images)
+    assert (data.name, data.licence, data.feature_extractor) == ("fashion", "MIT", "fashion-classifier")
+    assert (resized.images.shape, resized.licence, resized.feature_extractor) == ((200, 1, 6, 6), "MIT", None)
+    assert torch.equal(resized.images, center_crop_batch(data.images, 6))
     assert torch.equal(open_images(str(idx_folder)).labels.index, load_idx_images(idx_folder).labels)
-    with pytest.raises(ValueError, match=r"no train-images.*\.gz in"):
+    with pytest.raises(ValueError, match=r"holds no images; expected a folder or a \.zip of pictures.*IDX files"):
         load_labelled_images(tmp_path)
 
 

@@ -40,6 +40,13 @@ def test_augmentation_labels_come_with_the_labels(rng):
     assert type(cond) is Labels
 
 
+def test_images_without_classes_have_no_labels(rng):
+    images = LabelledImages(data().images, torch.zeros(12, dtype=torch.int64), ())
+    assert TrainingSet(images, rng=rng, label_dropout=0.5).draw(7)[1] is None
+    _, cond = TrainingSet(images, rng=rng, augmentation=GeometricAugmentation(0.5)).draw(7)
+    assert (cond.one_hot.shape, cond.augment.shape) == ((7, 0), (7, 9))
+
+
 def test_the_generator_fixes_them():
     a, b = (
         TrainingSet(data(), rng=torch.Generator().manual_seed(5), augmentation=GeometricAugmentation(0.5)).draw(9)

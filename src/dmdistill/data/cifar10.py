@@ -8,11 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from dmdistill.data.image_tensors import LabelledImages
-
-__all__ = ["CLASSES", "is_cifar10", "load_cifar10", "map_cifar10"]
+__all__ = ["CLASSES", "is_cifar10", "map_cifar10"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",)
@@ -22,13 +19,6 @@ PIXELS = 3 * 32 * 32
 def is_cifar10(folder: Path) -> bool:
     """Return whether a folder has one of CIFAR-10's files, of whichever version."""
     return any((folder / f"{name}{ending}").is_file() for name in (*TRAIN, *TEST) for ending in (".bin", ""))
-
-
-def load_cifar10(folder: Path, *, train: bool = True) -> LabelledImages:
-    """Load the training images (154 MB) or test images with their labels. ValueError as of `map_cifar10`."""
-    rows = np.concatenate(map_cifar10(folder, train=train)[0])
-    images = torch.from_numpy(rows[:, 1:]).reshape(-1, 3, 32, 32)
-    return LabelledImages(images, torch.from_numpy(rows[:, 0].astype(np.int64)), CLASSES, name="cifar10")
 
 
 def map_cifar10(folder: Path, *, train: bool = True) -> tuple[list[np.ndarray], list[Path]]:

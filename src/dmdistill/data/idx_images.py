@@ -86,8 +86,5 @@ def required_file(folder: Path, kind: str, *, train: bool) -> Path:
     file = find_idx_file(folder, kind, train=train)
     if file is None:
         name = f"{PARTS[train]}-{kind}-idx{DIMENSIONS[kind]}-ubyte.gz"
-        raise ValueError(
-            f"no {name} in {folder}: --data takes the folder of the IDX files of Fashion-MNIST or another set, of "
-            "CIFAR-10's binary version, or of pictures in a folder for each class"
-        )
+        raise ValueError(f"no {name} in {folder}: expected all IDX files of the set")
     return file

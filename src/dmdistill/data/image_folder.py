@@ -61,6 +61,11 @@ class ImageFolder:
         return len(self.names)
 
     @property
+    def about(self) -> dict[str, str]:
+        """The set's name, that of its folder, zip or table."""
+        return {"name": (self.table or self.path).resolve().stem}
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """C H W of every image. ValueError where none can be read."""
         return self.common_shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +58,7 @@ class StoredImages(ImageSource, Protocol):
     Attributes:
         labels: of the images; None where they have none. ValueError where some have none.
         captions: of the images, in their order; None where they have none. ValueError where some have none.
+        about: name, licence and feature_extractor of the data set, as far as they are known.
     """
 
     @property
@@ -65,6 +66,9 @@ class StoredImages(ImageSource, Protocol):
 
     @property
     def captions(self) -> Sequence[str] | None: ...
+
+    @property
+    def about(self) -> Mapping[str, str]: ...
 
     def images(self, rows: Sequence[int]) -> Tensor:
         """Return images by their numbers, in any order and repeated: uint8, B C H W; fewer where corrupt ones are."""
@@ -80,6 +84,7 @@ class ArrayImages:
         shape: C H W of the stored images.
         files: they came from, whose content tells them from others.
         labels: of the images.
+        about: name, licence and feature_extractor of the data set, as far as they are known.
         side: pixels that each image is cropped and resized to; None for images as they are.
     """
 
@@ -93,10 +98,11 @@ class ArrayImages:
         shape: tuple[int, ...],
         files: Sequence[Path],
         labels: ImageLabels,
+        about: Mapping[str, str],
         side: int | None,
     ) -> None:
         self.name, self.parts, self.stored_shape, self.files, self.side = name, parts, shape, files, side
-        self.labels = labels
+        self.labels, self.about = labels, about
         self.starts = np.cumsum([0, *map(len, parts)])
 
     @property
@@ -139,18 +145,22 @@ def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = Fa
     path, part = split_source(source)
     train = part != "test"
     if not path.exists():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} does not exist: expected {FORMATS}")
     if is_model_or_run(path):
         raise ValueError(f"{source} is a model's or a run's folder; expected {FORMATS}")
     if is_cifar10(path):
         rows, files = map_cifar10(path, train=train)
         labels = ImageLabels(torch.from_numpy(np.concatenate([part[:, 0] for part in rows])).long(), CLASSES)
-        return ArrayImages(source, rows, shape=(3, 32, 32), files=files, labels=labels, side=side)
+        about = {"name": "cifar10"}
+        return ArrayImages(source, rows, shape=(3, 32, 32), files=files, labels=labels, about=about, side=side)
     if is_idx_folder(path):
         data = load_idx_images(path, train=train)
         shape, pixels = tuple(data.images.shape[1:]), [data.images.flatten(1).numpy()]
         labels, files = ImageLabels(data.labels, data.names), [required_file(path, "images", train=train)]
-        return ArrayImages(source, pixels, shape=shape, files=files, labels=labels, side=side)
+        about = {"name": data.name, "licence": data.licence}
+        if data.feature_extractor is not None and side in (None, *shape[1:]):  # it knows images of this size
+            about["feature_extractor"] = data.feature_extractor
+        return ArrayImages(source, pixels, shape=shape, files=files, labels=labels, about=about, side=side)
     if part is not None:
         raise ValueError(f"{source}: only the files of CIFAR-10 and IDX files have test images; give {path}")
     if has_images(path):

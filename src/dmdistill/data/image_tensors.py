@@ -26,12 +26,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with class labels.
+    """Images in memory, with class labels where they have any.
 
     Attributes:
         images: uint8, N C H W.
-        labels: int64, N.
-        names: of the classes.
+        labels: int64, N; zeros where there are no classes.
+        names: of the classes; none for images without labels.
         name: of the data set.
         licence: of the data set.
         feature_extractor: name of the classifier whose features measure such images, or None.

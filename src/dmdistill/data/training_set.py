@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dmdistill.core.denoisers import Condition
 from dmdistill.core.noise import NoiseSource
 from dmdistill.core.samples import Samples
 from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, NoAugmentation
-from dmdistill.data.cifar10 import is_cifar10, load_cifar10
 from dmdistill.data.conditions import Labels, LabelSpace
-from dmdistill.data.idx_images import is_idx_folder, load_idx_images
-from dmdistill.data.image_folder import has_images
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 
 __all__ = ["AugmentedLabels", "SampleAugmentation", "TrainingSet", "load_labelled_images"]
+
+BLOCK = 1024  # images that are decoded at once
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,12 @@ class AugmentedLabels(Labels):
     """Class labels with the augmentation labels of the images, (B, labels of the augmentation), for training."""
 
     augment: Tensor
+
+
+def with_augmentation(cond: Condition | None, augment: Tensor) -> AugmentedLabels:
+    """Return labels, of class or none, with those of the augmentation beside them."""
+    one_hot = augment.new_zeros(len(augment), 0) if cond is None else cond.one_hot  # type: ignore[attr-defined]
+    return AugmentedLabels(one_hot, augment)
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,14 @@ class SampleAugmentation:
     def __call__(self, samples: Samples, noise: NoiseSource) -> Samples:
         """Return changed images with augmentation labels beside their own, of class or none."""
         x, augment = self.augmentation.apply(samples.x, noise.draw(samples, self.augmentation.draw))
-        one_hot = x.new_zeros(len(x), 0) if samples.cond is None else samples.cond.one_hot  # type: ignore[attr-defined]
-        return replace(samples, x=x, cond=AugmentedLabels(one_hot, augment))
+        return replace(samples, x=x, cond=with_augmentation(samples.cond, augment))
 
 
 class TrainingSet:
     """Random batches of a set of images, which lies as bytes on the device of the random generator.
 
     Args:
-        data: the images and their labels.
+        data: the images, and their labels if they have any.
         rng: of every draw.
         augmentation: of the images; None for none.
         label_dropout: probability that a label is dropped, for classifier-free guidance.
@@ -60,33 +65,35 @@ class TrainingSet:
         label_dropout: float = 0.0,
     ) -> None:
         self.images, self.labels = data.images.to(rng.device), data.labels.to(rng.device)
-        self.space, self.rng = LabelSpace(data.names), rng
+        self.space, self.rng = LabelSpace(data.names) if data.names else None, rng
         self.augmentation, self.label_dropout = augmentation or NoAugmentation(), label_dropout
 
-    def draw(self, n: int) -> tuple[Tensor, Labels]:
-        """Draw n images with replacement: fp32 in about [-1, 1], n C H W, and their labels."""
+    def draw(self, n: int) -> tuple[Tensor, Labels | None]:
+        """Draw n images with replacement: fp32 in about [-1, 1], n C H W, and their labels, None for none."""
         rows = torch.randint(len(self.images), (n,), generator=self.rng, device=self.rng.device)
         x, augment = self.augmentation(from_uint8(self.images[rows]), rng=self.rng)
-        labels = self.space.select(self.labels[rows]).drop(self.label_dropout, rng=self.rng)
-        return x, labels if augment is None else AugmentedLabels(labels.one_hot, augment)
+        labels = None
+        if self.space is not None:
+            labels = self.space.select(self.labels[rows]).drop(self.label_dropout, rng=self.rng)
+        return x, labels if augment is None else with_augmentation(labels, augment)
 
 
-def load_labelled_images(folder: Path, *, train: bool = True) -> LabelledImages:
-    """Load the training or test part of CIFAR-10, Fashion-MNIST or another IDX set, or all pictures with their labels.
+def load_labelled_images(folder: Path, *, train: bool = True, side: int | None = None) -> LabelledImages:
+    """Load all images of a source with their labels, if they have any.
 
     Args:
-        folder: of the set, or a zip of pictures; ~ is expanded. Sets of pictures have no test part.
+        folder: of a set, or another source of `open_images`. Sets of pictures have no test part.
         train: which part.
+        side: pixels that each image is cropped and resized to; None for images as they are, which must be of one size.
 
     Raises:
-        ValueError: a file is missing or damaged, or the pictures have no labels.
+        ValueError: a file is missing or damaged, sizes differ, or only some images have labels.
     """
-    folder = folder.expanduser()
-    if is_cifar10(folder):
-        return load_cifar10(folder, train=train)
-    if is_idx_folder(folder) or not has_images(folder):  # for its message
-        return load_idx_images(folder, train=train)
-    pictures = open_images(str(folder) if train else f"{folder}:test")
-    if (labels := pictures.labels) is None:
-        raise ValueError(f"{folder}: no labels: put the images of each class in a folder of its own")
-    return LabelledImages(pictures.images(range(len(pictures))), labels.index, labels.names, name=folder.resolve().stem)
+    pictures = open_images(str(folder) if train else f"{folder}:test", side=side)
+    labels, count = pictures.labels, len(pictures)
+    images = torch.empty(count, *pictures.shape, dtype=torch.uint8)
+    for start in range(0, count, BLOCK):
+        images[start : start + BLOCK] = pictures.images(range(start, min(start + BLOCK, count)))
+    if labels is None:
+        return LabelledImages(images, torch.zeros(count, dtype=torch.int64), (), **pictures.about)
+    return LabelledImages(images, labels.index, labels.names, **pictures.about)

@@ -353,6 +353,15 @@ def test_what_is_said_beside_a_network_is_checked(lesson):
         load_teacher(str(config.out))
 
 
+def test_pictures_without_classes_make_an_unconditional_network(class_pictures, lesson, tmp_path):
+    """The classes of a folder are its subfolders; one of them has none."""
+    config = lesson(data=class_pictures / "class-3")
+    teaching.teach(config)
+    teacher = load_teacher(str(config.out))
+    assert (teacher.name, teacher.shape, teacher.conditions) == ("class-3-ddpm", (1, 8, 8), None)
+    assert teacher.network.model.config.num_class_embeds is None
+
+
 @pytest.fixture
 def drawn_data(tmp_path, idx_writer):
     """3000 images that the bundled student draws, under Fashion-MNIST's names."""

@@ -36,6 +36,8 @@ def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
     check_new_folder(config.out, "choose another --out")
     check_writable(config.out / "model.safetensors")
     data, held_out = load_labelled_images(config.data), load_labelled_images(config.data, train=False)
+    if not data.names:
+        raise ValueError(f"--data {config.data}: no labels: put the images of each class in a folder of its own")
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}, the number of images")
     device, precision = setup_compute(config.compute)

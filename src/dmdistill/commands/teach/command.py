@@ -31,13 +31,20 @@ def teach(config: TeachConfig) -> Teacher:
     """Train a teacher, write it to out/teacher, return it. TrainingStopped where a signal ended training early."""
     check(config)
     require_logger(config.output.log_to)
-    data = load_labelled_images(config.data)
+    data = load_labelled_images(config.data, side=config.augmentation.side)
     with open_run(config) as run:
+        run.print(describe_data(config.data, data))
         torch.manual_seed(config.seed)
         recipe = RECIPES[config.kind](config)
         teacher = recipe.new_teacher(data)
         run.lock()
         return train(config, recipe, teacher.to(run.device, run.precision), data, run)
+
+
+def describe_data(source: Path, data: LabelledImages) -> str:
+    """Say what was found: how many images, of which shape and of how many classes."""
+    classes = f"{len(data.names)} classes" if data.names else "no classes: the teacher is unconditional"
+    return f"--data {source}: {len(data)} images of {' x '.join(map(str, data.images.shape[1:]))}, {classes}"
 
 
 def train(config: TeachConfig, recipe: Recipe, teacher: Teacher, data: LabelledImages, run: RunFolder) -> Teacher:

@@ -87,8 +87,10 @@ class TeachNoiseOptions:
 
 @dataclass(frozen=True)
 class TeachDataOptions:
-    """What happens to images and labels in training."""
+    """What is made of images and labels in training."""
 
+    side: int | None = None
+    """Side in pixels. All images are cropped to the square in the middle and resized by Lanczos."""
     label_dropout: float = 0.1
     """Share of samples trained without their label, which makes classifier-free guidance possible."""
     mirror: bool = False
@@ -99,6 +101,7 @@ class TeachDataOptions:
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
         require(self, "from 0 to 1", lambda share: 0 <= share <= 1, "label_dropout", "augment")
+        require(self, "from 4 to 4096", lambda side: 4 <= side <= 4096, "side")
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ class TeachConfig:
     """Train a teacher by denoising score matching."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Labelled images: the folder of the IDX files of Fashion-MNIST or another set, of CIFAR-10's binary version, or of
-    pictures, each class in a folder of its own; or a zip of pictures with the labels of EDM's dataset.json."""
+    """Images: a folder or zip of pictures, the files of CIFAR-10's binary version, or IDX files as of Fashion-MNIST.
+    Pictures have the classes of their folders or of EDM's dataset.json; without any the teacher is unconditional."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""

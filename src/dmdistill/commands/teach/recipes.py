@@ -64,7 +64,9 @@ class EDMRecipe(Recipe):
     def new_teacher(self, data: LabelledImages) -> Teacher:
         _, channels, size, width = data.images.shape
         if width != size:
-            raise ValueError(f"--kind edm for images of {size} x {width} pixels, expected square ones; see --kind ddpm")
+            raise ValueError(
+                f"--kind edm for images of {size} x {width} pixels, expected square ones: --side crops them"
+            )
         network = {
             "img_resolution": size,
             "in_channels": channels,
@@ -77,7 +79,7 @@ class EDMRecipe(Recipe):
             name=data.name,
             denoiser=EDMDenoiser(SongUNet(**network), EDM()),
             shape=(channels, size, size),
-            conditions=LabelSpace(data.names),
+            conditions=label_space(data),
             licence=data.licence,
             feature_extractor=data.feature_extractor,
             config={
@@ -124,7 +126,7 @@ class DDPMRecipe(Recipe):
             name=metadata["name"],
             denoiser=PREDICTIONS[self.config.prediction](UNet2D(self.unet(data)), self.schedule),
             shape=(channels, height, width),
-            conditions=LabelSpace(data.names),
+            conditions=label_space(data),
             licence=data.licence,
             feature_extractor=metadata["feature_extractor"],
             solver="ddim",
@@ -169,7 +171,7 @@ class DDPMRecipe(Recipe):
             attention_head_dim=network.model_channels,
             down_block_types=["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
             up_block_types=["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
-            num_class_embeds=len(data.names) + 1,
+            num_class_embeds=len(data.names) + 1 if data.names else None,
         )
 
     def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
@@ -196,6 +198,11 @@ class DDPMRecipe(Recipe):
                 temporary / METADATA_FILE, {key: value for key, value in teacher.config.items() if key != "kind"}
             )
             (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def label_space(data: LabelledImages) -> LabelSpace | None:
+    """Return the classes of images; None for images without labels."""
+    return LabelSpace(data.names) if data.names else None
 
 
 def group_count(channels: int, *, least: int) -> int:
