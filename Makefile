@@ -35,7 +35,7 @@ types: setup
 	$(BIN)/pyright
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 test-slow: setup
 	$(BIN)/pytest -m slow

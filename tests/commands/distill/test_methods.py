@@ -87,13 +87,6 @@ def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
     torch.testing.assert_close(loaded.generate(z, cond), student.generate(z, cond), rtol=1e-5, atol=1e-5)
 
 
-def test_a_student_of_several_steps_is_not_exported_as_one_of_one(run, tmp_path, error_line):
-    config = run("dmd2-sde")
-    distill(config)
-    assert "times 80 " in error_line("export", config.out, tmp_path / "export")
-    assert not (tmp_path / "export").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "flag"),
     [

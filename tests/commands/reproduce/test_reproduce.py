@@ -22,12 +22,14 @@ def test_every_experiment_on_the_command_line_has_a_function():
 def test_an_experiment_is_the_function_of_its_name(experiment, tmp_path, monkeypatch):
     """It receives the parsed configuration, whose folder exists, and its table is returned."""
     steps = None if experiment == "fig4" else 7
-    given = ["--seeds", "2"] + ([] if steps is None else ["--steps", "7"])
+    data = "images" if experiment == "family" else None
+    given = ["--seeds", "2"] + ([] if steps is None else ["--steps", "7"]) + ([] if data is None else ["--data", data])
     _, config = parse(["reproduce", experiment, "--out", str(tmp_path / "a" / "b"), *given])
     module = types.ModuleType("stand-in")
     setattr(module, experiment, lambda given: {"config": given, "exists": given.out.is_dir()})
     monkeypatch.setitem(sys.modules, f"dmdistill.commands.reproduce.{EXPERIMENTS[experiment]}.command", module)
-    assert config == dataclasses.replace(ReproduceConfig(experiment), out=tmp_path / "a" / "b", seeds=2, steps=steps)
+    changes = {"out": tmp_path / "a" / "b", "seeds": 2, "steps": steps, "data": data}
+    assert config == dataclasses.replace(ReproduceConfig(experiment), **changes)
     assert reproduce(config) == {"config": config, "exists": True}
     assert list(config.out.iterdir()) == []
 
@@ -59,6 +61,8 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(arguments, match, tmp_pat
     ("experiment", "flags"),
     [
         *(("fig3", flags) for flags in ("--guidance 3.0", "--start fashion-student", "--precision bf16")),
+        ("fig3", "--data images"),
+        ("ablation", "--data images"),
         *(("fig4", flags) for flags in ("--guidance 3.0", "--start nope", "--steps 3", "--device cuda")),
         ("fig4", "--guidance 1.0 --steps 3 --precision bf16"),
     ],
@@ -67,6 +71,10 @@ def test_a_setting_without_use_is_refused(experiment, flags, tmp_path, error_lin
     line = error_line("reproduce", experiment, "--out", tmp_path / "new", *flags.split())
     assert line == f"dmdistill: {experiment} does not use {flags}: omit it\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_are_compared_with_real_images_only(error_line):
+    assert "give --data, Fashion-MNIST" in error_line("reproduce", "family")
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from dmdistill.commands.distill.command import load_configured_teacher
@@ -24,6 +26,7 @@ def match_compute(variant: DistillConfig, operations: float) -> DistillConfig:
     return change(variant, steps=steps, evaluate_every=steps, sample_every=steps)
 
 
+@cache
 def count_operations(config: DistillConfig, *, pairs: bool = False) -> float:
     """Count the operations of a distillation's training (products, convolutions, attention) without computing it.
 
