@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,12 @@ def test_without_a_reference_the_teachers_feature_extractor_compares(tiny_teache
     assert (metric.extractor.name, metric.label) == ("fashion-classifier", "Frechet distance (fashion-classifier)")
 
 
+def test_without_a_report_the_command_that_measures_is_named(config, quarters, capsys):
+    distilling.distill(config)
+    expected = f"`dmdistill evaluate {config.out} --reference {config.evaluation.reference}` measures the student"
+    assert expected in capsys.readouterr().out
+
+
 def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, capsys):
     """FID of teacher and student against --reference; the run's own pairs are the first of the teacher's images."""
     monkeypatch.setattr(compute, "load_inception", lambda *_, **__: Quarters())
@@ -122,7 +129,8 @@ def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, 
     printed = capsys.readouterr().out
     assert "FID" in printed
     assert "lower is" in printed
-    assert f"compared with {config.evaluation.reference}" in printed
+    assert f"compared with {config.evaluation.reference} (30 images)" in printed
+    assert re.search(r"best: ema\d+ of step \d, FID [\d.]+ over \d+ images; lower is better", printed)
     report = read_json(config.out / "report.json")
     seed = config.seed + 3
     again = evaluate(

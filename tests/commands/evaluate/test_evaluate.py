@@ -298,11 +298,23 @@ def test_a_report_says_what_is_compared_and_which_direction_is_better(student, p
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
     assert [row[0] for row in rows] == ["images", "KID", "KID error", "recall", "evaluations/image", "ms/image"]
     assert [row[2] for row in rows[:4]] == ["", "lower is better", "", "higher is better"]
-    assert f"compared with {photos}" in printed
-    run("fashion-student", metrics="frechet", images=20)
+    assert f"compared with {photos} (60 images)\n" in printed
+    assert "give real images" not in printed
+    report = run("fashion-student", metrics="frechet", images=20)
     printed = capsys.readouterr().out
     assert "Frechet distance (fashion-classifier)" in printed
-    assert "for FID, KID, precision, recall, density, coverage give real images by --reference" in printed
+    assert report["compared_with"] == "the 60000 images that fashion-classifier was trained on"
+    assert (
+        f"compared with {report['compared_with']}\nfor FID, KID, precision, recall, density, coverage give" in printed
+    )
+
+
+def test_without_a_reference_a_report_says_how_to_give_one(student, capsys):
+    report = run(student, images=4)
+    assert (report["metrics"], report["reference"], report["compared_with"]) == ({}, None, None)
+    printed = capsys.readouterr().out
+    assert "no quality was measured: for FID, KID, precision, recall, density, coverage give real images" in printed
+    assert "by --reference DATA, a folder or zip of pictures, the files of CIFAR-10 or an IDX set, or EDM's" in printed
 
 
 @pytest.mark.parametrize("left", ["intact", "damaged"])

@@ -184,6 +184,10 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
         run.stop("distill", trainer)
     teacher, student = finish(config, distillation, monitor, run)
     if student is None or not config.evaluation.report_images:
+        if student is not None and (reference := config.evaluation.reference) is not None:
+            run.print(
+                f"--report-images 0: `dmdistill evaluate {config.out} --reference {reference}` measures the student"
+            )
         return student
     return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds)
 
@@ -235,8 +239,9 @@ def finish(
         generator = initial_generator(config, teacher)
     distillation.optimizers["generator"].load_weights(generator, weights)
     student = build_student(config, teacher, generator, average=average, step=step)
-    if (best := monitor.best).step:
-        run.print(f"best: {best.name} of step {best.step}, Frechet distance {best.value:.4g}")
+    if (best := monitor.best).step and monitor.metric is not None:
+        value = f"{monitor.metric.label} {best.value:.4g} over {config.evaluation.evaluate_images} images"
+        run.print(f"best: {best.name} of step {best.step}, {value}; lower is better")
     dtype = DTYPES[config.checkpoint.save_dtype]
     save_model(config.out / "student", student, card=student_card(student, option_values(config)), dtype=dtype)
     return teacher, student

@@ -55,7 +55,8 @@ def measure(evaluation: Evaluation, processes: ProcessGroup = SINGLE_PROCESS) ->
     """Measure quality and speed; return the report on the first process, {} on the others.
 
     The report has model, evaluations_per_image, images (0 where none was needed), seconds_per_image, metrics (values by
-    name), reference and seed; what does not apply to a set of images is None.
+    name), reference, compared_with (it in words, or the classifier's training images) and seed; what does not apply is
+    None.
     """
     metrics, images = compute_values(evaluation, processes)
     if not processes.is_main:
@@ -68,8 +69,21 @@ def measure(evaluation: Evaluation, processes: ProcessGroup = SINGLE_PROCESS) ->
         "seconds_per_image": seconds_per_image(model, batch=min(evaluation.batch, 100)) if model else None,
         "metrics": metrics,
         "reference": config.reference,
+        "compared_with": describe_reference(evaluation) if metrics else None,
         "seed": config.seed if model else None,
     }
+
+
+def describe_reference(evaluation: Evaluation) -> str | None:
+    """Say what the images are compared with, with the number of images where it is known; None for nothing."""
+    reference, classifier, texts = evaluation.reference, evaluation.classifier, []
+    if reference is not None:
+        count = reference.count if reference.statistics is None else reference.statistics.count
+        texts.append(f"{reference.name} ({count} images)" if count else reference.name)
+    if classifier is not None and evaluation.metrics_in("classifier") and (reference is None or not reference.source):
+        count = classifier.reference.count
+        texts.append(f"the {f'{count} ' if count else ''}images that {classifier.name} was trained on")
+    return " and ".join(texts) or None
 
 
 def seconds_per_image(model: Model, *, batch: int = 100, repeats: int = 3) -> float:

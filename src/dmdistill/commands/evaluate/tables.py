@@ -13,6 +13,8 @@ from dmdistill.metrics.registry import METRICS, metric_label
 
 __all__ = ["print_comparison", "print_report"]
 
+REFERENCES = "a folder or zip of pictures, the files of CIFAR-10 or an IDX set, or EDM's statistics (.npz)"
+
 Report = dict[str, Any]
 """What `measure` returns."""
 
@@ -52,11 +54,10 @@ def print_table(table: Table, report: Report, comparing: Sequence[str]) -> None:
     """Print a table, then what the metrics compare with, or which metrics are missing without a reference."""
     console = Console(highlight=False)
     console.print(table)
-    if report["reference"] is not None:
-        lines = [f"compared with {report['reference']}"]
-    else:
-        own = any(key.startswith("frechet_") for key in report["metrics"])
-        lines = ["compared with the images that the feature extractor was trained on"] if own else []
-        lines.append(f"for {', '.join(METRICS[name].label for name in comparing)} give real images by --reference DATA")
+    lines = [f"compared with {report['compared_with']}"] if report["compared_with"] else []
+    if report["reference"] is None:
+        labels = ", ".join(METRICS[name].label for name in comparing)
+        missing = "" if report["metrics"] else "no quality was measured: "
+        lines.append(f"{missing}for {labels} give real images by --reference DATA, {REFERENCES}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
