@@ -184,10 +184,6 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
         run.stop("distill", trainer)
     teacher, student = finish(config, distillation, monitor, run)
     if student is None or not config.evaluation.report_images:
-        if student is not None and (reference := config.evaluation.reference) is not None:
-            run.print(
-                f"--report-images 0: `dmdistill evaluate {config.out} --reference {reference}` measures the student"
-            )
         return student
     return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds)
 
@@ -244,6 +240,9 @@ def finish(
         run.print(f"best: {best.name} of step {best.step}, {value}; lower is better")
     dtype = DTYPES[config.checkpoint.save_dtype]
     save_model(config.out / "student", student, card=student_card(student, option_values(config)), dtype=dtype)
+    if config.evaluation.reference is not None and not config.evaluation.report_images:
+        command = f"dmdistill evaluate {config.out} --reference {config.evaluation.reference}"
+        run.print(f"--report-images 0: `{command}` measures the student")
     return teacher, student
 
 
