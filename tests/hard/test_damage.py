@@ -32,6 +32,7 @@ from helpers.configs import CPU, small_distillation
 from helpers.damage import damage
 from helpers.outcomes import Trial, faults, run_command
 from helpers.runs import logged_values, skip_figures, student_bytes
+from helpers.single_files import write_single_file
 from helpers.tiny_models import save_student, unet2d_network
 
 pytestmark = [
@@ -261,6 +262,22 @@ def test_a_pipeline_with_text(count, tmp_path):
     tiny_pipelines.tiny("stable_diffusion", tmp_path / "master" / "model")
     shutil.copytree(tmp_path / "master", tmp_path / "work")
     trial = Trial("diffusers, text", lambda f: drawn(f, "--prompt", "red square"), tmp_path / "work", detects=False)
+    damage_files(tmp_path / "master", trial, count, tmp_path / "work")
+
+
+@hard(60)
+def test_a_single_file(count, tmp_path):
+    pytest.importorskip("accelerate")
+    (tmp_path / "master").mkdir()
+    write_single_file(tiny_pipelines.tiny("stable_diffusion", tmp_path / "pipeline"), tmp_path / "master/x.safetensors")
+    shutil.copytree(tmp_path / "master", tmp_path / "work")
+    words = ("--count", 2, "--prompt", "red square", *ARGUMENTS)
+
+    def images(folder):
+        run_command("sample", folder / "x.safetensors", "--out", tmp_path / "x.png", *words)
+        return (tmp_path / "x.png").read_bytes()
+
+    trial = Trial("single file", images, tmp_path / "work", detects=False)
     damage_files(tmp_path / "master", trial, count, tmp_path / "work")
 
 

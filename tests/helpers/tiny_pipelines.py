@@ -20,8 +20,8 @@ def tiny(family: str, folder: Path, **options: Any) -> Path:
     return globals()[f"tiny_{family}"](folder, **options)
 
 
-def tiny_stable_diffusion(folder: Path, *, prediction: str = "epsilon") -> Path:
-    """Stable Diffusion 1.x with PNDM; prediction "v_prediction" for 2.x."""
+def tiny_stable_diffusion(folder: Path, *, prediction: str = "epsilon", activation: str = "quick_gelu") -> Path:
+    """Stable Diffusion 1.x with PNDM; prediction "v_prediction" and activation "gelu", OpenCLIP's, for 2.x."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(0)
@@ -37,9 +37,9 @@ def tiny_stable_diffusion(folder: Path, *, prediction: str = "epsilon") -> Path:
         folder,
         StableDiffusionPipeline,
         vae=vae(latents=4),
-        text_encoder=clip(width=12),
+        text_encoder=clip(width=12, activation=activation),
         tokenizer=clip_tokenizer(),
-        unet=unet(cross_attention_dim=12),
+        unet=unet(cross_attention_dim=12, use_linear_projection=activation == "gelu"),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -181,7 +181,7 @@ def vae(*, latents: int, **options: Any) -> Any:
     )
 
 
-def clip(*, width: int, projection: int | None = None) -> Any:
+def clip(*, width: int, projection: int | None = None, activation: str = "quick_gelu") -> Any:
     """CLIP's text encoder, of the class with a projection where one is given."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -191,6 +191,7 @@ def clip(*, width: int, projection: int | None = None) -> Any:
         hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=projection or width,
+        hidden_act=activation,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=16,

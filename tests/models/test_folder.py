@@ -147,7 +147,7 @@ def test_a_folder_that_holds_no_model_is_said_so(tmp_path):
     refused(tmp_path, "holds no config.json, student/ or teacher/")
 
 
-@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt", "a.pth", "a.txt", "empty"])
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pth", "a.txt", "empty"])
 def test_a_path_of_no_model_is_described(name, tmp_path):
     (tmp_path / name).touch() if "." in name else (tmp_path / name).mkdir()
     words = {"a.txt": "unknown kind", "empty": "empty folder"}.get(name, "from_single_file.*save_pretrained")

@@ -22,10 +22,12 @@ __all__ = [
     "check_memory",
     "check_student",
     "read_config",
+    "read_object",
 ]
 
 MAX_TEXT, MAX_LIST, MAX_CLASSES = 500, 64, 100_000
 MAX_GUIDANCE = 1000.0
+MAX_INTEGER, MAX_ENTRY, MAX_ITEMS, MAX_LEVELS = 2**24, 10_000, 100_000, 8  # in a config of another library
 
 
 def is_text(value: Any) -> bool:
@@ -90,6 +92,32 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} describes no teacher or student of dmdistill")
     pop_checksum(config, file)
     return config
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no file. ValueError, naming it, for values no config has."""
+    if not file.is_file():
+        return {}
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds a {type(value).__name__}, expected a JSON object")
+    if (wrong := find_implausible(value, MAX_LEVELS)) is not None:
+        raise ValueError(f"{file} holds {wrong!r:.100}, which is no value of a config")
+    return value
+
+
+def find_implausible(value: Any, depth: int) -> Any:
+    """Return the first value that is too large, too long or too deep for a config; None for none."""
+    if isinstance(value, dict | list):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        if depth == 0 or len(items) > MAX_ITEMS:
+            return value
+        return next((wrong for item in items if (wrong := find_implausible(item, depth - 1)) is not None), None)
+    if isinstance(value, str):
+        return value if len(value) > MAX_ENTRY else None
+    if isinstance(value, float):  # schedulers do have infinities
+        return value if math.isnan(value) else None
+    return value if value is not None and abs(value) > MAX_INTEGER else None
 
 
 def check_config(config: dict[str, Any]) -> None:

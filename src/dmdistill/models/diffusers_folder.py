@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 from dmdistill.io.errors import first_line, import_optional
-from dmdistill.models.config_json import FEW_STEPS, check_few_steps
+from dmdistill.models.config_json import FEW_STEPS, check_few_steps, read_object
+from dmdistill.models.single_file import is_single_file, single_file_folder
 
 __all__ = [
     "METADATA_FILE",
@@ -21,7 +21,6 @@ __all__ = [
     "read_index",
     "read_licence",
     "read_metadata",
-    "read_object",
     "read_scheduler_config",
     "resolve_folder",
     "weights_variant",
@@ -35,7 +34,6 @@ DOWNLOADS = [
     *("diffusion_pytorch_model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "*/model*.safetensors"),
 ]
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
-MAX_INTEGER, MAX_TEXT, MAX_ITEMS, MAX_DEPTH = 2**24, 10_000, 100_000, 8  # in a config
 
 
 def is_diffusers(folder: Path) -> bool:
@@ -48,7 +46,9 @@ def is_diffusers(folder: Path) -> bool:
 
 
 def resolve_folder(source: str) -> Path:
-    """Return the folder of a folder's name or a hub id, which is downloaded."""
+    """Return the folder of a folder's name, of a single file, which is converted, or a hub id, which is downloaded."""
+    if is_single_file(source):
+        return single_file_folder(Path(source))
     return Path(source) if Path(source).exists() else download(source)
 
 
@@ -66,32 +66,6 @@ def download(source: str) -> Path:
             f"{source} cannot be downloaded from the hub: {first_line(error)}. A local folder can be given instead"
         ) from None
     return folder
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no file. ValueError, naming it, for values no config has."""
-    if not file.is_file():
-        return {}
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds a {type(value).__name__}, expected a JSON object")
-    if (wrong := find_implausible(value, MAX_DEPTH)) is not None:
-        raise ValueError(f"{file} holds {wrong!r:.100}, which is no value of a config")
-    return value
-
-
-def find_implausible(value: Any, depth: int) -> Any:
-    """Return the first value that is too large, too long or too deep for a config; None for none."""
-    if isinstance(value, dict | list):
-        items = [*value, *value.values()] if isinstance(value, dict) else value
-        if depth == 0 or len(items) > MAX_ITEMS:
-            return value
-        return next((wrong for item in items if (wrong := find_implausible(item, depth - 1)) is not None), None)
-    if isinstance(value, str):
-        return value if len(value) > MAX_TEXT else None
-    if isinstance(value, float):  # schedulers do have infinities
-        return value if math.isnan(value) else None
-    return value if value is not None and abs(value) > MAX_INTEGER else None
 
 
 def read_component_config(folder: Path) -> dict[str, Any]:

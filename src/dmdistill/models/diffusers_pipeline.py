@@ -50,7 +50,7 @@ LEARNED_VARIANCE = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DMode
 
 
 def load_diffusers(source: str) -> Model:
-    """Load a teacher from a pipeline's folder, a network's folder with scheduler/ in it, or a hub id (owner/name).
+    """Load a teacher from a pipeline's folder, a network's with scheduler/ in it, a single file or a hub id.
 
     A student that `dmdistill export` wrote is a student again. ValueError, naming the component, where one is missing,
     unknown, damaged or of a kind that cannot be distilled.
@@ -88,9 +88,9 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
     autoencoder = load_pipeline_autoencoder(folder)
     if autoencoder is not None:
         match_autoencoder(network, autoencoder, shape)
-    is_folder = Path(source).exists()
-    name = metadata.get("name") or (folder.resolve().name if is_folder else source)
-    config = {"kind": "teacher", **metadata, "name": name, "source": str(folder.resolve()) if is_folder else source}
+    path = Path(source).resolve() if Path(source).exists() else None
+    name = metadata.get("name") or (source if path is None else path.stem if path.is_file() else path.name)
+    config = {"kind": "teacher", **metadata, "name": name, "source": source if path is None else str(path)}
     return Teacher(
         name=name,
         denoiser=schedule.denoiser(network, schedule.schedule).eval(),

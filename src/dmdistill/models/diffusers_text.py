@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dmdistill.io.errors import first_line, import_optional
+from dmdistill.models.config_json import read_object
 from dmdistill.models.diffusers_components import count_weights
-from dmdistill.models.diffusers_folder import read_component_config, read_object, weights_variant
+from dmdistill.models.diffusers_folder import read_component_config, weights_variant
 from dmdistill.models.quiet import quiet
 from dmdistill.networks.parameter_budget import limit_parameters
 

@@ -19,14 +19,18 @@ from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
 from dmdistill.models.folder import load_folder
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.models.python_function import is_python_function, load_python_function
+from dmdistill.models.single_file import is_single_file
 from dmdistill.networks.lora import add_lora
 
 __all__ = ["SHARED_KEYS", "absolute_name", "display_name", "load_model", "load_teacher"]
 
 SHARED_KEYS = ("network", "schedule", "denoiser", "shape")  # of config.json: alike in a student and its teacher
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
-WEIGHTS_ONLY = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-FORMS = "the folder of a model or run, a checkpoint of EDM (.pkl), a folder or hub id of diffusers, module:function"
+WEIGHTS_ONLY = (".ckpt", ".pt", ".pth", ".bin")
+FORMS = (
+    "the folder of a model or run, a checkpoint of EDM (.pkl) or Stable Diffusion (.safetensors), a folder or hub id "
+    "of diffusers, module:function"
+)
 
 
 def load_model(name: str, *, teacher: Teacher | None = None) -> Model:
@@ -34,8 +38,8 @@ def load_model(name: str, *, teacher: Teacher | None = None) -> Model:
 
     Args:
         name: of a bundled model or one that EDM's authors published; the folder of a model or of the run that made it;
-            a checkpoint of EDM (.pkl); a folder or a hub id (owner/name) of diffusers; or `package.module:function`,
-            a function that returns a `Teacher`.
+            a checkpoint of EDM (.pkl) or of Stable Diffusion (.safetensors); a folder or a hub id (owner/name) of
+            diffusers; or `package.module:function`, a function that returns a `Teacher`.
         teacher: that a student is built on if its folder holds LoRA weights only, or a network that is not ours;
             None for the one that its config.json names.
 
@@ -64,6 +68,8 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
     path = Path(name)
     if path.is_file() and path.suffix == ".pkl":
         return load_edm(path)
+    if is_single_file(name):
+        return load_diffusers(name)
     for folder in (path, path / "student", path / "teacher"):
         if is_diffusers(folder):
             return load_diffusers(str(folder))
@@ -91,8 +97,8 @@ def describe_path(path: Path) -> str:
     """Return what is wrong with a path as the name of a model, and what to give instead."""
     if path.suffix in WEIGHTS_ONLY:
         return (
-            "is a single file of weights, which does not say what its network is: expected a folder, which diffusers "
-            "writes for Stable Diffusion by StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+            "is a file that can run code and is not read: expected .safetensors, or a folder, which diffusers writes "
+            "for Stable Diffusion by StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
     if not path.is_dir():
         return f"is a file of an unknown kind, expected {FORMS}"

@@ -204,7 +204,7 @@ class DistillConfig:
     """Distill a teacher into a student of one or few steps (Algorithm 1 of Yin et al. 2024)."""
 
     teacher: str = "fashion"
-    """Teacher: a bundled or published name, a folder, a .pkl of EDM, a hub id of diffusers, or module:function."""
+    """Teacher: a bundled or published name, a folder, a .pkl of EDM, a .safetensors or hub id, or module:function."""
     prompts: str | None = None
     """Prompts of a text-to-image teacher: a .txt of one a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     out: Path = Path("runs/distill")

@@ -11,6 +11,7 @@ from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.export.latent import export_pipeline
 from dmdistill.commands.export.pixel import export_pixel_pipeline
 from dmdistill.commands.export.precision import choose_dtype
+from dmdistill.commands.export.single_file import export_single_file
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.errors import first_line, import_optional
@@ -37,7 +38,8 @@ def export(config: ExportConfig) -> Path:
             raise ValueError(f"{config.student} is a teacher, expected a student")
         write_export(student, folder, config)
     console = Console(highlight=False)
-    console.print(f"{student.name} for diffusers in {config.out}", soft_wrap=True, markup=False)
+    form = "for diffusers" if config.format == "diffusers" else "as a single file"
+    console.print(f"{student.name} {form} in {config.out}", soft_wrap=True, markup=False)
     if config.push_to_hub is not None:
         console.print(f"pushed to {push_to_hub(config.out, config.push_to_hub)}", soft_wrap=True, markup=False)
     return config.out
@@ -47,6 +49,7 @@ def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
     """Write the model, by a pipeline class of diffusers where one fits, and its card into an empty folder."""
     latent = student.text is not None or student.autoencoder is not None
     write = export_pipeline if latent and isinstance(student.network, DiffusersWrapper) else export_pixel_pipeline
+    write = write if config.format == "diffusers" else export_single_file
     code = write(student, folder, choose_dtype(config.save_dtype, student, config.student))
     card = export_card(student, code, read_report(config.student))
     (folder / "README.md").write_text(card, encoding="utf-8")

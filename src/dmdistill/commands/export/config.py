@@ -19,6 +19,9 @@ class ExportConfig:
     """The bundled fashion-student, or the folder of a student or of a run."""
     out: Positional[Path]
     """Output folder, which must be new."""
+    format: Literal["diffusers", "single-file"] = "diffusers"
+    """A folder of diffusers; or one .safetensors file, with its card in the folder, of Stable Diffusion 1, 2 or XL with
+    the key names that ComfyUI and others read, kohya's for LoRA weights."""
     save_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Dtype of the exported weights; auto is fp16 where the student's or its teacher's files are, else fp32."""
     push_to_hub: str | None = None

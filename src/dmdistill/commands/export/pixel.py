@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.export.latent import usage_code
+from dmdistill.commands.export.pipeline_use import usage_code
 from dmdistill.commands.export.precision import cast_network
 from dmdistill.commands.export.sampling import ddim_scheduler
 from dmdistill.commands.export.source_bundle import bundle_modules, module_file

@@ -14,4 +14,4 @@ class InfoConfig:
     """Describe a model, or the progress and health of a run."""
 
     model: Positional[str]
-    """Model: a name, its folder or run, a .pkl of EDM, a diffusers folder or hub id, or module:function."""
+    """Model: a name, its folder or run, a .pkl of EDM, a .safetensors or hub id, or module:function."""

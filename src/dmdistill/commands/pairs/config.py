@@ -18,7 +18,7 @@ class PairsConfig:
     """Make noise-image pairs by the teacher's deterministic ODE solver (section 3.3 of the paper)."""
 
     teacher: str = "fashion"
-    """Teacher: a bundled or published name, a folder, a .pkl of EDM, a hub id of diffusers, or module:function."""
+    """Teacher: a bundled or published name, a folder, a .pkl of EDM, a .safetensors or hub id, or module:function."""
     prompts: str | None = None
     """Prompts of a text-to-image teacher: a .txt of one a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     out: Path = Path("pairs/fashion")

@@ -27,7 +27,7 @@ class SampleConfig:
     """Generate images with a teacher or a student."""
 
     model: Positional[str]
-    """Model: a name, its folder or run, a .pkl of EDM, a diffusers folder or hub id, or module:function."""
+    """Model: a name, its folder or run, a .pkl of EDM, a .safetensors or hub id, or module:function."""
     out: Path = Path("samples.png")
     """Image file (PNG) to write."""
     count: int = 64
