@@ -26,7 +26,7 @@ from dmdistill.data.image_tensors import to_uint8
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.metrics.frechet import accumulate_moments, frechet_distance
-from dmdistill.models.model import fingerprint
+from dmdistill.models.fingerprint import fingerprint
 
 PAIRS = 1000
 SETTINGS = {

@@ -12,8 +12,9 @@ from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.distributed.data_parallel import parallelism
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.models.clipping import Clipping
+from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.load import load_model, load_teacher
-from dmdistill.models.model import Student, Teacher, fingerprint
+from dmdistill.models.model import Student, Teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.song_unet import SongUNet
 from helpers.tiny_models import save_student, unet2d

@@ -9,9 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from dmdistill.data.prompt_embeddings import encode_prompts
+from dmdistill.data.prompt_embeddings import encode_texts
 from dmdistill.data.prompt_files import read_prompts
-from dmdistill.io.folders import writable_cache_folder
 from dmdistill.models.model import Model
 from dmdistill.training.progress import track
 
@@ -64,12 +63,7 @@ def with_prompt_texts(
     """
     check_text(model, f"--prompt {texts[0]!r}")
     assert model.text is not None
-    encoder = model.text.to(device)
-    try:
-        prompts = encode_prompts(texts, encoder, folder or writable_cache_folder("prompts"), track=track)
-    finally:
-        encoder.release()
-    return replace(model, conditions=prompts)
+    return replace(model, conditions=encode_texts(texts, model.text, folder, device=device, track=track))
 
 
 def check_text(model: Model, given: str) -> None:

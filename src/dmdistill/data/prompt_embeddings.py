@@ -22,8 +22,9 @@ from torch import Tensor
 from dmdistill.data.conditions import TextEncoder
 from dmdistill.data.shards import ShardLayout, Track, gather_rows, read_shard, write_shards
 from dmdistill.io.atomic import read_safetensors, write_json, write_safetensors
+from dmdistill.io.folders import writable_cache_folder
 
-__all__ = ["PromptSet", "Prompts", "encode_prompts"]
+__all__ = ["PromptSet", "Prompts", "encode_prompts", "encode_texts"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,30 @@ def encode_prompts(
     shards = [read_shard(layout.file(shard), layout.rows(shard), row_shapes) for shard in range(len(layout))]
     row = {text: number for number, text in enumerate(unique)}
     return PromptSet(texts, shards, empty, rows=torch.tensor([row[text] for text in texts]))
+
+
+def encode_texts(
+    texts: Sequence[str],
+    encoder: TextEncoder,
+    folder: Path | None = None,
+    *,
+    device: torch.device,
+    track: Track = lambda items, name: items,
+) -> PromptSet:
+    """Encode prompts on a device, in the cache or another folder, and release the encoder afterwards.
+
+    Args:
+        texts: of the prompts.
+        encoder: of the model.
+        folder: of all sets; None for the cache.
+        device: to encode on.
+        track: wraps the list of batches to show progress.
+    """
+    encoder = encoder.to(device)
+    try:
+        return encode_prompts(texts, encoder, folder or writable_cache_folder("prompts"), track=track)
+    finally:
+        encoder.release()
 
 
 def check_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

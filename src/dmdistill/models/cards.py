@@ -23,19 +23,23 @@ LICENCES = (  # as the hub names them
 TRANSITIONS = {"sde": "fresh noise", "ode": "the noise that is left of their input"}
 
 PYTHON_USE = """```python
-import torch
 from dmdistill import load_model, save_grid
 
 model = load_model("path/to/this/folder")
-images = model.images(*model.sample_inputs(64, rng=torch.Generator().manual_seed(0)))
+images = model(count=64, seed=0)
 save_grid("images.png", images, columns=8)
 ```"""
 
 GIVEN_TIMES = re.compile(r"\b(timesteps|sigmas)=")  # in the call of a pipeline
 
-TEXT_USE = """```
-dmdistill sample path/to/this/folder --prompt "a red square"
-```"""
+TEXT_USE = """```python
+from dmdistill import load_model, save_grid
+
+model = load_model("path/to/this/folder")
+save_grid("image.png", model("a red square", seed=0), columns=1)
+```
+
+The same on the command line: `dmdistill sample path/to/this/folder --prompt "a red square"`."""
 
 
 def teacher_card(teacher: Teacher, settings: dict[str, Any]) -> str:

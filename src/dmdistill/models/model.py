@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Self
 
 import torch
@@ -15,13 +16,15 @@ from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
 from dmdistill.core.generators import Generator, Transition
 from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
+from dmdistill.data.prompt_embeddings import encode_texts
 from dmdistill.io.errors import first_line
 from dmdistill.models.autoencoder import Autoencoder
 from dmdistill.models.clipping import ClippedDenoiser, Clipping
+from dmdistill.models.requests import read_request
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.edm_unet import UNet
 
-__all__ = ["Model", "Student", "Teacher", "fingerprint"]
+__all__ = ["Model", "Student", "Teacher"]
 
 MATMUL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # exactly these: a subclass may use its weight otherwise
 
@@ -69,6 +72,40 @@ class Model(ABC):
     @abstractmethod
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         """Sample x (B *shape), images or latents, from noise z ~ N(0, I) of that shape. Deterministic in z."""
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        labels: int | Sequence[int] | None = None,
+        count: int | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Generate images from a seed, those of `dmdistill sample`: model(labels=[3], count=8), model("a red square").
+
+        Args:
+            prompts: of a text-to-image model, taken in turn. They are encoded once and cached on disk.
+            labels: numbers of classes, from 0, taken in turn; without them every class in turn.
+            count: images; by default one for each prompt or label that is given, else one.
+            seed: of the noise.
+
+        Returns:
+            Floats on the CPU, count C H W in about [-1, 1], C 1 or 3; `save_grid` writes them to a file.
+
+        Raises:
+            ValueError: prompts or labels are missing or unknown to the model, or the count is below 1.
+        """
+        asked = read_request(self.name, self.conditions, self.text, prompts=prompts, labels=labels, count=count)
+        model = self
+        if asked.prompts is not None and self.text is not None:
+            model = replace(self, conditions=encode_texts(asked.prompts, self.text, device=self.device))
+        z, index = model.sample_noise(asked.count, rng=torch.Generator(self.device).manual_seed(seed))
+        if model.conditions is not None:
+            choices = torch.tensor(asked.labels or range(len(model.conditions)))
+            index = choices[torch.arange(asked.count) % len(choices)]
+        batch = 64 if self.autoencoder is None else 4
+        parts = zip(z.split(batch), index.split(batch) if index is not None else repeat(None), strict=False)
+        return torch.cat([model.images(noise, model.condition(rows)).cpu() for noise, rows in parts])
 
     @torch.no_grad()
     def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
@@ -261,23 +298,3 @@ class Student(Model):
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         """Generate x (B *shape) from noise z ~ N(0, I); the noise of later steps follows from z."""
         return self.generator.sample(*self.move_inputs(z, cond))
-
-
-def fingerprint(model: Model) -> str:
-    """Return the model's name and eight hexadecimal digits of a hash of all that determines its samples and images.
-
-    That is its weights, the autoencoder's, parameterisation, noise schedule and clipping. Solver, steps, guidance,
-    precision and conditions are not included, as pairs and caches record them beside it.
-    """
-    denoiser, sha = model.denoiser, hashlib.sha256()
-    modules = [model.network, *([model.autoencoder] if isinstance(model.autoencoder, nn.Module) else [])]
-    values: list[Any] = [tensor for module in modules for _, tensor in sorted(module.state_dict().items())]
-    values += [value for _, value in sorted(vars(denoiser.schedule).items())]
-    values += [getattr(denoiser, "sigma_data", None), getattr(model.network, "time_scale", 1.0)]
-    values += [type(denoiser).__name__, type(denoiser.schedule).__name__, getattr(model, "clipping", None)]
-    for value in values:
-        if isinstance(value, Tensor):
-            sha.update(value.contiguous().cpu().numpy().tobytes())
-        else:
-            sha.update(repr(float(value) if isinstance(value, int) else value).encode())
-    return f"{model.name} {sha.hexdigest()[:8]}"

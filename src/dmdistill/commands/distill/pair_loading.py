@@ -8,7 +8,8 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.data.pairs import PairDataset, open_pairs
-from dmdistill.models.model import Teacher, fingerprint
+from dmdistill.models.fingerprint import fingerprint
+from dmdistill.models.model import Teacher
 
 __all__ = ["make_own_pairs", "open_given_pairs"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmdistill.models.model import Teacher, fingerprint
+from dmdistill.models.fingerprint import fingerprint
+from dmdistill.models.model import Teacher
 
 __all__ = ["TeacherCheck"]
 

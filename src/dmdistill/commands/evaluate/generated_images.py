@@ -14,7 +14,8 @@ from torch import Tensor
 from dmdistill.core.denoisers import Condition
 from dmdistill.data.image_tensors import center_crop_batch, to_uint8
 from dmdistill.data.seeds import derive_seed
-from dmdistill.models.model import Model, Student, Teacher, fingerprint
+from dmdistill.models.fingerprint import fingerprint
+from dmdistill.models.model import Model, Student, Teacher
 
 __all__ = [
     "GeneratedImages",

@@ -14,8 +14,9 @@ from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.pairs import PairDataset, PairSettings, check_space, make_pairs
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
+from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.load import load_teacher
-from dmdistill.models.model import Teacher, fingerprint
+from dmdistill.models.model import Teacher
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.training.progress import track
 

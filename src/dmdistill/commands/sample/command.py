@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -33,7 +32,7 @@ def sample(config: SampleConfig) -> Tensor:
     else:
         model = with_prompts(model, config.prompts, device=device, most=config.count)
     model.to(device, precision).cast_weights()
-    images = generate(model, config, device)
+    images = model(labels=config.labels or None, count=config.count, seed=config.seed)
     save_grid(config.out, images, columns=min(config.columns, config.count))
     Console(highlight=False).print(
         f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False, soft_wrap=True
@@ -53,14 +52,3 @@ def check_conditions(config: SampleConfig, model: Model) -> None:
             raise ValueError(f"{labels}: {model.name} has no class {odd[0]}, expected 0 to {len(model.conditions) - 1}")
     if model.text is not None and model.conditions is None and not config.prompt and config.prompts is None:
         raise ValueError(f"{model.name} is a text-to-image model: give --prompt TEXT, or --prompts FILE for many")
-
-
-def generate(model: Model, config: SampleConfig, device: torch.device) -> Tensor:
-    """Generate the images in batches: labels or prompts in turn, every one of the model's where none are given."""
-    z, index = model.sample_noise(config.count, rng=torch.Generator(device).manual_seed(config.seed))
-    if model.conditions is not None:
-        choices = torch.tensor(config.labels or range(len(model.conditions)))
-        index = choices[torch.arange(config.count) % len(choices)]
-    size = 64 if model.autoencoder is None else 4
-    batches = zip(z.split(size), index.split(size) if index is not None else [None] * config.count, strict=False)
-    return torch.cat([model.images(noise, model.condition(rows)).cpu() for noise, rows in batches])

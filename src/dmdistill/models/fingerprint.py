@@ -1,0 +1,32 @@
+"""Identity of a model by its weights, for pairs and caches."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from torch import Tensor, nn
+
+from dmdistill.models.model import Model
+
+__all__ = ["fingerprint"]
+
+
+def fingerprint(model: Model) -> str:
+    """Return the model's name and eight hexadecimal digits of a hash of all that determines its samples and images.
+
+    That is its weights, the autoencoder's, parameterisation, noise schedule and clipping. Solver, steps, guidance,
+    precision and conditions are not included, as pairs and caches record them beside it.
+    """
+    denoiser, sha = model.denoiser, hashlib.sha256()
+    modules = [model.network, *([model.autoencoder] if isinstance(model.autoencoder, nn.Module) else [])]
+    values: list[Any] = [tensor for module in modules for _, tensor in sorted(module.state_dict().items())]
+    values += [value for _, value in sorted(vars(denoiser.schedule).items())]
+    values += [getattr(denoiser, "sigma_data", None), getattr(model.network, "time_scale", 1.0)]
+    values += [type(denoiser).__name__, type(denoiser.schedule).__name__, getattr(model, "clipping", None)]
+    for value in values:
+        if isinstance(value, Tensor):
+            sha.update(value.contiguous().cpu().numpy().tobytes())
+        else:
+            sha.update(repr(float(value) if isinstance(value, int) else value).encode())
+    return f"{model.name} {sha.hexdigest()[:8]}"

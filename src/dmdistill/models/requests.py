@@ -1,0 +1,69 @@
+"""What a model can be asked for: prompts of a text-to-image model, labels of one with classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dmdistill.data.conditions import Conditions, TextEncoder
+
+__all__ = ["Request", "read_request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts, labels (None for none) and the number of images that a model is asked for."""
+
+    prompts: Sequence[str] | None
+    labels: Sequence[int] | None
+    count: int
+
+
+def read_request(
+    name: str,
+    conditions: Conditions | None,
+    text: TextEncoder | None,
+    *,
+    prompts: str | Sequence[str] | None,
+    labels: int | Sequence[int] | None,
+    count: int | None,
+) -> Request:
+    """Check what a model is asked for. ValueError, naming it, where prompts or labels are missing, unknown or not its.
+
+    Args:
+        name: of the model.
+        conditions: its classes, or prompts that it has already; None for none.
+        text: its text encoder; None for a model without text.
+        prompts: one or more, or None.
+        labels: one or more, or None.
+        count: of images; None for one for each prompt or label, or one.
+    """
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    numbers = [labels] if isinstance(labels, int) else labels
+    given = numbers if texts is None else texts
+    count = (1 if given is None else len(given)) if count is None else count
+    if count < 1:
+        raise ValueError(f"{name}: {count} images, expected at least 1")
+    if numbers is not None:
+        check_labels(name, conditions, text, numbers)
+    if texts is not None:
+        check_prompts(name, text, texts)
+    elif text is not None and conditions is None:
+        raise ValueError(f"{name} is a text-to-image model: give a prompt, as in model('a red square')")
+    return Request(texts, numbers, count)
+
+
+def check_prompts(name: str, text: TextEncoder | None, prompts: Sequence[str]) -> None:
+    """Raise a ValueError where a model takes no prompts, or there is none, or one without words."""
+    if text is None:
+        raise ValueError(f"{name} is no text-to-image model: it takes no prompts")
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError(f"{name}: a prompt without words")
+
+
+def check_labels(name: str, conditions: Conditions | None, text: TextEncoder | None, labels: Sequence[int]) -> None:
+    """Raise a ValueError where a model has no classes, or not these."""
+    if text is not None or conditions is None:
+        raise ValueError(f"{name} {'takes prompts' if text is not None else 'is unconditional'}: it takes no labels")
+    if odd := [label for label in labels if not 0 <= label < len(conditions)]:
+        raise ValueError(f"{name} has no class {odd[0]}, expected 0 to {len(conditions) - 1}")
