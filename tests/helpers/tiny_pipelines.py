@@ -47,14 +47,13 @@ def tiny_stable_diffusion(folder: Path, *, prediction: str = "epsilon", activati
     )
 
 
-def tiny_sdxl(folder: Path, *, zeros: bool = True) -> Path:
+def tiny_sdxl(folder: Path, *, zeros: bool = True, **scheduling: Any) -> Path:
     """Stable Diffusion XL with its two text encoders; zeros: what `force_zeros_for_empty_prompt` says."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     torch.manual_seed(0)
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
-    )
+    options = {"beta_schedule": "scaled_linear", "steps_offset": 1, "timestep_spacing": "leading", **scheduling}
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, **options)
     network = unet(
         cross_attention_dim=12 + 20,
         use_linear_projection=True,

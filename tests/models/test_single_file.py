@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from dmdistill.commands.cli import main
+from dmdistill.core.denoisers import VDenoiser
 from dmdistill.models.diffusers_folder import resolve_folder
 from dmdistill.models.load import load_model, load_teacher
 from helpers.edits import edit_json
@@ -75,6 +76,17 @@ def test_a_file_is_converted_once_in_its_precision(file, cache):
     changed = resolve_folder(str(file))
     assert changed != folder
     assert json.loads((changed / "scheduler/scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+
+
+def test_what_a_file_says_of_its_prediction_goes_before_the_configs(tiny_pipeline, tmp_path):
+    """The usual configs of Stable Diffusion XL say that the noise is predicted."""
+    options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    file = write_single_file(tiny_pipeline("sdxl", **options), tmp_path / "tiny.safetensors")
+    usual = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    edit_json(file.with_suffix("") / "scheduler/scheduler_config.json", **usual)
+    denoiser = load_teacher(str(file)).denoiser
+    assert isinstance(denoiser, VDenoiser)
+    assert denoiser.schedule.alpha(torch.tensor([999.0])) == 0
 
 
 def test_students_of_a_single_file_are_exported(file, tmp_path):

@@ -17,8 +17,9 @@ from dmdistill.io.folders import new_folder, writable_cache_folder
 from dmdistill.models.config_json import read_object
 from dmdistill.models.quiet import quiet
 
-__all__ = ["STUDENT_MARK", "find_configs", "is_single_file", "single_file_folder"]
+__all__ = ["STUDENT_MARK", "V_MARK", "ZERO_SNR_MARK", "is_single_file", "single_file_folder"]
 
+V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"  # names of empty tensors in files whose network predicts v
 STUDENT_MARK = "dmdistill_kind"  # in the metadata of a file that `dmdistill export` wrote
 UNET = "model.diffusion_model."
 PIPELINES = {  # how the names of a text encoder start: the pipeline
@@ -99,6 +100,7 @@ def convert(file: Path, pipeline_class: str, configs: Path | None, folder: Path)
             kind = getattr(diffusers, pipeline_class)
             pipeline = kind.from_single_file(str(file), dtype=stored_dtype(file), **parts)
             check_complete(pipeline.components)
+            follow_marks(pipeline.scheduler, file)
             pipeline.save_pretrained(folder)
     except Exception as error:  # whatever the libraries raise
         raise ValueError(f"{file} cannot be read as a {pipeline_class}: {explain(error, file, configs)}") from None
@@ -137,6 +139,18 @@ def check_complete(components: dict[str, Any]) -> None:
             missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
             if missing:
                 raise ValueError(f"{len(missing)} weights of its {component} are missing, first {missing[0]!r}")
+
+
+def follow_marks(scheduler: Any, file: Path) -> None:
+    """Note in a scheduler's config what a file says of its network's prediction; the usual configs say the noise."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        marks = {V_MARK, ZERO_SNR_MARK} & {*tensors.keys()}
+    if V_MARK in marks:
+        scheduler.register_to_config(prediction_type="v_prediction")
+    if ZERO_SNR_MARK in marks:
+        scheduler.register_to_config(rescale_betas_zero_snr=True)
 
 
 def explain(error: Exception, file: Path, configs: Path | None) -> str:

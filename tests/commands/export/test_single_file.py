@@ -45,6 +45,7 @@ STUDENTS = {  # family, options of its pipeline, rank, the student's steps
     "2": ("stable_diffusion", {"prediction": "v_prediction", "activation": "gelu"}, 0, {}),
     "xl": ("sdxl", {}, 0, {}),
     "1-lora": ("stable_diffusion", {}, 2, {}),
+    "xl-v": ("sdxl", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, 0, {}),
     "xl-lora": ("sdxl", {}, 2, {}),
     "steps": ("stable_diffusion", {}, 0, STEPS),
 }
@@ -104,7 +105,7 @@ def run_card(out: Path, teacher: Path):
     return names["pipeline"]
 
 
-@pytest.mark.parametrize("key", ["1", "2", "xl", "1-lora", "xl-lora"])
+@pytest.mark.parametrize("key", ["1", "2", "xl", "xl-v", "1-lora", "xl-lora"])
 def test_diffusers_makes_the_same_image_of_the_file(key, tiny_pipeline, tmp_path):
     teacher, folder, out = export(key, tiny_pipeline, tmp_path)
     pipeline = run_card(out, teacher)

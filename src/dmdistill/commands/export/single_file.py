@@ -24,13 +24,14 @@ from dmdistill.commands.export.pipeline_use import (
 )
 from dmdistill.models.load import display_name
 from dmdistill.models.model import Student
-from dmdistill.models.single_file import STUDENT_MARK, is_single_file
+from dmdistill.models.single_file import STUDENT_MARK, V_MARK, ZERO_SNR_MARK, is_single_file
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.lora import adapter_weights, merge_lora
 
 __all__ = ["export_single_file"]
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+ONLY_STABLE_DIFFUSION = "cannot be one file: expected a student of Stable Diffusion 1, 2 or XL, or --format diffusers"
 SAMPLERS = {"sde": "lcm, which draws fresh noise after each step", "ode": "ddim or euler, without fresh noise"}
 
 
@@ -56,9 +57,6 @@ def export_single_file(student: Student, folder: Path, dtype: torch.dtype) -> st
     return usage_code(other_interfaces(student, use) + use.note + use.call, dtype, **usage)
 
 
-ONLY_STABLE_DIFFUSION = "cannot be one file: expected a student of Stable Diffusion 1, 2 or XL, or --format diffusers"
-
-
 def checkpoint_tensors(student: Student, use: PipelineUse) -> dict[str, Tensor]:
     """Return the tensors of U-Net, autoencoder and text encoders, by the original names."""
     unet: Any = merge_lora(student.network).model
@@ -71,6 +69,7 @@ def checkpoint_tensors(student: Student, use: PipelineUse) -> dict[str, Tensor]:
             autoencoder.model.state_dict(), len(autoencoder.model.config.block_out_channels)
         ),
         **text_tensors(encoders, use.pipeline_class),
+        "": {name: torch.zeros(0) for name in prediction_marks(use)},
     }
     return {start + name: tensor for start, tensors in parts.items() for name, tensor in tensors.items()}
 
@@ -86,6 +85,14 @@ def text_tensors(pipeline: Any, pipeline_class: str) -> dict[str, dict[str, Tens
     if first.config.hidden_act == "quick_gelu":  # of OpenAI's CLIP, in Stable Diffusion 1
         return {"cond_stage_model.transformer.": clip_tensors(first.state_dict())}
     return {"cond_stage_model.model.": open_clip_tensors(first.state_dict())}
+
+
+def prediction_marks(use: PipelineUse) -> list[str]:
+    """Return the names of empty tensors by which ComfyUI knows that the network predicts v."""
+    config = use.scheduler.config
+    if config.prediction_type != "v_prediction":
+        return []
+    return [V_MARK, ZERO_SNR_MARK] if config.get("rescale_betas_zero_snr") else [V_MARK]
 
 
 def lora_tensors(network: nn.Module, alpha: float) -> dict[str, Tensor]:
