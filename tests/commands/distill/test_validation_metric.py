@@ -148,10 +148,19 @@ def test_the_report_is_measured_as_evaluate_does(config, quarters, monkeypatch, 
     assert report["teacher"]["metrics"]["fid"] == pytest.approx(frechet_distance(own, real), rel=1e-3)
 
 
-def test_images_of_another_shape_are_refused_before_the_run_begins(config, quarters, idx_folder):
-    with pytest.raises(ValueError, match=r"has images \(1, 12, 12\), tiny's are \(1, 8, 8\)"):
-        distilling.distill(change(config, reference=str(idx_folder)))
+def test_images_of_other_channels_are_refused_before_the_run_begins(config, quarters, tmp_path):
+    (tmp_path / "colours").mkdir()
+    for i in range(3):
+        Image.new("RGB", (12, 12), (i, 90, 200)).save(tmp_path / "colours" / f"{i}.png")
+    with pytest.raises(ValueError, match=r"has images \(3, 8, 8\), tiny's are \(1, 8, 8\)"):
+        distilling.distill(change(config, reference=str(tmp_path / "colours")))
     assert not config.out.exists()
+
+
+def test_images_of_any_size_are_brought_to_the_teachers(config, quarters, idx_folder):
+    metric = load_validation_metric(str(idx_folder), load_teacher(config.teacher), **HERE, say=print)
+    expected = feature_statistics(Quarters(), [open_images(str(idx_folder), side=8).images(range(200))])
+    assert frechet_distance(metric.reference, expected) == pytest.approx(0, abs=1e-6)
 
 
 def test_statistics_of_edm_will_do(quarters, tiny_teacher, tmp_path):

@@ -158,7 +158,7 @@ class EvaluationOptions:
     report_images: int = 1000
     """Images of the final report; 0 skips it."""
     reference: str | None = None
-    """Real images, as of `dmdistill evaluate`: states are then compared by FID, not by the teacher's own features."""
+    """Real images, as of `dmdistill evaluate`, at the teacher's resolution: states are then compared by FID to them."""
     keep: Literal["best", "last"] = "best"
     """State that becomes the student: the best that was measured, or the last, as without a measurement."""
 

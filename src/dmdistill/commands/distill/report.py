@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.diagnostics import BINS
+from dmdistill.commands.distill.validation_metric import reference_side
 from dmdistill.commands.evaluate.command import measure
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import GeneratedImages
@@ -53,8 +54,10 @@ def write_report(
         say: prints a line.
     """
     count = config.evaluation.report_images
+    reference = config.evaluation.reference
+    side = reference_side(teacher, teacher.device) if reference is not None else None
     settings = EvaluateConfig(
-        str(config.out), reference=config.evaluation.reference, images=count, batch=batch, seed=config.seed + 3
+        str(config.out), reference=reference, images=count, batch=batch, side=side, seed=config.seed + 3
     )
     teacher_images = TeacherImages(
         GeneratedImages(teacher, count, seed=settings.seed), pairs if config.pair_set.pairs is None else None

@@ -19,7 +19,7 @@ from dmdistill.metrics.frechet import Moments, Statistics, accumulate_moments
 from dmdistill.metrics.inception import load_inception
 from dmdistill.models.model import Teacher
 
-__all__ = ["ValidationMetric", "load_validation_metric"]
+__all__ = ["ValidationMetric", "load_validation_metric", "reference_side"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class ValidationMetric:
         return accumulate_moments(self.extractor, map(to_uint8, images))
 
 
+def reference_side(teacher: Teacher, device: torch.device) -> int | None:
+    """Return the side that real images are cropped and resized to; None for a teacher whose images are not square."""
+    _, height, width = image_shape(teacher, device)
+    return height if height == width else None
+
+
 def load_validation_metric(
     reference: str | None,
     teacher: Teacher,
@@ -55,7 +61,8 @@ def load_validation_metric(
 ) -> ValidationMetric | None:
     """Load the metric of a run; None where there is neither a reference nor a classifier of the teacher's images.
 
-    ValueError where the reference's images are not of the teacher's shape.
+    The reference's images are cropped to a square and resized to the teacher's side, unless its images are not square.
+    ValueError where they are not of the teacher's shape.
 
     Args:
         reference: real images or EDM's statistics, for FID. Their features are cached.
@@ -69,7 +76,7 @@ def load_validation_metric(
             return None
         classifier = load_classifier_features(teacher.feature_extractor, device)
         return ValidationMetric(classifier, classifier.reference)
-    images = open_reference(reference)
+    images = open_reference(reference, side=reference_side(teacher, device))
     if images.source is not None and images.source.shape != (shape := image_shape(teacher, device)):
         raise ValueError(f"--reference {reference} has images {images.source.shape}, {teacher.name}'s are {shape}")
     inception = load_inception(device=device)
