@@ -207,3 +207,6 @@ def test_a_fingerprint_is_of_all_that_determines_the_images():
     assert fingerprint(teacher().to(CPU)) == prints[0]
     models[2].denoiser.schedule.alpha(torch.zeros(1))  # which moves the schedule to the device of the times
     assert fingerprint(models[2]) == prints[2]
+    rounded = teacher()
+    rounded.network.bfloat16()
+    assert fingerprint(rounded) not in prints

@@ -26,6 +26,7 @@ __all__ = [
     "note_once",
     "note_unverified",
     "pop_checksum",
+    "tensor_bytes",
     "tensor_digest",
 ]
 
@@ -105,8 +106,15 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256, hexadecimal, of tensors' names and content, whichever file they come from."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        sha.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        sha.update(name.encode() + tensor_bytes(tensor))
     return sha.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return a tensor's content, of any type: numpy has no bf16."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @cache

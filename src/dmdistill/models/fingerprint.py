@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmdistill.io.checksums import tensor_bytes
 from dmdistill.models.model import Model
 
 __all__ = ["fingerprint"]
@@ -26,7 +27,7 @@ def fingerprint(model: Model) -> str:
     values += [type(denoiser).__name__, type(denoiser.schedule).__name__, getattr(model, "clipping", None)]
     for value in values:
         if isinstance(value, Tensor):
-            sha.update(value.contiguous().cpu().numpy().tobytes())
+            sha.update(tensor_bytes(value))
         else:
             sha.update(repr(float(value) if isinstance(value, int) else value).encode())
     return f"{model.name} {sha.hexdigest()[:8]}"

@@ -95,6 +95,6 @@ class StudentPipeline(DiffusionPipeline):
 
 def derived_noise(z: Tensor, step: int) -> Tensor:
     """Return noise ~ N(0, I) of the shape of z, B C H W, that each sample's own z decides, as in dmdistill."""
-    seeds = [zlib.crc32(sample.numpy().tobytes(), step) for sample in z.cpu().contiguous()]
+    seeds = [zlib.crc32(sample.numpy().tobytes(), step) for sample in z.float().cpu().contiguous()]
     rows = [torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(z)
