@@ -91,7 +91,8 @@ def dmd2(
     """Build the objective of DMD2 (Yin et al., NeurIPS 2024): no regression, several fake-score updates, and a GAN.
 
     The number of updates of the fake score is the batch's: `z_fake` holds noise for those after the first. With the
-    weight `DensityRatioWeight` it is f-distill (Xu et al. 2025).
+    weight `DensityRatioWeight` it is f-distill (Xu et al. 2025), whose authors give the adversarial loss the times and
+    noise of distribution matching; here it has its own, as in DMD2.
 
     Args:
         sampler: `OneStep` or `MultiStep` of G.

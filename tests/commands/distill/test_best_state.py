@@ -12,12 +12,12 @@ from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.evaluate.command import evaluate
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import generate_images
-from dmdistill.commands.options import change
+from dmdistill.commands.options import ComputeOptions, change
 from dmdistill.metrics.classifier_features import load_classifier_features
 from dmdistill.training.metrics_log import read_metrics
 from helpers.configs import CPU
 from helpers.feature_statistics import frechet_to_real
-from helpers.runs import logged_values, student_bytes
+from helpers.runs import logged_values, skip_figures, student_bytes
 
 
 def test_a_feature_extractor_measures_a_run_and_picks_the_best_state(feature_extractor, judged, settings):
@@ -65,3 +65,12 @@ def test_a_measured_run_is_resumed_to_the_same_student(stop, judged, settings, m
     distill(dataclasses.replace(killed, resume=killed.out))
     assert student_bytes(killed.out) == student_bytes(complete.out)
     assert logged_values(killed.out) == logged_values(complete.out)
+
+
+def test_a_run_in_reduced_precision_ends_with_its_report(judged, settings, monkeypatch):
+    skip_figures(monkeypatch)
+    compute = ComputeOptions(device="cpu", precision="bf16", threads=1)
+    config = settings(teacher=judged, evaluate_images=20, pair_count=8, report_images=12, compute=compute)
+    distill(config)
+    report = json.loads((config.out / "report.json").read_text())
+    assert report["student"]["images"] == report["teacher"]["images"] == 12

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from dmdistill.commands.distill import command
+from dmdistill.commands.distill.batches import BatchSource
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.real_data import load_real_images
+from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.options import change, check
 from dmdistill.commands.presets import from_method
-from dmdistill.models.load import load_model
+from dmdistill.distributed.process_group import SINGLE_PROCESS
+from dmdistill.models.load import load_model, load_teacher
 from helpers.method_runs import RUNS, method_run
 from helpers.runs import logged_values, skip_figures, student_bytes
 
@@ -183,3 +187,14 @@ def fake_parameters(run):
     """The fake score's parameters in training, without a discriminator's."""
     fake = run.fake.denoiser if hasattr(run.fake, "head") else run.fake
     return [p for p in fake.parameters() if p.requires_grad]
+
+
+def test_sidas_discriminator_compares_images_of_the_same_classes(run):
+    config = run("sida")
+    teacher = load_teacher(config.teacher)
+    real = load_real_images(str(config.gan.data), teacher, device=torch.device("cpu"))
+    source = BatchSource(config, teacher, torch.Generator().manual_seed(0), SINGLE_PROCESS, None, real)
+    batch = source.batch(1, PhaseSchedule(config).batch_needs(1))
+    assert len(batch.z_fake) == len(batch.real) == config.fake_score.fake_steps * config.batch
+    assert torch.equal(batch.cond_fake, batch.cond_real)
+    assert not torch.equal(batch.cond, batch.cond_real[: config.batch])

@@ -104,6 +104,7 @@ class BatchSource:
             z_fake, cond_fake = self.noise(needs.fresh)
         if needs.real and self.real is not None:
             real, cond_real = self.real_images(self.real, needs.real)
+            cond_fake = cond_real if needs.same_conditions else cond_fake
         steps = self.student_steps(step, 1 + needs.fresh)
         return Batch(z, cond, z_ref, y_ref, cond_ref, z_fake, cond_fake, real, cond_real, steps)
 

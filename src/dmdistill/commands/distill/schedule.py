@@ -28,11 +28,13 @@ class BatchNeeds:
         paired: it has noise-image pairs.
         fresh: groups of noise for updates of the critics on images of their own.
         real: groups of real images, one for each update of the critics.
+        same_conditions: the critics' own generated images have the conditions of the real ones, as in SiDA.
     """
 
     paired: bool = False
     fresh: int = 0
     real: int = 0
+    same_conditions: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class PhaseSchedule:
         updates = self.fake_steps(step)
         own = self.method is not None and self.method.critics_first
         real = updates if self.has_gan or self.config.student.student_inputs == "data" else 0
-        return BatchNeeds(self.regresses(step), updates if own else max(updates - 1, 0), real)
+        fresh = updates if own else max(updates - 1, 0)
+        return BatchNeeds(self.regresses(step), fresh, real, same_conditions=own and real > 0)
 
     @property
     def fake_updates(self) -> int:
