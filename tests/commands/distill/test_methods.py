@@ -196,5 +196,5 @@ def test_sidas_discriminator_compares_images_of_the_same_classes(run):
     source = BatchSource(config, teacher, torch.Generator().manual_seed(0), SINGLE_PROCESS, None, real)
     batch = source.batch(1, PhaseSchedule(config).batch_needs(1))
     assert len(batch.z_fake) == len(batch.real) == config.fake_score.fake_steps * config.batch
-    assert torch.equal(batch.cond_fake, batch.cond_real)
-    assert not torch.equal(batch.cond, batch.cond_real[: config.batch])
+    assert torch.equal(batch.cond_fake.one_hot, batch.cond_real.one_hot)
+    assert not torch.equal(batch.cond.one_hot, batch.cond_real.one_hot[: config.batch])
