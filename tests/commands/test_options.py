@@ -3,6 +3,8 @@
 import ast
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from dmdistill.commands.options import SolverOptions, change, check, option_valu
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.presets import (
+    from_method,
     from_preset,
     from_run,
     preset_names,
@@ -145,11 +148,39 @@ def test_presets_of_published_models_name_one_and_keep_to_the_paper(name):
     assert config.regression.uses_lpips
 
 
-def test_presets_are_recommended_for_their_teacher():
-    names = ["cifar10", "cifar10-fdistill", "cifar10-sid", "cifar10-sida"]
-    assert recommended_presets("edm-cifar10-32x32-cond-vp") == names
-    assert recommended_presets("edm-afhqv2-64x64-uncond-vp") == ["afhqv2-64"]
-    assert recommended_presets("somebody/else") == []
+@pytest.mark.parametrize(
+    ("teacher", "method", "steps", "names"),
+    [
+        ("edm-cifar10-32x32-cond-vp", "dmd", 1, ["cifar10"]),
+        ("edm-cifar10-32x32-cond-vp", "sida", 1, ["cifar10-sida"]),
+        ("edm-imagenet-64x64-cond-adm", "dmd2", 1, ["imagenet64-dmd2", "imagenet64-dmd2-gan"]),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "dmd2", 1, ["sdxl-dmd2-1step"]),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "dmd2", 4, ["sdxl-dmd2-4step"]),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "dmd2", None, ["sdxl-dmd2-1step", "sdxl-dmd2-4step"]),
+        ("edm-afhqv2-64x64-uncond-vp", "dmd2", 1, []),
+        ("edm-cifar10-32x32-cond-vp", "mine:objective", 1, []),
+        ("somebody/else", "dmd", 1, []),
+    ],
+)
+def test_presets_are_recommended_for_their_teacher_method_and_steps(teacher, method, steps, names):
+    assert recommended_presets(teacher, method, steps) == names
+
+
+@pytest.mark.parametrize(
+    ("method", "hint"),
+    [
+        ("sid", "made for this teacher: --preset cifar10-sid"),
+        ("dmd2", "`dmdistill presets` shows what others need"),
+    ],
+)
+def test_a_run_without_preset_names_those_of_its_teacher_and_method(method, hint):
+    from dmdistill.commands.distill.command import print_recommendation
+
+    said: list[str] = []
+    config = from_method(DistillConfig, method, teacher="edm-cifar10-32x32-cond-vp")
+    run: Any = SimpleNamespace(print=said.append)
+    print_recommendation(config, run)
+    assert said == [f"no preset: cautious defaults, --lr 1e-05 for 10000 steps; {hint}"]
 
 
 def write(folder, text):
@@ -254,6 +285,38 @@ def test_the_bundled_teacher_has_its_own_preset_and_another_one_none(kind):
     option = "data" if kind is TeachConfig else "teacher"
     changed = change(kind(), **{option: Path(value) if option == "data" else value})
     assert parse([name, flag, value]) == (name, changed)
+
+
+@pytest.mark.parametrize("command", ["distill", "plan"])
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ("--method dmd", "fashion"),
+        ("--method dmd2", "fashion-dmd2"),
+        ("--method dmd2 --student-steps 2", "fashion-dmd2-2step"),
+        ("--method dmd2 --student-steps 4", "fashion-dmd2-4step"),
+        ("--method dmd2 --student-timesteps 80 2.5", "fashion-dmd2-2step"),
+        ("--method dmd2 --student-steps 3", "fashion-dmd2"),
+        ("--method f-distill --data images", "fashion-f-distill"),
+        ("--method f-distill --student-steps 2 --data images", "fashion-f-distill"),
+        ("--method sid", "fashion-sid"),
+        ("--method sida --data images", "fashion-sida"),
+        ("--method decoupled-dmd", "fashion-decoupled-dmd"),
+        ("--method mine:objective", ""),
+        ("--teacher mine --method dmd2", ""),
+        ("--preset fashion-dmd --method dmd", "fashion-dmd"),
+    ],
+)
+def test_each_method_has_its_preset_for_the_bundled_teacher(command, flags, preset):
+    name, config = parse([command, *flags.split()])
+    kind = COMMANDS[command].config
+    assert (name, config.preset) == (command, preset)
+    if preset:
+        given = {"student_steps": config.student.student_steps, "student_timesteps": config.student.student_timesteps}
+        assert config == change(from_preset(kind, preset), data=config.gan.data, **given)
+        check(config)
+    else:
+        assert config.optimizer.lr == kind().optimizer.lr
 
 
 def test_resume_takes_the_runs_options_and_the_flags_over_them(tmp_path):

@@ -25,7 +25,7 @@ from dmdistill.commands.list_presets.config import PresetsConfig
 from dmdistill.commands.options import check, expand_users, flag_name, option_values
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
-from dmdistill.commands.presets import from_method, from_preset, from_run
+from dmdistill.commands.presets import from_method, from_preset, from_run, recommended_presets
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach.config import TeachConfig
@@ -64,7 +64,7 @@ COMMANDS = {
 }
 HELP = ("-h", "--help")
 BUNDLED = {"teach": Path("datasets/fashion-mnist"), "pairs": "fashion", "distill": "fashion", "plan": "fashion"}
-"""The default data or teacher of the commands with presets: for it, its own preset `fashion` is the default."""
+"""The default data or teacher of the commands with presets: for it, the preset of its method is the default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,10 +136,14 @@ def typed_method(config: Any) -> dict[str, str]:
 
 
 def bundled_preset(name: str, config: Any) -> str:
-    """Return the preset of the bundled teacher, or of its data, where a command uses them with DMD; "" elsewhere."""
+    """Return the preset of the bundled teacher, or of its data, for the method that is asked for; "" for others."""
     source = config.data if name == "teach" else getattr(config, "teacher", None)
-    own = name in BUNDLED and source == BUNDLED[name] and getattr(config, "method", "dmd") == "dmd"
-    return "fashion" if own else ""
+    if name not in BUNDLED or source != BUNDLED[name]:
+        return ""
+    if not typed_method(config):
+        return "fashion"
+    names = recommended_presets(source, config.method, config.student.step_count)
+    return next(iter(names or recommended_presets(source, config.method)), "")
 
 
 def parse_flags(arguments: list[str], defaults: dict[str, Any]) -> Any:

@@ -37,7 +37,7 @@ __all__ = [
     "option_types",
     "preset_comment",
     "preset_names",
-    "preset_teacher",
+    "preset_option",
     "preset_values",
     "recommended_presets",
     "write_config",
@@ -236,12 +236,27 @@ def to_flags(name: str, value: Any, kind: Any) -> list[str]:
     return [f"{flag_name(name)}={value}"]
 
 
-def recommended_presets(teacher: str) -> list[str]:
-    """Return the names of the presets that were made for a teacher of this name."""
-    return [name for name in preset_names() if preset_teacher(name) == teacher]
+def recommended_presets(teacher: str, method: str, steps: int | None = None) -> list[str]:
+    """Return the names of the presets that were made for a teacher, a method and a number of the student's steps.
+
+    Args:
+        teacher: its name.
+        method: its name, or module:function, for which there are none.
+        steps: of the student; None for any number.
+    """
+    names = [name for name in preset_names() if preset_option(name, "teacher") == teacher]
+    names = [name for name in names if preset_option(name, "method", "dmd") == method]
+    return [name for name in names if steps in (None, preset_steps(name))]
 
 
-def preset_teacher(name: str) -> str | None:
-    """Return the teacher that a preset was made for; None where it names none."""
+def preset_steps(name: str) -> int:
+    """Return the number of steps of a preset's students."""
+    return len(preset_option(name, "student_timesteps", ())) or preset_option(name, "student_steps", 1)
+
+
+def preset_option(name: str, option: str, default: Any = None) -> Any:
+    """Return the value that a preset or its base has for an option outside the tables; the default where none has."""
     table = read_preset(name)
-    return table.get("teacher") or (preset_teacher(table["base"]) if "base" in table else None)
+    if option in table:
+        return table[option]
+    return preset_option(table["base"], option, default) if "base" in table else default

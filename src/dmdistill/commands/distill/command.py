@@ -199,9 +199,9 @@ def print_hints(config: DistillConfig, run: RunFolder) -> None:
 
 
 def print_recommendation(config: DistillConfig, run: RunFolder) -> None:
-    """Name the presets that were made for the teacher."""
-    names = ", ".join(recommended_presets(config.teacher))
-    hint = f"made for this teacher: --preset {names}" if names else "the presets show what others need"
+    """Name the presets that were made for the teacher, the method and the number of the student's steps."""
+    names = ", ".join(recommended_presets(config.teacher, config.method, config.student.step_count))
+    hint = f"made for this teacher: --preset {names}" if names else "`dmdistill presets` shows what others need"
     run.print(f"no preset: cautious defaults, --lr {config.optimizer.lr:g} for {config.steps} steps; {hint}")
 
 

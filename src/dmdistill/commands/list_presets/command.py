@@ -16,7 +16,7 @@ from dmdistill.commands.presets import (
     option_types,
     preset_comment,
     preset_names,
-    preset_teacher,
+    preset_option,
     preset_values,
 )
 from dmdistill.commands.teach.config import TeachConfig
@@ -38,7 +38,7 @@ def summarize_presets() -> list[str]:
     for name in preset_names():
         method = resolve_preset(name).get("method", "dmd")
         about = re.split(r"(?<=\.) (?=[A-Z])", preset_comment(name))[0]  # its first sentence
-        teacher = preset_teacher(name) or "your own, by --teacher"
+        teacher = preset_option(name, "teacher") or "your own, by --teacher"
         groups.setdefault(teacher, []).append(f"  {name:<{width}}  {method:<13}  {about}")
     lines = [line for teacher, rows in groups.items() for line in (f"teacher: {teacher}", *rows, "")]
     return [*lines, "`dmdistill presets NAME` prints the options of one, `--preset NAME` takes them."]
