@@ -391,3 +391,13 @@ def test_every_seed_is_one_that_generators_take(kind):
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=f"--seed {seed}"):
             check(change(kind(), seed=seed))
+
+
+@pytest.mark.parametrize("method", ["dmd", "dmd2", "sid", "decoupled-dmd"])
+def test_a_preset_can_be_started_from_with_another_method(method):
+    """What the preset sets for its own method alone is left out, as the other method refuses it."""
+    for name in ("cifar10-tiny", "sd15-laion6", "cifar10-fdistill", "cifar10-sid"):
+        config = from_preset(DistillConfig, name, method=method, guidance=2.0)
+        check(config)
+        assert (config.regression.lambda_reg > 0) == (method == "dmd")
+    assert from_preset(DistillConfig, "cifar10-tiny", method=method).fake_score.fake_steps == 2

@@ -68,13 +68,19 @@ def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
         name: of a preset, or a .toml file.
         changes: values by the options' names.
 
+    Of a preset for another method than that of `changes` the options are left out that this one does not use.
+
     ValueError for an unknown preset, for options that the command lacks, and for a preset without any for it.
     """
     values = preset_values(kind, name)
     if not values:
         raise ValueError(f"preset {name} has no options for {COMMANDS[kind.__name__]}, choose another one")
-    defaults = method_values(kind, changes.get("method", values.get("method", "")))
-    return change(parse_values(kind, defaults | values, f"preset {name}"), preset=name, **changes)
+    own = values.get("method", "dmd")
+    method = changes.get("method", own)
+    if method != own:
+        unused = getattr(kind, "unused_options")(method)  # noqa: B009 - of DistillConfig, which alone has methods
+        values = {option: value for option, value in values.items() if option not in unused}
+    return change(parse_values(kind, method_values(kind, method) | values, f"preset {name}"), preset=name, **changes)
 
 
 def from_method(kind: type[Config], method: str, **changes: Any) -> Config:

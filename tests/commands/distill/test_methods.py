@@ -1,6 +1,7 @@
 """Each method of the family as a run: it ends, is resumed bit for bit, and accumulates gradients to the same losses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,16 @@ def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
         ({"method": "dmd2", "guidance_cap": 0.5}, "--guidance-cap 0.5"),
         ({"method": "sid", "guidance_cap": 1.0}, "--guidance-cap 1.0"),
         ({"method": "decoupled-dmd", "guidance_range": (3.0, 8.0)}, "--guidance-range"),
+        ({"method": "sida", "data": "x", "r1": 5.0}, "--r1 5.0, which is for --method dmd2 or f-distill, not for sida"),
+        ({"method": "dmd2", "pairs": Path("x")}, "--pairs x, which --method dmd2 does not use"),
+        ({"method": "sid", "pair_count": 5}, "--pair-count 5"),
+        ({"method": "f-distill", "data": "x", "batch_reg": 5}, "--batch-reg 5"),
+        ({"method": "dmd2", "distance": "huber"}, "--distance huber"),
+        ({"method": "dmd2", "lpips_weights": Path("x")}, "--lpips-weights x"),
+        ({"method": "dmd2", "lpips_side": 0}, "--lpips-side 0"),
+        ({"method": "dmd2", "distance": "lpips", "decoder": "x"}, "--distance lpips"),
+        ({"method": "sida", "data": "x", "discriminator": "teacher"}, "--discriminator teacher, which is"),
+        ({"method": "dmd", "lambda_reg": 0.0, "generator_from": 5}, "--generator-from 5, which is for --method dmd2"),
     ],
 )
 def test_options_that_contradict_a_method_are_refused_by_their_flags(options, flag):

@@ -29,8 +29,6 @@ PRESETS = [name for name in preset_names() if set(name.split("-")[1:2]) & {*FAMI
 SMALL = {  # sizes, and how often something happens
     "steps": 2,
     "batch": 2,
-    "batch_reg": 2,
-    "pair_count": 2,
     "solver_steps": 2,
     "log_every": 1,
     "sample_every": 2,
@@ -103,7 +101,8 @@ def run(pixels, images, tiny_pipeline, tmp_path, monkeypatch):
     def build(name, family="", **options):
         kind, preset = name.split("-")[0], from_preset(DistillConfig, name)
         phases = {"generator_from": min(preset.score.generator_from, 1), "gan_from": min(preset.gan.gan_from, 1)}
-        options = SMALL | phases | {"out": tmp_path / name} | options
+        pairs = {"batch_reg": 2, "pair_count": 2} if preset.regression.lambda_reg else {}
+        options = SMALL | phases | pairs | {"out": tmp_path / name} | options
         if kind in pixels:
             options["teacher"] = str(pixels[kind])
             side = {"cifar10": 32, "imagenet64": 16}[kind]

@@ -18,8 +18,8 @@ def planned(tiny_teacher):
     """method, options -> its estimate, from a stated speed of the device."""
 
     def build(method, **options):
-        config = from_method(PlanConfig, method, teacher=str(tiny_teacher), steps=4, batch=4, batch_reg=4, compute=CPU)
-        return plan(change(config, peak_tflops=1.0, pair_count=12, solver_steps=3, **options))
+        config = from_method(PlanConfig, method, teacher=str(tiny_teacher), steps=4, batch=4, compute=CPU)
+        return plan(change(config, peak_tflops=1.0, solver_steps=3, **options))
 
     return build
 

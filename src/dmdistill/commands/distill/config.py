@@ -16,6 +16,7 @@ from dmdistill.commands.distill.method_options import (
     ScoreOptions,
     StudentOptions,
     check_method,
+    unused_options,
 )
 from dmdistill.commands.options import (
     ComputeOptions,
@@ -256,6 +257,11 @@ class DistillConfig:
         least = self.matching.match_from if self.matching.match else 1  # a step must have a loss
         expected = f"from {least} to 1, so that every step has a loss"
         require(self.regression, expected, lambda value: least <= value <= 1, "regress_until")
+
+    @staticmethod
+    def unused_options(method: str) -> set[str]:
+        """Return the options that a method does not use, as those that a preset for another method may set."""
+        return unused_options(method)
 
     def check_guidance_and_ida(self) -> None:
         """Raise a ValueError where nothing is matched, or the fake score and the student train other weights."""

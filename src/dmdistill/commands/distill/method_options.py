@@ -17,6 +17,7 @@ __all__ = [
     "ScoreOptions",
     "StudentOptions",
     "check_method",
+    "unused_options",
 ]
 
 
@@ -50,10 +51,15 @@ METHODS = {
 """The methods by their names on the command line."""
 
 GAN_OPTIONS = ("gan_weight", "discriminator_weight", "gan_from", "discriminator", "discriminator_layers", "r1")
-REGRESSION_OPTIONS = ("match", "match_from", "match_pairs", "fake_from", "rewarm", "regress_until", "lambda_end")
+PAIR_OPTIONS = ("pairs", "pair_count", "batch_reg", "distance", "lpips_weights", "lpips_side", "decoder")
+PHASE_OPTIONS = ("match", "match_from", "match_pairs", "fake_from", "rewarm", "regress_until", "lambda_end")
+REGRESSION_OPTIONS = (*PHASE_OPTIONS, *PAIR_OPTIONS)
 SINGLE_OPTIONS = {
     "augment_fake": ("sid", "sida"),
+    "discriminator": ("dmd2", "f-distill"),  # that of SiDA has no weights of its own
     "divergence": ("f-distill",),
+    "generator_from": ("dmd2", "f-distill", "sid", "sida", "decoupled-dmd"),
+    "r1": ("dmd2", "f-distill"),
     "ratio_ema": ("f-distill",),
     "sid_alpha": ("sid", "sida"),
     "time_shift": ("dmd2", "f-distill", "decoupled-dmd"),
@@ -164,6 +170,16 @@ class GanOptions:
         """Raise a ValueError for a value that an option cannot have."""
         require_positive(self, "gan_weight", "discriminator_weight")
         require_at_least(self, 0, "gan_from", "r1")
+
+
+def unused_options(name: str) -> set[str]:
+    """Return the options that a method does not use, among those of few methods; none for one that is not ours."""
+    if name not in METHODS:
+        return set()
+    unused = {option for option, methods in SINGLE_OPTIONS.items() if name not in methods}
+    if not METHODS[name].regression:
+        unused |= {"lambda_reg", *REGRESSION_OPTIONS}
+    return unused if METHODS[name].gan else unused | {"data", *GAN_OPTIONS}
 
 
 def check_method(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
