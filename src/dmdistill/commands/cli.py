@@ -142,8 +142,8 @@ def bundled_preset(name: str, config: Any) -> str:
         return ""
     if not typed_method(config):
         return "fashion"
-    names = recommended_presets(source, config.method, config.student.step_count)
-    return next(iter(names or recommended_presets(source, config.method)), "")
+    names = recommended_presets(config.teacher, config.method, config.student.step_count)
+    return next(iter(names or recommended_presets(config.teacher, config.method)), "")
 
 
 def parse_flags(arguments: list[str], defaults: dict[str, Any]) -> Any:

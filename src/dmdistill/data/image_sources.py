@@ -17,7 +17,7 @@ from dmdistill.data.image_labels import ImageLabels
 from dmdistill.data.image_tensors import center_crop_batch
 from dmdistill.io.file_hashes import hash_files
 
-__all__ = ["ArrayImages", "ImageSource", "StoredImages", "is_images", "open_images"]
+__all__ = ["ArrayImages", "ImageSource", "StoredImages", "check_images", "is_images", "open_images"]
 
 PARTS = ("train", "test")
 MODELS = ("config.json", "model_index.json")  # files of a model's folder
@@ -142,12 +142,9 @@ def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = Fa
     Raises:
         ValueError: the source is missing, of another kind, empty or damaged.
     """
+    check_images(source)
     path, part = split_source(source)
     train = part != "test"
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: expected {FORMATS}")
-    if is_model_or_run(path):
-        raise ValueError(f"{source} is a model's or a run's folder; expected {FORMATS}")
     if is_cifar10(path):
         rows, files = map_cifar10(path, train=train)
         labels = ImageLabels(torch.from_numpy(np.concatenate([part[:, 0] for part in rows])).long(), CLASSES)
@@ -163,10 +160,19 @@ def open_images(source: str, *, side: int | None = None, skip_corrupt: bool = Fa
         return ArrayImages(source, pixels, shape=shape, files=files, labels=labels, about=about, side=side)
     if part is not None:
         raise ValueError(f"{source}: only the files of CIFAR-10 and IDX files have test images; give {path}")
-    if has_images(path):
-        opened = open_image_table if is_table(path) else open_image_folder
-        return opened(path, side=side, skip_corrupt=skip_corrupt)
-    raise ValueError(f"{source} holds no images; expected {FORMATS}")
+    opened = open_image_table if is_table(path) else open_image_folder
+    return opened(path, side=side, skip_corrupt=skip_corrupt)
+
+
+def check_images(source: str) -> None:
+    """Raise a ValueError where a source is missing or is not one of images, of which none is read."""
+    path, _ = split_source(source)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: expected {FORMATS}")
+    if is_model_or_run(path):
+        raise ValueError(f"{source} is a model's or a run's folder; expected {FORMATS}")
+    if not is_images(source):
+        raise ValueError(f"{source} holds no images; expected {FORMATS}")
 
 
 def is_images(source: str) -> bool:

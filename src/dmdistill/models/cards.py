@@ -13,12 +13,22 @@ from dmdistill.metrics.classifier_features import ClassifierFeatures
 from dmdistill.models.load import display_name
 from dmdistill.models.model import Model, Student, Teacher
 
-__all__ = ["classifier_card", "export_card", "quality_table", "student_card", "teacher_card"]
+__all__ = ["classifier_card", "describe_distillation", "export_card", "quality_table", "student_card", "teacher_card"]
 
 LICENCES = (  # as the hub names them
     *("unknown", "mit", "apache-2.0", "openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"),
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "bsd-3-clause"),
 )
+
+METHODS = {
+    "dmd": "distribution matching distillation (DMD; Yin et al., CVPR 2024)",
+    "dmd2": "DMD2 (Yin et al., NeurIPS 2024)",
+    "f-distill": "f-distill (Xu et al., 2025)",
+    "sid": "score identity distillation (SiD; Zhou et al., ICML 2024)",
+    "sida": "adversarial score identity distillation (SiDA; Zhou et al., ICLR 2025)",
+    "decoupled-dmd": "decoupled DMD (Liu et al., 2025)",
+}
+"""The methods by the names of --method, with their papers."""
 
 TRANSITIONS = {"sde": "fresh noise", "ode": "the noise that is left of their input"}
 
@@ -61,13 +71,24 @@ def student_card(student: Student, settings: dict[str, Any]) -> str:
         student: that it describes.
         settings: of its distillation, all of which it lists.
     """
-    text = (
-        f"{describe_steps(student)}, distilled by distribution matching "
-        f"distillation (Yin et al., CVPR 2024) from the teacher {settings['teacher']!r}"
-    )
+    text = f"{describe_steps(student)}, distilled {describe_distillation(settings)}"
     if rank := settings["lora_student"]:
         text += f". This folder holds LoRA weights of rank {rank} for that teacher, which is needed as well"
     return model_card(student, f"{text}.", settings)
+
+
+def describe_distillation(settings: dict[str, Any]) -> str:
+    """Say from which teacher, by which method and in which run a student was distilled, by the settings of the run.
+
+    Settings without a method are of DMD, which was the only one at first.
+    """
+    settings = public_settings(settings)
+    method = settings.get("method", "dmd")
+    named = METHODS.get(method, f"the method {method!r} of its author's own")
+    if method == "dmd" and not settings.get("match", True):
+        named = "regression on the teacher's noise-image pairs"
+    run = f", in the run {str(settings['out'])!r}" if settings.get("out") else ""
+    return f"from the teacher {settings.get('teacher', 'unknown')!r} by {named}{run}"
 
 
 def describe_steps(student: Student) -> str:
@@ -120,7 +141,7 @@ def export_card(student: Student, use: str, report: dict[str, Any]) -> str:
     settings = public_settings(student.config.get("distilled") or {})
     teacher = settings.get("teacher", "unknown")
     base = f"base_model: {teacher}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(teacher)) else ""
-    kind = "LoRA weights for" if "load_lora_weights" in use else "distilled from"
+    kind = "LoRA weights, distilled" if "load_lora_weights" in use else "distilled"
     given = "\nThe scheduler does not hold these times, so every call gives them.\n" if GIVEN_TIMES.search(use) else ""
     return f"""---
 {licence_lines(student.licence)}
@@ -130,8 +151,8 @@ pipeline_tag: {"text-to-image" if student.text is not None else "unconditional-i
 
 # {student.name}
 
-{describe_steps(student)}: {kind} the teacher {teacher!r}, by distribution matching
-distillation (Yin et al., CVPR 2024) with dmdistill. Licence of the weights, as of the teacher's: {student.licence}.
+{describe_steps(student)}: {kind} {describe_distillation(settings)}
+with dmdistill. Licence of the weights, as of the teacher's: {student.licence}.
 
 ```python
 {use.format(folder="this folder, or its name on the hub")}

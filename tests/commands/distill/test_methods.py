@@ -85,7 +85,9 @@ def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
     entries = json.loads((config.out / "student" / "config.json").read_text())
     assert entries["timesteps"] == list(student.timesteps)
     assert entries["transition"] == "ode"
-    assert "An image generator of 3 steps" in (config.out / "student" / "README.md").read_text()
+    card = (config.out / "student" / "README.md").read_text()
+    assert "An image generator of 3 steps" in card
+    assert "by DMD2 (Yin et al., NeurIPS 2024)" in card
     loaded = load_model(str(config.out))
     assert loaded.evaluations == 3
     z, cond = loaded.sample_inputs(2, rng=rng)

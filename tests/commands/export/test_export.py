@@ -391,7 +391,7 @@ def test_the_card_describes_the_student(student, tmp_path):
         head, body = read_card(out)
         assert (head["license"], head["library_name"]) == ("mit", "diffusers")
         assert "base_model" not in head
-        assert "the teacher 'tiny'" in body
+        assert "distilled from the teacher 'tiny' by distribution matching distillation (DMD; Yin et al.," in body
         assert "Licence of the weights, as of the teacher's: MIT." in body
         assert '"steps": 7' in body
         assert "| tiny-student | 1 | 2.5 | 500 |" in body

@@ -45,6 +45,7 @@ def test_a_latent_model_and_its_student_are_described(family, pipeline, schedule
         assert prediction in rows["network predicts"]
         assert "images" not in rows
         assert ("solver" in rows) == (name == str(folder))
+        assert ("distilled" in rows) == (name != str(folder))
 
 
 def test_a_v_prediction_is_told(tmp_path):

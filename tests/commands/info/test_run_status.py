@@ -99,6 +99,22 @@ def test_the_verdict_names_what_is_wrong(key, healthy, unhealthy, problem):
     assert verdict(make_log(key, unhealthy), 10.0).startswith(f"unhealthy: {problem}")
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("sample_std", [0.7, 0.4, 0.28], "sample_std 0.28 is 0.56 of the teacher's (at least 0.1)"),
+        ("sample_mean", [0.0, 0.1, 0.2], "brightness within 0.5 std of the teacher's"),
+    ],
+)
+def test_the_verdict_says_what_was_checked(key, values, said):
+    assert verdict(make_log(key, values), 10.0) == f"healthy so far: all values are finite, {said}"
+
+
+def test_without_a_teachers_spread_the_samples_have_their_own_largest():
+    rows = [{"step": step, "sample_std": value} for step, value in enumerate((0.8, 0.4))]
+    assert verdict(rows, None).endswith("sample_std 0.4 is 0.50 of its largest (at least 0.1)")
+
+
 def test_the_verdict_waits_for_measurements():
     """Finite values show nothing else; gradients count from five rows on, and only where the norm is known."""
     assert verdict([ROW], 10.0) == "too early to tell: all values are finite"

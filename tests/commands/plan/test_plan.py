@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -393,6 +394,9 @@ def test_phases_are_what_the_steps_do(settings):
         (["--steps", "0"], ["--steps 0"]),
         (["--teacher", "tyni"], ["'tyni'"]),
         (["--pairs", "nowhere"], ["nowhere"]),
+        (["--method", "dmd2", "--data", "nowhere"], ["nowhere does not exist: expected a folder"]),
+        (["--reference", "nowhere"], ["nowhere does not exist: expected a folder"]),
+        (["--method", "dmd2", "--data", str(Path(__file__).parent)], ["holds no images"]),
         (["--preset", "fashoin"], ["'fashoin'", "did you mean 'fashion'?"]),
     ],
 )

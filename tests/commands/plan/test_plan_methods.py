@@ -10,12 +10,14 @@ from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.presets import from_method
 from helpers.configs import CPU
 
-GAN = {"data": "not read"}
+GAN = {"data": "images"}
 
 
 @pytest.fixture
-def planned(tiny_teacher):
+def planned(tiny_teacher, class_pictures, tmp_path, monkeypatch):
     """method, options -> its estimate, from a stated speed of the device."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").symlink_to(class_pictures)
 
     def build(method, **options):
         config = from_method(PlanConfig, method, teacher=str(tiny_teacher), steps=4, batch=4, compute=CPU)
@@ -49,3 +51,11 @@ def test_a_gan_costs_operations_and_memory(planned):
     (flops,), (more,) = without.flops_per_step.values(), with_gan.flops_per_step.values()
     assert more > 1.2 * flops
     assert sum(with_gan.peak.values()) > sum(without.peak.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("dmd", "4 generated images and 4 pairs a step"), ("dmd2", "4 generated images a step")]
+)
+def test_pairs_are_told_where_there_are_some(method, said, planned, capsys):
+    planned(method)
+    assert said in capsys.readouterr().out

@@ -30,6 +30,7 @@ from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
 from dmdistill.core.schedules import Flow
 from dmdistill.data.augmentation import AUGMENT_LABELS
+from dmdistill.data.image_sources import check_images
 from dmdistill.data.pairs import PairDataset
 from dmdistill.distributed.data_parallel import Parallelism, parallelism
 from dmdistill.distributed.process_group import ProcessGroup, is_elastic_restart, join_process_group, local_device
@@ -69,11 +70,17 @@ def distill(config: DistillConfig) -> Student | None:
 
 
 def check_distill(config: DistillConfig, processes: ProcessGroup) -> None:
-    """Raise a ValueError where batches cannot be divided among processes, or a package or a function is missing."""
+    """Raise a ValueError for batches that cannot be divided among processes, and for what is missing.
+
+    That is a package, a function or real images.
+    """
     parallel = Parallelism(processes, config.memory.accumulate)
     parallel.check_divisible("--batch", config.batch)
     if config.regression.lambda_reg > 0:
         parallel.check_divisible("--batch-reg", config.regression.batch_reg)
+    for source in (config.gan.data, config.evaluation.reference):
+        if source is not None and not source.endswith(".npz"):  # EDM's statistics
+            check_images(source)
     require_logger(config.logging.log_to)
     for name in ("lora_student", "lora_fake"):
         if getattr(config.memory, name):

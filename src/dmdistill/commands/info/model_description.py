@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdistill.core.schedules import EDM, VP, Flow, NoiseSchedule
+from dmdistill.models.cards import describe_distillation
 from dmdistill.models.diffusers_folder import read_index
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
@@ -27,6 +28,7 @@ def describe_model(model: Model) -> dict[str, str]:
     denoiser = type(model.denoiser).__name__
     rows = {
         "model": f"{model.name}, a {model.config['kind']}",
+        "distilled": describe_distillation(settings) if (settings := model.config.get("distilled")) else "",
         "pipeline": pipeline_class(model),
         "network": f"{type(wrapped).__name__}, {model.num_parameters / 1e6:.2f} M parameters",
         **describe_shape(model),

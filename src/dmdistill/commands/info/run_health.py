@@ -147,7 +147,7 @@ def check_brightness(rows: Rows) -> Check:
             name = f"mean of channel {channel[1:]}" if channel else "brightness"
             drift = f"the {name} drifts, it is {distance:.2g} standard deviations from the teacher's"
             return False, f"{drift}: raise --fake-steps, or lower --lr"
-    return (True, "the brightness is the teacher's") if checked else None
+    return (True, f"brightness within {DRIFT:g} std of the teacher's") if checked else None
 
 
 def check_saturation(rows: Rows) -> Check:
@@ -175,4 +175,7 @@ def check_sample_std(rows: Rows) -> Check:
     if len(compared) > 3 and last < COLLAPSED * compared[-1][1]:
         little = f"sample_std stays at {last:.3g}, the teacher's is {compared[-1][1]:.3g}"
         return False, f"{little}, the samples are all alike: raise --lr or --lambda-reg"
-    return True, "samples keep their spread"
+    if compared:
+        own, teacher = compared[-1]
+        return True, f"sample_std {own:.3g} is {own / max(teacher, 0.01):.2f} of the teacher's (at least {COLLAPSED:g})"
+    return True, f"sample_std {last:.3g} is {last / max(largest, 1e-6):.2f} of its largest (at least {COLLAPSED:g})"

@@ -55,7 +55,7 @@ def plan(config: PlanConfig) -> Estimate:
     estimate = Estimate(
         processes=config.processes,
         batch=own.batch,
-        batch_reg=own.regression.batch_reg,
+        batch_reg=own.regression.batch_reg if config.regression.lambda_reg > 0 else 0,
         memory=memory,
         host=host,
         flops_per_step={name: cost.flops for name, cost in costs.items() if name != SAMPLING},

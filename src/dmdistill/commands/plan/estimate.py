@@ -29,7 +29,7 @@ class Estimate:
     Attributes:
         processes: how many there are.
         batch: generated images of one process's step.
-        batch_reg: pairs of one process's step.
+        batch_reg: pairs of one process's step; 0 without a regression.
         memory: bytes by part at the peak of one process, for each phase, for sampling and, before networks are sharded,
             for pairs that the run makes itself.
         host: most bytes of unsharded networks in the host's memory of a process; 0 where nothing is sharded.
@@ -85,9 +85,10 @@ def print_estimate(estimate: Estimate) -> None:
 def summary(estimate: Estimate) -> list[str]:
     """Return the estimate in sentences."""
     single = estimate.processes == 1
+    pairs = f" and {estimate.batch_reg} pairs" if estimate.batch_reg else ""
     lines = [
-        f"{'one process' if single else f'{estimate.processes} processes'} of {estimate.batch} generated images and "
-        f"{estimate.batch_reg} pairs a step: {sum(estimate.peak.values()) / 1e9:.3g} GB{'' if single else ' each'}, "
+        f"{'one process' if single else f'{estimate.processes} processes'} of {estimate.batch} generated images"
+        f"{pairs} a step: {sum(estimate.peak.values()) / 1e9:.3g} GB{'' if single else ' each'}, "
         f"{estimate.hours:.3g} hours, {estimate.hours * estimate.processes:.3g} device-hours, {estimate.speed}"
     ]
     if estimate.host:
