@@ -61,6 +61,13 @@ def test_flow_shift_moves_the_grid_towards_noise():
     assert Flow(shift=3.0).student_times(4) == pytest.approx([1, 0.9, 0.75, 0.5])
 
 
+def test_the_times_of_four_steps_are_those_of_the_docs():
+    """docs/methods.md has them for each schedule: equal parts of the bins, which for EDM are not those of sigma."""
+    assert VP.linear_betas().student_times(4) == (999, 749, 499, 249)
+    assert EDM().student_times(4) == pytest.approx((80, 17.5, 2.5, 0.168), rel=2e-3)
+    assert Flow().student_times(4) == (1, 0.75, 0.5, 0.25)
+
+
 @pytest.mark.parametrize("schedule", [EDM(), VP.linear_betas(), Flow(shift=3.0)], ids=["edm", "vp", "flow"])
 def test_the_last_step_of_a_solver_starts_from_the_least_noise(schedule):
     for steps in (2, 10, 50):
