@@ -57,8 +57,8 @@ class DiscriminatorLoss:
         fake: mu_fake, whose noise schedule diffuses the images and whose weight is that of SiDA.
         times: at which images are diffused.
         shared: real and generated images are diffused by the same times and noise, as in SiDA.
-        weighted: the loss has the mean of the weights of the denoising loss at its times, of whose sum over pixels it
-            is a summand in SiDA; as in the authors' code all samples have the same weight in it.
+        weighted: multiply the loss by mean(weight(t)) / (C H W), weight(t) that of the denoising loss (SiDA, where it
+            is a summand of that loss). The mean is over all samples, as in the authors' code.
         r1: weight of the approximate R1 penalty (Lin et al. 2025): mean (D(real_t) - D(real_t + 0.1 eps))^2, with
             eps ~ N(0, I).
         mean: averages a tensor over all processes.

@@ -159,6 +159,9 @@ class GuidanceAugmentation:
 class ScoreIdentity:
     """The loss of score identity distillation (SiD, Zhou et al. 2024), and of its adversarial form (SiDA, 2025).
 
+    L = mean of (mu_real - mu_fake) ((mu_real - x) - alpha (mu_real - mu_fake)) / mean|x - mu_real|, in SiDA
+    0.5 L + 0.5 gan_weight mean(softplus(-D(x_t))) mean(1/mean|x - mu_real|), D's logits clamped to [-10, 10].
+
     Attributes:
         real: mu_real, the frozen teacher. fake: mu_fake. Gradients pass through both.
         alpha: 1.2 or 1 in SiD, 1 in SiDA.

@@ -66,7 +66,7 @@ class OptimizerOptions:
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     adam_eps: float = 1e-8
-    """Epsilon of AdamW, beside the root of the mean square of a gradient; our losses are means, others' may be sums."""
+    """Epsilon of AdamW. Our losses are means over pixels: divide the epsilon of a recipe with sums by their number."""
     ema_halflives: tuple[float, ...] = (500.0, 2000.0)
     """Half-lives, in steps, of the generator's EMAs, of which the best becomes the student; none for the generator."""
 
@@ -202,7 +202,7 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Distill a teacher into a student of one or few steps (Algorithm 1 of Yin et al. 2024)."""
+    """Distill a teacher into a student of one or few steps, by DMD (Yin et al. 2024) or another --method."""
 
     teacher: str = "fashion"
     """Teacher: a bundled or published name, a folder, a .pkl of EDM, a .safetensors or hub id, or module:function."""

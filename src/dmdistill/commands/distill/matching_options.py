@@ -18,7 +18,7 @@ class MatchingOptions:
     match: bool = True
     """Match distributions. Without it regression is the only loss."""
     match_from: float = 0.0
-    """Fraction of the run from which distributions are matched, after regression only; 0 without a regression."""
+    """Fraction of the run after which distributions are matched; before it regression is the only loss."""
     match_pairs: bool = False
     """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
     min_t: float = 0.02
@@ -26,7 +26,7 @@ class MatchingOptions:
     max_t: float = 0.98
     """Upper end of the time range of distribution matching, as a fraction."""
     time_shift: float = 1.0
-    """Shift towards noise of the times drawn for a flow's losses, after --min-t and --max-t, such as 3 or 5."""
+    """Shift s of a flow's times t, drawn from --min-t to --max-t: t <- s t/(1 + (s - 1) t), towards noise; 1: none."""
     weight: str = "eq8"
     """Weight of the gradient: eq8 (Eq. 8), sigma, sigma3 (table 3), or your own function as module:function."""
     guidance_range: tuple[float, ...] = ()

@@ -75,11 +75,11 @@ class StudentOptions:
     """The student's steps."""
 
     student_steps: int = 1
-    """Steps of the student, at equal parts of the teacher's time range: 1 in DMD, 4 in DMD2's SDXL."""
+    """Steps of the student, at equal parts of the bins of the noise schedule: 1 in DMD, 4 in DMD2's SDXL."""
     student_timesteps: tuple[float, ...] = ()
-    """Times of the student's steps, falling, instead: 999 749 499 249; or one, such as 399 for SDXL or 2.5 for SiD."""
+    """Times of the student's steps instead, falling: timesteps of VP, sigmas of EDM, 0 to 1 of a flow. SiD's is 2.5."""
     transition: Literal["sde", "ode"] = "sde"
-    """Transition between the student's steps: sde diffuses the image with fresh noise, ode with the noise it left."""
+    """Noise that takes the image to the next step: sde: fresh; ode: the one the step predicted (deterministic)."""
     student_inputs: Literal["simulated", "data"] = "simulated"
     """Inputs of later steps in training: simulated by the student's own steps, or real images of --data, diffused."""
 
@@ -109,9 +109,9 @@ class FakeScoreOptions:
     lr_fake: float = 1e-5
     """Learning rate of the fake score: in the paper that of the generator."""
     fake_steps: int = 1
-    """Updates of the fake score per update of the generator: 1 in DMD, 5 or 10 in DMD2."""
+    """Updates of the fake score per update of the generator: 1 in DMD and SiD, 4 in f-distill, 5 or 10 in DMD2."""
     fake_from: float = 1.0
-    """Fraction of the run from which the fake score learns, where that is before --match-from."""
+    """Fraction of the run after which the fake score learns: earlier than --match-from; else it learns from there."""
     ida: float = 0.0
     """Weight w of fake <- (1 - w) fake + w student after each of the student's matching updates; 0.03 in SenseFlow."""
     clip_value_fake: float | None = None
@@ -139,7 +139,7 @@ class ScoreOptions:
     sid_alpha: float = 1.0
     """Alpha of SiD's loss, 1.2 or 1."""
     generator_from: int = 0
-    """Step from which the generator learns; before it only the fake score does (SiDA)."""
+    """Step from which the generator learns; before it only the fake score does: in SiDA, and in a run with --start."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
