@@ -95,7 +95,7 @@ F_OF_RATIO = {  # D(p_real || p_fake) = E_fake f(r), r = p_real/p_fake
     "rkl": lambda r: -r.log(),
     "kl": lambda r: r * r.log(),
     "js": lambda r: r * r.log() - (r + 1) * ((r + 1) / 2).log(),
-    "sf": lambda r: (r + 1) * ((r + 1) / r).log(),
+    "sf": lambda r: (r + 1) * ((r + 1) / (2 * r)).log(),
     "neyman": lambda r: (1 - r) ** 2 / r,
     "sh": lambda r: (r.sqrt() - 1) ** 2,
     "jf": lambda r: (r - 1) * r.log(),
@@ -114,6 +114,20 @@ def test_h_is_the_divergences_second_derivative(name):
     r = torch.logspace(-1, 1.3, 50, dtype=torch.float64)
     ratio = DIVERGENCES[name](r) / (r**2 * second_derivative(F_OF_RATIO[name], r))
     torch.testing.assert_close(ratio, ratio[:1].expand(50), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [("rkl", "fake", "real"), ("kl", "real", "fake"), ("sf", "mixture", "real")],
+)
+def test_the_names_say_which_way_a_kl_divergence_goes(name, first, second):
+    """sf is the softened reverse KL, 2 KL(mixture || teacher), whose h(r) = 1/(1 + r) stays below DMD's."""
+    x = torch.linspace(-14, 14, 10_001, dtype=torch.float64)
+    real, fake = (torch.distributions.Normal(*values).log_prob(x).exp() for values in ((0.3, 1.0), (-0.5, 0.9)))
+    p = {"real": real, "fake": fake, "mixture": (real + fake) / 2}
+    divergence = torch.trapezoid(p[first] * (p[first] / p[second]).log(), x) * (2 if first == "mixture" else 1)
+    found = torch.trapezoid(fake * F_OF_RATIO[name](real / fake), x)
+    torch.testing.assert_close(found, divergence, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

@@ -24,7 +24,7 @@ DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "rkl": torch.ones_like,  # reverse KL: DMD
     "kl": lambda r: r,  # forward KL
     "js": lambda r: r / (1 + r),  # Jensen-Shannon
-    "sf": lambda r: 1 / (1 + r),  # softened forward KL
+    "sf": lambda r: 1 / (1 + r),  # softened reverse KL: of the mixture of both from the teacher
     "neyman": lambda r: 1 / r.clamp(min=1e-8),  # Neyman's chi-squared
     "sh": torch.sqrt,  # squared Hellinger
     "jf": lambda r: 1 + r,  # Jeffreys

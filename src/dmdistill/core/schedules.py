@@ -46,8 +46,10 @@ class NoiseSchedule:
         t_max: time of pure noise, where solvers start and a one-step generator is evaluated.
         prior_std: x at `t_max` is prior_std * z, z ~ N(0, I).
         bins: number of discrete times that `sample_t` draws from.
+        time_meaning: what a time is, in words.
     """
 
+    time_meaning: str
     t_max: float
     prior_std: float = 1.0
     bins: int = 1000
@@ -120,6 +122,8 @@ class EDM(NoiseSchedule):
     sigma of bin i is (sigma_min^(1/rho) + i/(bins-1) (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
     """
 
+    time_meaning = "a standard deviation of the noise, sigma"
+
     def __init__(
         self, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, bins: int = 1000
     ) -> None:
@@ -164,6 +168,8 @@ class VP(NoiseSchedule):
     Args:
         alphas_cumprod: abar, shape (T,), falling, in [0, 1). The time -1 is the clean image, abar = 1.
     """
+
+    time_meaning = "a timestep"
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         abar = alphas_cumprod.double().cpu()
@@ -218,6 +224,7 @@ class Flow(NoiseSchedule):
         shift: of the solver's and the student's times towards noise, as in `shift_times`.
     """
 
+    time_meaning = "the share of noise"
     t_max = 1.0
 
     def __init__(self, *, shift: float = 1.0, bins: int = 1000) -> None:

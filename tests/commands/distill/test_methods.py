@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from dmdistill.commands.distill import command
 from dmdistill.commands.distill.batches import BatchSource
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.initialization import check_student_times
 from dmdistill.commands.distill.real_data import load_real_images
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.options import change, check
 from dmdistill.commands.presets import from_method
+from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.distributed.process_group import SINGLE_PROCESS
 from dmdistill.models.load import load_model, load_teacher
 from helpers.method_runs import RUNS, method_run
@@ -79,6 +82,16 @@ def test_accumulated_gradients_are_those_of_the_full_batch(name, run):
         assert full == pytest.approx(parts, rel=1e-3, abs=1e-6)
 
 
+def test_a_discriminator_can_learn_without_effect_on_the_generator(run):
+    """Of --gan-weight 0, an ablation."""
+    config = run("dmd2-on-teacher", gan_weight=0.0, steps=1)
+    check(config)
+    distill(config)
+    (row,) = logged_values(config.out)
+    assert "loss_discriminator" in row
+    assert "loss_gan" not in row
+
+
 def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
     config = run("dmd2-ode")
     student = distill(config)
@@ -134,6 +147,9 @@ def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
         ({"method": "dmd2", "lpips_side": 0}, "--lpips-side 0"),
         ({"method": "dmd2", "distance": "lpips", "decoder": "x"}, "--distance lpips"),
         ({"method": "sida", "data": "x", "discriminator": "teacher"}, "--discriminator teacher, which is"),
+        ({"method": "dmd2", "steps": 5, "generator_from": 5}, "--generator-from 5 with --steps 5"),
+        ({"method": "sida", "data": "x", "steps": 5, "gan_from": 7}, "--gan-from 7 with --steps 5"),
+        ({"method": "dmd2", "data": "x", "gan_weight": -1.0}, "--gan-weight -1"),
         ({"method": "dmd", "lambda_reg": 0.0, "generator_from": 5}, "--generator-from 5, which is for --method dmd2"),
     ],
 )
@@ -149,6 +165,9 @@ def test_options_that_contradict_a_method_are_refused_by_their_flags(options, fl
         ("sid", {"guidance": 2.0}, "--guidance 2"),
         ("decoupled-dmd", {"guidance": 1.0}, "--guidance above 1"),
         ("dmd2", {"time_shift": 3.0}, "--time-shift 3, .* not a flow"),
+        ("dmd2", {"student_timesteps": (2.5, 0.0)}, "--student-timesteps 2.5 0, expected times from 0.002 to 80"),
+        ("sid", {"student_timesteps": (0.0019,)}, "--student-timesteps 0.0019, expected times from 0.002"),
+        ("sid", {"student_timesteps": (399.0,)}, "--student-timesteps 399, expected times from 0.002 to 80"),
         ("sid", {"augment_fake": 0.12}, "--augment-fake 0.12, .* tiny takes no labels"),
     ],
 )
@@ -157,6 +176,22 @@ def test_options_that_do_not_fit_the_teacher_are_refused(method, options, flag, 
     with pytest.raises(ValueError, match=flag):
         distill(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "least", "below", "meaning"),
+    [
+        (EDM(), 0.002, 0.001, "sigma"),
+        (VP.linear_betas(), 0.0, -1.0, "timestep"),
+        (Flow(), 0.001, 0.0, "share"),
+    ],
+)
+def test_a_students_times_are_those_of_the_teachers_schedule(schedule, least, below, meaning):
+    teacher = SimpleNamespace(name="tiny", denoiser=SimpleNamespace(schedule=schedule))
+    check_student_times(change(DistillConfig(), student_timesteps=(schedule.t_max, least)), teacher)
+    for odd in (below, schedule.t_max + 1):
+        with pytest.raises(ValueError, match=f"from {least:g} to {schedule.t_max:g}: a time of tiny is .*{meaning}"):
+            check_student_times(change(DistillConfig(), student_timesteps=(odd,)), teacher)
 
 
 @pytest.mark.parametrize(

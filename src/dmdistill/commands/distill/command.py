@@ -12,7 +12,7 @@ import torch
 
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.functions import import_function, load_distance
-from dmdistill.commands.distill.initialization import initial_generator, trainable_copy
+from dmdistill.commands.distill.initialization import check_student_times, initial_generator, trainable_copy
 from dmdistill.commands.distill.method_options import METHODS
 from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.distill.pair_loading import make_own_pairs, open_given_pairs
@@ -143,6 +143,7 @@ def load_configured_teacher(config: DistillConfig) -> Teacher:
     check_time_shift(config, teacher)
     check_augmentation(config, teacher)
     check_matching_guidance(config, teacher)
+    check_student_times(config, teacher)
     return teacher
 
 

@@ -21,6 +21,7 @@ from dmdistill.commands.distill.method_options import (
 from dmdistill.commands.options import (
     ComputeOptions,
     SolverOptions,
+    flag_name,
     option_values,
     require,
     require_at_least,
@@ -246,6 +247,7 @@ class DistillConfig:
         self.check_guidance_and_ida()
         if self.method in METHODS:
             check_method(self.method, option_values(self), option_values(type(self)()))
+        self.check_first_steps()
         lambda_reg = self.regression.lambda_reg
         if lambda_reg > 0 and self.pair_set.pairs is None and self.pair_set.pair_count < 1:
             raise ValueError(
@@ -257,6 +259,15 @@ class DistillConfig:
         least = self.matching.match_from if self.matching.match else 1  # a step must have a loss
         expected = f"from {least} to 1, so that every step has a loss"
         require(self.regression, expected, lambda value: least <= value <= 1, "regress_until")
+
+    def check_first_steps(self) -> None:
+        """Raise a ValueError where the generator, or its adversarial loss, would never begin."""
+        for group, name in ((self.score, "generator_from"), (self.gan, "gan_from")):
+            if (first := getattr(group, name)) >= self.steps:
+                raise ValueError(
+                    f"{flag_name(name)} {first} with --steps {self.steps}: it would never begin, expected a step below "
+                    f"{self.steps}"
+                )
 
     @staticmethod
     def unused_options(method: str) -> set[str]:

@@ -16,9 +16,18 @@ from dmdistill.models.model import Model, Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
 
-__all__ = ["INHERITED_KEYS", "initial_generator", "required_teacher", "student_times", "teacher_name", "trainable_copy"]
+__all__ = [
+    "INHERITED_KEYS",
+    "check_student_times",
+    "initial_generator",
+    "required_teacher",
+    "student_times",
+    "teacher_name",
+    "trainable_copy",
+]
 
 SID_NOISE = 2.5  # sigma/alpha at which SiD's generator is evaluated (Zhou et al. 2024)
+ROUNDING = 1e-6  # of the schedule's times, which are fp32
 INHERITED_KEYS = (*SHARED_KEYS, "classes")  # of config.json, equal in a student and its teacher
 Copy = Callable[[Denoiser, int, str], Denoiser]
 
@@ -57,20 +66,24 @@ def initial_generator(config: DistillConfig, teacher: Teacher, copy_denoiser: Co
 
 
 def student_times(config: DistillConfig, teacher: Teacher) -> tuple[float, ...]:
-    """Return the times of the student's steps on the teacher's noise schedule.
-
-    ValueError for a time that the schedule has not.
-    """
+    """Return the times of the student's steps on the teacher's noise schedule."""
     schedule, options = teacher.denoiser.schedule, config.student
     if options.student_timesteps:
-        if (highest := max(options.student_timesteps)) > schedule.t_max:
-            raise ValueError(
-                f"--student-timesteps {highest:g}, expected at most {schedule.t_max:g}, the teacher's last"
-            )
         return options.student_timesteps
     if config.method in ("sid", "sida"):  # sigma 2.5 on EDM's path
         return (float(schedule.time_at_ratio(torch.tensor([SID_NOISE]))),)
     return schedule.student_times(options.student_steps)
+
+
+def check_student_times(config: DistillConfig, teacher: Teacher) -> None:
+    """Raise a ValueError where --student-timesteps are outside of the times of the teacher's noise schedule."""
+    schedule, times = teacher.denoiser.schedule, config.student.student_timesteps
+    least = schedule.time_range[0]
+    if times and not least * (1 - ROUNDING) <= min(times) <= max(times) <= schedule.t_max:
+        raise ValueError(
+            f"--student-timesteps {' '.join(f'{time:g}' for time in times)}, expected times from {least:g} to "
+            f"{schedule.t_max:g}: a time of {teacher.name} is {schedule.time_meaning}"
+        )
 
 
 def load_start(config: DistillConfig, teacher: Teacher) -> Model | None:

@@ -133,7 +133,7 @@ class ScoreOptions:
     """What single methods have beside distribution matching."""
 
     divergence: Literal["rkl", "kl", "js", "sf", "neyman", "sh", "jf"] = "js"
-    """f-divergence of f-distill: reverse KL (DMD2's), KL, Jensen-Shannon, softened KL, Neyman, Hellinger, Jeffreys."""
+    """rkl: reverse KL, kl, js: Jensen-Shannon, sf: softened reverse KL, neyman, sh: squared Hellinger, jf: Jeffreys."""
     ratio_ema: float = 0.0
     """Share that the average of f-distill's density ratios keeps in a step: 0 for each batch's own, 0.5 on ImageNet."""
     sid_alpha: float = 1.0
@@ -154,7 +154,7 @@ class GanOptions:
     data: str | None = None
     """Real images for a GAN: a folder, a .zip, the files of CIFAR-10 or of an IDX set. DMD2 without them has none."""
     gan_weight: float = 3e-3
-    """Weight of the generator's adversarial loss."""
+    """Weight of the generator's adversarial loss; with 0 only the discriminator learns."""
     discriminator_weight: float = 1e-2
     """Weight of the discriminator's loss beside the fake score's."""
     gan_from: int = 0
@@ -168,8 +168,8 @@ class GanOptions:
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
-        require_positive(self, "gan_weight", "discriminator_weight")
-        require_at_least(self, 0, "gan_from", "r1")
+        require_positive(self, "discriminator_weight")
+        require_at_least(self, 0, "gan_weight", "gan_from", "r1")
 
 
 def unused_options(name: str) -> set[str]:
