@@ -16,6 +16,7 @@ import torch
 from dmdistill.commands.cli import COMMANDS, main, parse
 from dmdistill.commands.options import check, flag_name
 from dmdistill.commands.presets import option_types, preset_names
+from dmdistill.core.divergences import DIVERGENCES
 from dmdistill.metrics.lpips_weights import load_lpips
 from helpers.lpips_sources import write_lpips_sources
 
@@ -152,6 +153,17 @@ def test_links_lead_somewhere():
 def test_every_preset_has_its_row():
     rows = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
     assert [name for name in preset_names() if f"`{name}`" not in rows] == []
+
+
+def test_h_of_each_divergence_is_that_of_the_maths():
+    page = (ROOT / "docs" / "the-maths.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("| `--divergence` |")
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", table, flags=re.M))
+    assert rows.keys() == DIVERGENCES.keys()
+    r = torch.tensor([0.1, 0.5, 2.0, 20.0])
+    for name, formula in rows.items():
+        expected = r.new_ones(()) * eval(formula.replace("√r", "r ** 0.5"), {"r": r})
+        torch.testing.assert_close(DIVERGENCES[name](r), expected.expand(4))
 
 
 def test_the_files_of_the_tour_exist():
