@@ -67,7 +67,7 @@ class OptimizerOptions:
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     adam_eps: float = 1e-8
-    """Epsilon of AdamW. Our losses are means over pixels: divide the epsilon of a recipe with sums by their number."""
+    """Epsilon of AdamW. Of a recipe whose losses are sums over pixels it is the epsilon divided by their number."""
     ema_halflives: tuple[float, ...] = (500.0, 2000.0)
     """Half-lives, in steps, of the generator's EMAs, of which the best becomes the student; none for the generator."""
 

@@ -111,7 +111,7 @@ class FakeScoreOptions:
     fake_steps: int = 1
     """Updates of the fake score per update of the generator: 1 in DMD and SiD, 4 in f-distill, 5 or 10 in DMD2."""
     fake_from: float = 1.0
-    """Fraction of the run after which the fake score learns: earlier than --match-from; else it learns from there."""
+    """Fraction of the run after which the fake score learns; from --match-from on it does in any case."""
     ida: float = 0.0
     """Weight w of fake <- (1 - w) fake + w student after each of the student's matching updates; 0.03 in SenseFlow."""
     clip_value_fake: float | None = None
