@@ -226,6 +226,9 @@ def test_digests_follow_the_content(pixels, tmp_path, monkeypatch):
         ("nowhere:test", "nowhere does not exist"),
         ("empty", "empty holds no images; expected a folder or a .zip"),
         ("pictures:test", "pictures:test: only"),
+        ("pictures/00/000.png", "pictures/00/000.png is one file .*: give its folder, pictures/00"),
+        ("idx/train-images-idx3-ubyte.gz", "ubyte.gz is one file .*: give its folder, idx"),
+        ("cifar/data_batch_1.bin", "data_batch_1.bin is one file .*: give its folder, cifar"),
         ("spoiled.zip", "spoiled.zip cannot be read as a zip"),
         ("none.zip", "none.zip holds no pictures"),
     ],
@@ -234,6 +237,9 @@ def test_sources_that_cannot_be_are_named(source, match, pixels, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "pictures", pixels)
+    for file in ("idx/train-images-idx3-ubyte.gz", "cifar/data_batch_1.bin"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
     (tmp_path / "spoiled.zip").write_bytes(b"no zip")
     zipfile.ZipFile(tmp_path / "none.zip", "w").close()
     with pytest.raises(ValueError, match=match):

@@ -1,12 +1,14 @@
 """Discriminator heads, layer by layer, and the features of every kind of network."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from dmdistill.data.conditions import Labels
+from dmdistill.models.discriminator import add_head
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
 from dmdistill.networks.discriminator import (
@@ -288,3 +290,10 @@ def test_features_of_a_compiled_network():
 def test_a_network_that_names_no_layers_is_refused():
     with pytest.raises(ValueError, match="Linear"):
         feature_layers(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("name", "named"), [("foo", "enc.8x8_conv"), ("8x8_block0", "enc.8x8_block0")])
+def test_an_unknown_layer_is_refused_with_those_that_there_are(name, named):
+    network = SongUNet(**SMALL, channel_mult=[1])
+    with pytest.raises(ValueError, match=f"--discriminator-layers {name}: .* such as .*{named}"):
+        add_head(SimpleNamespace(net=network), torch.zeros(1, 3, 8, 8), None, layers=[name])

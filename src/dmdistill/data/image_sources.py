@@ -14,6 +14,7 @@ from dmdistill.data.cifar10 import CLASSES, is_cifar10, map_cifar10
 from dmdistill.data.idx_images import is_idx_folder, load_idx_images, required_file
 from dmdistill.data.image_folder import has_images, is_table, open_image_folder, open_image_table
 from dmdistill.data.image_labels import ImageLabels
+from dmdistill.data.image_names import is_image_name
 from dmdistill.data.image_tensors import center_crop_batch
 from dmdistill.io.file_hashes import hash_files
 
@@ -172,6 +173,9 @@ def check_images(source: str) -> None:
     if is_model_or_run(path):
         raise ValueError(f"{source} is a model's or a run's folder; expected {FORMATS}")
     if not is_images(source):
+        parts_of_sets = is_image_name(path.name), is_idx_folder(path.parent), is_cifar10(path.parent)
+        if path.is_file() and any(parts_of_sets):
+            raise ValueError(f"{source} is one file of a set of images: give its folder, {path.parent}")
         raise ValueError(f"{source} holds no images; expected {FORMATS}")
 
 

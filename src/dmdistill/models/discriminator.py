@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,14 @@ class HeadDiscriminator:
         return self.head(capture_features(self.denoiser, layers, lambda: self.denoiser(x_t, t, cond)))
 
 
+def unknown_layer(name: str, known: Sequence[str]) -> str:
+    """Say which layers a network has that are named nearly so, or else those at its top."""
+    if not (near := difflib.get_close_matches(name, known, n=8)):
+        near = [layer for layer in known if layer.count(".") <= 1]
+        near = near[:: max(len(near) // 8, 1)]
+    return f"--discriminator-layers {name}: the network has no such layer, but others such as {', '.join(near)}"
+
+
 @torch.no_grad()
 def add_head(
     denoiser: Denoiser, z: Tensor, cond: Condition | None, *, layers: Sequence[str] = (), kind: str = "learned"
@@ -82,7 +91,7 @@ def add_head(
     names = list(layers) or feature_layers(denoiser.net)
     known = dict(denoiser.net.named_modules())
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{type(denoiser.net).__name__} has no layer {unknown[0]!r} for a discriminator to judge")
+        raise ValueError(unknown_layer(unknown[0], [name for name in known if name]))
     t = z.new_full((len(z),), denoiser.schedule.t_max)
     features = capture_features(denoiser.net, names, lambda: denoiser(z, t, cond))
     with z.device:

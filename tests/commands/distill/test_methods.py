@@ -121,7 +121,7 @@ def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
         ({"method": "dmd2", "student_timesteps": (1.0, 2.0)}, "--student-timesteps 1 2"),
         ({"method": "dmd2", "lambda_reg": 1.0}, "--lambda-reg 1.0"),
         ({"method": "dmd2", "divergence": "kl"}, "--divergence kl"),
-        ({"method": "dmd2", "match": False}, "--no-match"),
+        ({"method": "dmd2", "match": False}, "--no-match, which is for --method dmd: --method dmd2 always matches"),
         ({"method": "dmd2", "time_shift": 0.0}, "--time-shift 0"),
         ({"method": "sid", "time_shift": 3.0}, "--time-shift 3"),
         ({"method": "sid", "ratio_ema": 0.5}, "--ratio-ema 0.5"),
@@ -162,7 +162,7 @@ def test_options_that_contradict_a_method_are_refused_by_their_flags(options, fl
 @pytest.mark.parametrize(
     ("method", "options", "flag"),
     [
-        ("sid", {"guidance": 2.0}, "--guidance 2"),
+        ("sid", {"guidance": 2.0}, "--guidance 2 with --method sid.* without guidance; use --method dmd2"),
         ("decoupled-dmd", {"guidance": 1.0}, "--guidance above 1"),
         ("dmd2", {"time_shift": 3.0}, "--time-shift 3, .* not a flow"),
         ("dmd2", {"student_timesteps": (2.5, 0.0)}, "--student-timesteps 2.5 0, expected times from 0.002 to 80"),

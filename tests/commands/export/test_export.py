@@ -603,7 +603,9 @@ def test_a_student_is_pushed_to_the_hub(student, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     main(["export", str(student), str(out), "--push-to-hub", "me/owl"])
     assert hub.calls == [("create_repo", "me/owl", True), ("upload_folder", "me/owl", out)]
-    assert "pushed to https://hub/me/owl" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"how to load it: {out / 'README.md'}" in printed
+    assert "pushed to https://hub/me/owl" in printed
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def student(tiny_teacher, tmp_path):
     [
         (["--labels", "7", "2"], (7, 2), ()),
         (["--labels", "7", "--labels", "2", "3"], (7, 2, 3), ()),
+        (["--class", "7", "--labels", "2"], (7, 2), ()),
         (["--prompt", "a cat", "a dog"], (), ("a cat", "a dog")),
         (["--prompt", "a cat", "--prompt", "a dog"], (), ("a cat", "a dog")),
         ([], (), ()),

@@ -102,7 +102,8 @@ def check_guidance(config: DistillConfig, teacher: Teacher) -> None:
         raise ValueError(f"--method {config.method} needs a guided teacher: give --guidance above 1")
     if not guidance and teacher.guidance != 1:
         raise ValueError(
-            f"--guidance {teacher.guidance:g} with --method {config.method}, expected 1: it has no guidance"
+            f"--guidance {teacher.guidance:g} with --method {config.method}, expected 1: SiD is defined here without "
+            "guidance; use --method dmd2 for a guided teacher"
         )
 
 

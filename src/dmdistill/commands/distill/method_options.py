@@ -205,6 +205,7 @@ def check_method(name: str, values: Mapping[str, Any], defaults: Mapping[str, An
             f"--lambda-reg {values['lambda_reg']} with --method {name}, which has no regression: expected 0"
         )
     if not method.regression:
+        refuse(("match",), f"which is for --method dmd: --method {name} always matches distributions")
         refuse(REGRESSION_OPTIONS, f"which --method {name} does not use: it has no regression")
     if not method.few_steps and steps > 1:
         raise ValueError(

@@ -40,6 +40,7 @@ def export(config: ExportConfig) -> Path:
     console = Console(highlight=False)
     form = "for diffusers" if config.format == "diffusers" else "as a single file"
     console.print(f"{student.name} {form} in {config.out}", soft_wrap=True, markup=False)
+    console.print(f"how to load it: {config.out / 'README.md'}", soft_wrap=True, markup=False)
     if config.push_to_hub is not None:
         console.print(f"pushed to {push_to_hub(config.out, config.push_to_hub)}", soft_wrap=True, markup=False)
     return config.out

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from dmdistill.commands.options import ComputeOptions, require
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # flat, once the values of a repeated flag are joined
     Labels = tuple[int, ...]
     Prompts = tuple[str, ...]
 else:
-    Labels = Annotated[tuple[tuple[int, ...], ...], UseAppendAction]
+    Labels = Annotated[tuple[tuple[int, ...], ...], UseAppendAction, arg(aliases=("--class",))]
     Prompts = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
 
 
