@@ -124,7 +124,8 @@ def test_the_steps_before_a_few_step_students_are_counted_as_often_as_they_are_s
 
 def test_images_of_a_few_step_student_are_planned_with_all_its_steps(settings):
     """In measurements, of which the probe has 128 images, and in the report."""
-    options = {"method": "dmd2", "lambda_reg": 0.0, "evaluate_every": 3, "report_images": 5}
+    without_pairs = {"lambda_reg": 0.0, "pair_count": PlanConfig().pair_set.pair_count, "batch_reg": 32}
+    options = {"method": "dmd2", "evaluate_every": 3, "report_images": 5, **without_pairs}
     one, few = (plan(settings(**options, student_steps=count)).work[-2:] for count in (1, 4))
     evaluation = 2 * 2 * 3 * 7 * 9 * 6 * 5
     assert few[0].flops - one[0].flops == pytest.approx(2 * 128 * 3 * evaluation)

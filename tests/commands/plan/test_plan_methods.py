@@ -54,7 +54,7 @@ def test_a_gan_costs_operations_and_memory(planned):
 
 
 @pytest.mark.parametrize(
-    ("method", "said"), [("dmd", "4 generated images and 4 pairs a step"), ("dmd2", "4 generated images a step")]
+    ("method", "said"), [("dmd", "4 generated images and 32 pairs a step"), ("dmd2", "4 generated images a step")]
 )
 def test_pairs_are_told_where_there_are_some(method, said, planned, capsys):
     planned(method)
