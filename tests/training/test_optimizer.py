@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmdistill.training.ema import EMA, Attraction
+from dmdistill.training.ema import EMA, ImplicitAlignment
 from dmdistill.training.optimizer import NetworkOptimizer
 
 STEPS, WARMUP, CLIP, LR = 12, 4, 0.5, 0.1
@@ -319,7 +319,7 @@ def test_a_network_is_attracted_after_each_update_of_another():
     for one in (net, moved):
         one[0].requires_grad_(False)
     update = build(net)
-    update.attracted.append(Attraction(moved, net, weight=0.25, first=1))
+    update.alignments.append(ImplicitAlignment(moved, net, weight=0.25, first=1))
     plain = copy.deepcopy(moved)
     for number, loss in enumerate(losses(net, end=4)):
         update(loss)
@@ -329,4 +329,4 @@ def test_a_network_is_attracted_after_each_update_of_another():
         torch.testing.assert_close(list(moved.parameters()), list(plain.parameters()))
     assert not same(moved, net)
     with pytest.raises(ValueError, match="other parameters in training"):
-        Attraction(network(), net, weight=0.25)
+        ImplicitAlignment(network(), net, weight=0.25)

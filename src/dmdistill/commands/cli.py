@@ -136,7 +136,7 @@ def typed_method(config: Any) -> dict[str, str]:
 
 
 def bundled_preset(name: str, config: Any) -> str:
-    """Return the preset of the bundled teacher, or of its data, for the method that is asked for; "" for others."""
+    """Return the preset of the bundled teacher, or of its data, for the method of a config; "" for other teachers."""
     source = config.data if name == "teach" else getattr(config, "teacher", None)
     if name not in BUNDLED or source != BUNDLED[name]:
         return ""

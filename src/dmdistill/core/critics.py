@@ -18,7 +18,7 @@ from dmdistill.core.times import ALL_TIMES, Times
 __all__ = ["Augment", "DiscriminatorLoss", "FakeScore"]
 
 Augment = Callable[[Samples, NoiseSource], Samples]
-"""(samples, noise) -> the samples changed, with conditions that tell a network of it."""
+"""(samples, noise) -> augmented samples, with augmentation labels in their conditions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class FakeScore:
     Attributes:
         fake: mu_fake, trained; never guided. rows: the images that it learns from.
         times: at which images are diffused; of the full range by default.
-        augment: changes the images first, as in SiD; None leaves them.
+        augment: augments the images first, as in SiD; None for no augmentation.
     """
 
     fake: Denoiser
@@ -62,7 +62,7 @@ class DiscriminatorLoss:
         r1: weight of the approximate R1 penalty (Lin et al. 2025): mean (D(real_t) - D(real_t + 0.1 eps))^2, with
             eps ~ N(0, I).
         mean: averages a tensor over all processes.
-        augment: changes the images of both first; None leaves them.
+        augment: augments both kinds of images first; None for no augmentation.
     """
 
     discriminator: Discriminator

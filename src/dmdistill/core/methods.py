@@ -171,7 +171,7 @@ def sid(
         gan_weight: of the adversarial loss beside SiD's.
         discriminator_weight: of the discriminator's loss.
         mean: averages a tensor over all processes, for the weights of SiDA's adversarial losses.
-        augment: changes the images that the fake score and the discriminator learn from; None leaves them.
+        augment: augments the images that the fake score and the discriminator learn from; None for no augmentation.
     """
     gan = {"discriminator": discriminator, "gan_weight": gan_weight, "mean": mean}
     term = ScoreIdentity(real, fake, alpha=alpha, times=times, **gan)

@@ -32,7 +32,7 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def ending_clean(times: Tensor, clean: float) -> Tensor:
+def append_clean(times: Tensor, clean: float) -> Tensor:
     """Append the time of the clean image to a grid."""
     return torch.cat([times, times.new_tensor([clean])])
 
@@ -154,7 +154,7 @@ class EDM(NoiseSchedule):
         return t
 
     def solver_times(self, steps: int) -> Tensor:
-        return ending_clean(self.karras(torch.linspace(1, 0, steps, dtype=torch.float64)), 0.0)
+        return append_clean(self.karras(torch.linspace(1, 0, steps, dtype=torch.float64)), 0.0)
 
     def karras(self, u: Tensor) -> Tensor:
         """sigma at the fraction u in [0, 1] of the schedule."""
@@ -214,7 +214,7 @@ class VP(NoiseSchedule):
             raise ValueError(f"{steps} solver steps, expected 1 ... {self.bins}: the path has that many times")
         times = (torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (self.t_max / max(steps - 1, 1))).round()
         times[0] = self.t_max
-        return ending_clean(times, -1.0)
+        return append_clean(times, -1.0)
 
 
 class Flow(NoiseSchedule):
@@ -252,4 +252,4 @@ class Flow(NoiseSchedule):
 
     def solver_times(self, steps: int) -> Tensor:
         even = torch.linspace(1, 1 / self.bins, steps, dtype=torch.float64)
-        return ending_clean(shift_times(even, self.shift), 0.0)
+        return append_clean(shift_times(even, self.shift), 0.0)

@@ -39,7 +39,7 @@ class UniformTimes:
         return shift_times(t, self.shift)
 
     def below(self, schedule: NoiseSchedule, t: float) -> UniformTimes:
-        """Return the part of these times that is below t, or all below it where there is none; as shifted as these."""
+        """Return these times up to t, with the same shift; all times up to t if the lower end is not below it."""
         if self.shift != 1:
             t = shift_times(torch.tensor(t, dtype=torch.float64), 1 / self.shift).item()
         high = min(self.high, schedule.fraction(t))

@@ -36,7 +36,7 @@ def with_augmentation(cond: Condition | None, augment: Tensor) -> AugmentedLabel
 
 @dataclass(frozen=True)
 class SampleAugmentation:
-    """Augments the images that a loss sees, and tells the network of it; draws come from the loss's source of noise."""
+    """Augments the images of a loss and adds augmentation labels to their conditions; the loss's noise source draws."""
 
     augmentation: GeometricAugmentation
 

@@ -30,7 +30,7 @@ METHODS = {
 }
 """The methods by the names of --method, with their papers."""
 
-TRANSITIONS = {"sde": "fresh noise", "ode": "the noise that is left of their input"}
+TRANSITIONS = {"sde": "fresh noise", "ode": "the predicted noise"}
 
 PYTHON_USE = """```python
 from dmdistill import load_model, save_grid
@@ -94,7 +94,7 @@ def describe_distillation(settings: dict[str, Any]) -> str:
 def describe_steps(student: Student) -> str:
     """Say what a student is: a generator of one or of several steps, and at which times where not the last only."""
     if student.evaluations == 1:
-        text, at = "A one-step image generator (1 network evaluation per image)", "told the time"
+        text, at = "A one-step image generator (1 network evaluation per image)", "conditioned on the time"
     else:
         text = (
             f"An image generator of {student.evaluations} steps ({student.evaluations} network evaluations per image)"

@@ -95,14 +95,14 @@ class Model(ABC):
         Raises:
             ValueError: prompts or labels are missing or unknown to the model, or the count is below 1.
         """
-        asked = read_request(self.name, self.conditions, self.text, prompts=prompts, labels=labels, count=count)
+        request = read_request(self.name, self.conditions, self.text, prompts=prompts, labels=labels, count=count)
         model = self
-        if asked.prompts is not None and self.text is not None:
-            model = replace(self, conditions=encode_texts(asked.prompts, self.text, device=self.device))
-        z, index = model.sample_noise(asked.count, rng=torch.Generator(self.device).manual_seed(seed))
+        if request.prompts is not None and self.text is not None:
+            model = replace(self, conditions=encode_texts(request.prompts, self.text, device=self.device))
+        z, index = model.sample_noise(request.count, rng=torch.Generator(self.device).manual_seed(seed))
         if model.conditions is not None:
-            choices = torch.tensor(asked.labels or range(len(model.conditions)))
-            index = choices[torch.arange(asked.count) % len(choices)]
+            choices = torch.tensor(request.labels or range(len(model.conditions)))
+            index = choices[torch.arange(request.count) % len(choices)]
         batch = 64 if self.autoencoder is None else 4
         parts = zip(z.split(batch), index.split(batch) if index is not None else repeat(None), strict=False)
         return torch.cat([model.images(noise, model.condition(rows)).cpu() for noise, rows in parts])

@@ -1,4 +1,4 @@
-"""What a model can be asked for: prompts of a text-to-image model, labels of one with classes."""
+"""Requests for images: prompts of a text-to-image model, labels of a class-conditional one, and a count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Request", "read_request"]
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts, labels (None for none) and the number of images that a model is asked for."""
+    """Prompts, labels (None for none) and the number of images to generate."""
 
     prompts: Sequence[str] | None
     labels: Sequence[int] | None
@@ -28,7 +28,7 @@ def read_request(
     labels: int | Sequence[int] | None,
     count: int | None,
 ) -> Request:
-    """Check what a model is asked for. ValueError, naming it, where prompts or labels are missing, unknown or not its.
+    """Check prompts, labels and count for a model. ValueError, naming it, for missing, unknown or unsupported ones.
 
     Args:
         name: of the model.

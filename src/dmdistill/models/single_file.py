@@ -38,7 +38,7 @@ def is_single_file(source: str) -> bool:
 
 
 def single_file_folder(file: Path) -> Path:
-    """Return the folder of the pipeline in a file, which diffusers writes into the cache when it is first asked for.
+    """Return the folder of the pipeline in a file, which diffusers writes into the cache at the first use.
 
     The weights keep their precision, and the folder is written anew where the file or its configs change.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dmdistill.distributed.data_parallel import local_tensor
 from dmdistill.networks.lora import copy_sharing_frozen
 
-__all__ = ["EMA", "Attraction"]
+__all__ = ["EMA", "ImplicitAlignment"]
 
 
 class EMA:
@@ -43,14 +43,14 @@ class EMA:
         torch._foreach_lerp_(self.averages, self.sources, weight)  # pyright: ignore[reportPrivateImportUsage]
 
 
-class Attraction:
-    """Moves the trained parameters of one network towards those of another after each update of the other.
+class ImplicitAlignment:
+    """Implicit distribution alignment (IDA, SenseFlow: Ge et al. 2026): fake <- (1 - w) fake + w G.
 
-    SenseFlow's implicit distribution alignment (Ge et al. 2026) moves the fake score so: fake <- (1 - w) fake + w G.
+    It takes place after each update of G.
 
     Args:
-        moved: whose parameters move.
-        towards: of the same architecture and with the same parameters in training.
+        moved: the fake score, whose trained parameters move.
+        towards: G, of the same architecture and with the same parameters in training.
         weight: w, from 0 to 1.
         first: updates of `towards` before which nothing moves.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.distributed.data_parallel import NOT_PARALLEL, Parallelism, full_tensor, local_tensor, shard_like
-from dmdistill.training.ema import EMA, Attraction
+from dmdistill.training.ema import EMA, ImplicitAlignment
 
 __all__ = ["NetworkOptimizer"]
 
@@ -37,7 +37,7 @@ class NetworkOptimizer:
 
     Attributes:
         emas: averages of the network, in the order of `halflives`.
-        attracted: other networks in training that each update moves towards this one; none at first.
+        alignments: other networks in training that each update moves towards this one; none at first.
         parameters: trained parameters.
         optimizer: the AdamW optimizer.
         scheduler: its learning-rate scheduler.
@@ -71,7 +71,7 @@ class NetworkOptimizer:
         self.network, self.name, self.parallel = network, name, parallel
         self.clip, self.clip_value = clip, clip_value
         self.emas = sharded_emas(network, halflives, parallel)
-        self.attracted: list[Attraction] = []
+        self.alignments: list[ImplicitAlignment] = []
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         named = network.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
@@ -122,8 +122,8 @@ class NetworkOptimizer:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.count += 1
-        for follower in (*self.emas, *self.attracted):
-            follower.update(self.count)
+        for average in (*self.emas, *self.alignments):
+            average.update(self.count)
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """Return the state dict of the network or of an EMA of it, without the frozen parameters."""

@@ -115,7 +115,7 @@ def check_time_shift(config: DistillConfig, teacher: Teacher) -> None:
 
 
 def check_augmentation(config: DistillConfig, teacher: Teacher) -> None:
-    """Raise a ValueError where images are to be augmented and the network cannot be told of it."""
+    """Raise a ValueError for augmentation with a network that takes no augmentation labels."""
     augment = config.fake_score.augment_fake
     if augment and getattr(teacher.network, "augment_dim", 0) != AUGMENT_LABELS:
         raise ValueError(

@@ -22,9 +22,9 @@ from dmdistill.training.best_checkpoint import BestCheckpoint
 from dmdistill.training.checkpoints import map_tensors
 from dmdistill.training.trainer import Trainer
 
-__all__ = ["SOLVED", "Monitor", "build_probe"]
+__all__ = ["TEACHER_IMAGES", "Monitor", "build_probe"]
 
-SOLVED = 16  # images of the teacher's solver where a run has no data: as many evaluations as a step or two of DMD2
+TEACHER_IMAGES = 16  # of its solver, where a run has no data: as many evaluations as a step or two of DMD2
 PREFIX = "frechet_"  # before the name of an EMA, in metrics.jsonl
 
 
@@ -109,7 +109,7 @@ class Monitor:
         run, probe = self.distillation, self.probe
         images = run.batches.reference_images(len(probe.z))
         if images is None:
-            count = min(SOLVED, len(probe.z))
+            count = min(TEACHER_IMAGES, len(probe.z))
             cond = None if probe.cond is None else probe.cond[:count]
             with torch.no_grad():
                 images = Samples(run.teacher.generate(probe.z[:count], cond), cond, count)

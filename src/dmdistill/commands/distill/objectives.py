@@ -141,7 +141,7 @@ class Objectives:
 
     @property
     def augment(self) -> Augment | None:
-        """The change of the images that SiD's fake score learns from."""
+        """The augmentation of the images that SiD's fake score learns from; None without one."""
         probability = self.schedule.config.fake_score.augment_fake
         return SampleAugmentation(GeometricAugmentation(probability)) if probability else None
 

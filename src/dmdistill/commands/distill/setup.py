@@ -22,7 +22,7 @@ from dmdistill.core.partition import SharedNoise, split_batch
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.models.discriminator import DenoiserWithHead, HeadDiscriminator, add_head
 from dmdistill.models.model import Teacher
-from dmdistill.training.ema import Attraction
+from dmdistill.training.ema import ImplicitAlignment
 from dmdistill.training.microbatches import run_in_lockstep
 from dmdistill.training.optimizer import NetworkOptimizer
 
@@ -107,7 +107,7 @@ def set_up(
         fake, head = add_discriminator(config, teacher, fake)
     optimizers = build_optimizers(config, phases, generator, fake, head, parallel)
     if config.fake_score.ida:
-        optimizers["generator"].attracted.append(attraction(config, phases, generator, fake))
+        optimizers["generator"].alignments.append(implicit_alignment(config, phases, generator, fake))
     memory = config.memory
     if not (parallel.is_sharded or memory.lora_student or memory.lora_fake):
         teacher.cast_weights()
@@ -122,11 +122,13 @@ def set_up(
     return Distillation(teacher, generator, fake, real, trained, optimizers, phases, objectives, batches, parallel, rng)
 
 
-def attraction(config: DistillConfig, phases: PhaseSchedule, generator: Generator, fake: Denoiser) -> Attraction:
+def implicit_alignment(
+    config: DistillConfig, phases: PhaseSchedule, generator: Generator, fake: Denoiser
+) -> ImplicitAlignment:
     """Build what moves the fake score towards the generator, from the first update that matches distributions."""
     moved = fake.denoiser if isinstance(fake, DenoiserWithHead) else fake
     first = phases.match_step if phases.regresses(0) else 0  # without a regression the generator's first update
-    return Attraction(moved, generator.denoiser, weight=config.fake_score.ida, first=first)
+    return ImplicitAlignment(moved, generator.denoiser, weight=config.fake_score.ida, first=first)
 
 
 def guided_teacher(config: DistillConfig, teacher: Teacher) -> Denoiser:

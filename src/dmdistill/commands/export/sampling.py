@@ -67,7 +67,7 @@ def flow_sampling(generator: Generator, schedule: Flow, config: dict[str, Any], 
         )
         options |= {"use_dynamic_shifting": False, "shift": schedule.shift if even else 1.0}
         options |= {"stochastic_sampling": steps > 1 and generator.transition == "sde"}
-        arguments = arguments if even else f"sigmas={shown(times)}"
+        arguments = arguments if even else f"sigmas={format_times(times)}"
     return Sampling(diffusers().FlowMatchEulerDiscreteScheduler.from_config({**config, **options}), arguments)
 
 
@@ -80,7 +80,7 @@ def vp_sampling(student: Student, config: dict[str, Any]) -> Sampling:
     if len(generator.timesteps) == 1 or generator.transition == "sde":
         return lcm_sampling(generator, config)
     scheduler = diffusers().DPMSolverMultistepScheduler.from_config({**config, **DPM})
-    return Sampling(scheduler, f"timesteps={shown(generator.timesteps)}")
+    return Sampling(scheduler, f"timesteps={format_times(generator.timesteps)}")
 
 
 def check_timesteps(student: Student) -> None:
@@ -118,7 +118,7 @@ def lcm_sampling(generator: Generator, config: dict[str, Any]) -> Sampling:
         if scheduler.timesteps.tolist() == times:
             options = {**config, **LCM, "original_inference_steps": original}
             return Sampling(diffusers().LCMScheduler.from_config(options), f"num_inference_steps={len(times)}")
-    return Sampling(scheduler, f"timesteps={shown(times)}")
+    return Sampling(scheduler, f"timesteps={format_times(times)}")
 
 
 def server_entries(student: Student) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def server_entries(student: Student) -> dict[str, Any]:
     }
 
 
-def shown(times: Iterable[float]) -> str:
+def format_times(times: Iterable[float]) -> str:
     """Return times as a list in code, whole ones as integers."""
     return f"[{', '.join(f'{time:.9g}' for time in times)}]"
 

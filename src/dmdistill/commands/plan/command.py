@@ -6,7 +6,7 @@ import torch
 
 from dmdistill.commands.distill.command import check_distill, load_configured_teacher
 from dmdistill.commands.distill.diagnostics import BINS
-from dmdistill.commands.distill.monitor import SOLVED
+from dmdistill.commands.distill.monitor import TEACHER_IMAGES
 from dmdistill.commands.options import change, check
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.plan.dry_run import Cost, DryRun, dry_run
@@ -114,7 +114,9 @@ def work_parts(config: PlanConfig, run: DryRun, costs: dict[str, Cost]) -> list[
     has_data = config.regression.lambda_reg > 0 or config.gan.data is not None
     judged = 2 * BINS if run.distillation.phases.has_gan else 0  # evaluations of the discriminator
     probed = len(run.probe.z) * (generated + (BINS + judged) * plain + BINS * guided)
-    compared = BINS * plain * len(run.probe.z) if has_data else min(SOLVED, len(run.probe.z)) * (solved + BINS * plain)
+    compared = (
+        BINS * plain * len(run.probe.z) if has_data else min(TEACHER_IMAGES, len(run.probe.z)) * (solved + BINS * plain)
+    )
     fresh = max(0, evaluation.report_images - pairs)
     steps = [
         (f"{phase.steps} steps: {phase.name}", phase.name, phase.steps * costs[phase.name].flops * config.processes)

@@ -70,9 +70,10 @@ def family(config: ReproduceConfig) -> dict[str, Any]:
     experiment = prepare_experiment(config, "fashion-dmd")
     rows = {"dmd": experiment.full}
     for name, (preset, adversarial) in FAMILY.items():
-        data = config.data if adversarial else None
-        settings = from_preset(DistillConfig, preset, data=data, start=config.start, compute=config.compute)
-        rows |= {} if name == "dmd" else {name: experiment.at_equal_compute(settings)}
+        if name not in rows:
+            data = config.data if adversarial else None
+            settings = from_preset(DistillConfig, preset, data=data, start=config.start, compute=config.compute)
+            rows[name] = experiment.at_equal_compute(settings)
     table = run_rows(experiment, config, rows, {name: config.seeds if name in REPEATED else 1 for name in FAMILY})
     students = {name.replace("-", " "): experiment.load_student(name, seed=0) for name in FAMILY}
     draw_comparison(config.out / "family-images.png", {"teacher": experiment.teacher, **students}, rows=1)
