@@ -27,10 +27,11 @@ __all__ = ["DTYPES", "OptionsCheck", "RunFolder", "open_run", "setup_compute"]
 
 SOURCES = ("teacher", "prompts", "start", "pairs", "reference", "lpips_weights", "decoder", "data")  # what a run reads
 MAY_CHANGE = {  # in a resumed run: what leaves its meaning, or what is checked by its content
-    *("out", "resume", "preset", "steps", "lr", "lr_fake", "grad_clip", *SOURCES),
+    *("out", "resume", "preset", "steps", "phase_steps", "lr", "lr_fake", "grad_clip", *SOURCES),
     *("accumulate", "strategy", "checkpointing", "compile", "device", "precision", "threads"),
     *("log_every", "log_to", "sample_every", "save_every", "save_dtype", "evaluate_every", "report_images", "keep"),
 }
+UNREPORTED = ("out", "resume", "phase_steps")  # the last is said in words, with the phases
 KEPT = ("pairs",)  # of a run that failed: they may have taken hours
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # of --save-dtype
 
@@ -70,7 +71,7 @@ class OptionsCheck:
         texts = {name: f"{flag_name(name)} {self.values[name]}, before {state[name]}" for name in changed}
         if refused := [text for name, text in texts.items() if name not in MAY_CHANGE]:
             raise ValueError(f"--resume: {'; '.join(refused)}: a run keeps these options, give the first or start anew")
-        if reported := [text for name, text in texts.items() if name not in ("out", "resume")]:
+        if reported := [text for name, text in texts.items() if name not in UNREPORTED]:
             self.say(f"resumed with other options: {'; '.join(reported)}")
 
 

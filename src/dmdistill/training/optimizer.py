@@ -42,7 +42,7 @@ class NetworkOptimizer:
         optimizer: the AdamW optimizer.
         scheduler: its learning-rate scheduler.
         count: number of updates.
-        gradient_norm: L2 norm of the last gradient before clipping.
+        gradient_norm: L2 norm of the last gradient before clipping; None before the first and once it is logged.
         check_finite: wait for the device after each gradient, and raise if it or the loss is not finite.
         nonfinite: 1 from the first non-finite loss or gradient on, else 0, on the device; the network then stays as it
             is.
@@ -87,7 +87,7 @@ class NetworkOptimizer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.losses: list[Tensor] = []  # of the microbatches so far
         self.count = 0
-        self.gradient_norm = torch.zeros(())
+        self.gradient_norm: Tensor | None = None
         self.check_finite = True
         self.nonfinite = torch.zeros(())
 
@@ -107,12 +107,11 @@ class NetworkOptimizer:
     def update(self, loss: Tensor) -> None:
         """Update the network and its EMAs by the accumulated gradient of this loss."""
         self.losses = []
-        self.gradient_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
-        finite = torch.isfinite(self.gradient_norm) & torch.isfinite(loss)
+        self.gradient_norm = norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
         if self.check_finite and not finite:
             self.optimizer.zero_grad()
-            norm = self.gradient_norm.item()
-            raise FloatingPointError(f"the {self.name}'s loss is {loss.item()}, the norm of its gradient {norm}")
+            raise FloatingPointError(f"the {self.name}'s loss is {loss.item()}, the norm of its gradient {norm.item()}")
         if self.clip_value is not None:
             for gradient in (local_tensor(p.grad) for p in self.parameters if p.grad is not None):
                 gradient.clamp_(-self.clip_value, self.clip_value)

@@ -223,10 +223,13 @@ class Trainer:
         self.started = time.perf_counter() - self.seconds
 
     def log(self, metrics: Mapping[str, float], progress: Callable[..., None]) -> None:
-        """Log the mean losses and gradient norms since the last row, with these metrics; show the losses."""
+        """Log the mean losses and last gradient norms since the last row, with these metrics; show the losses."""
         losses = {key: value.item() / self.counts[key] for key, value in self.sums.items()}
-        updates = {name: update for name, update in self.updates.items() if update.count}
-        norms = {f"gradient_{name}": update.gradient_norm.item() for name, update in updates.items()}
+        norms = {}
+        for name, update in self.updates.items():
+            if update.gradient_norm is not None:
+                norms[f"gradient_{name}"] = update.gradient_norm.item()
+                update.gradient_norm = None
         self.processes.on_main(lambda: self.write_row({**losses, **norms, **metrics}))
         self.sums, self.counts = {}, {}
         progress(self.step, losses)

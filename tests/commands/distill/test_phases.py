@@ -1,6 +1,12 @@
 """The phases of a distillation, by the losses in its log."""
 
+import pytest
+
 from dmdistill.commands.distill.command import distill
+from dmdistill.commands.distill.extended_run import keep_phases
+from dmdistill.commands.distill.schedule import PhaseSchedule
+from dmdistill.commands.options import change
+from dmdistill.commands.presets import write_config
 from dmdistill.training.metrics_log import read_metrics
 
 
@@ -26,3 +32,48 @@ def test_the_fake_score_learns_from_fake_from_on(settings):
     config = settings(match_from=0.67, fake_from=0.34, log_every=1)
     distill(config)
     assert ["loss_fake" in row for row in read_metrics(config.out)] == [False] * 2 + [True] * 4
+
+
+def losses_by_step(config):
+    """The names of the losses and gradients in each row of the log."""
+    names = [{key for key in row if key.startswith(("loss_", "gradient_"))} for row in read_metrics(config.out)]
+    return [sorted(key.removeprefix("loss_") for key in row if key.startswith("loss_")) for row in names], names
+
+
+def test_a_run_resumed_for_more_steps_keeps_its_phases_where_they_were(settings, capsys):
+    """And nothing is logged of a network that was not trained; resumed once more, they stay."""
+    phases = {"match_from": 0.5, "fake_from": 0.34, "regress_until": 0.84, "lambda_end": 0.5, "lr_decay": True}
+    config = settings(log_every=1, evaluate_every=20, sample_every=20, **phases)
+    distill(config)
+    first, _ = losses_by_step(config)
+    capsys.readouterr()
+    distill(change(config, resume=config.out, steps=8))
+    printed = " ".join(capsys.readouterr().out.split())
+    stay = "regression from step 0; regression, fake score from step 2; matching, regression from step 3; matching from"
+    assert f"phases stay where they are: {stay} step 5. --lr-decay: the learning rates fall to 0 at step 8" in printed
+    distill(change(config, resume=config.out, steps=9, phase_steps=6))
+    losses, names = losses_by_step(config)
+    assert losses == [*first, *3 * [["fake", "kl"]]]
+    assert all(("gradient_fake" in row) == ("loss_fake" in row) for row in names)
+
+
+@pytest.mark.parametrize("steps", [50, 100, 150, 400])
+def test_phases_of_an_extended_run_are_those_it_began_with(steps, settings):
+    shares = {"match_from": 0.4, "fake_from": 0.2, "regress_until": 0.9, "lambda_end": 0.0}
+    begun = settings(steps=100, lambda_reg=2.0, fake_steps=3, **shares)
+    begun.out.mkdir(parents=True)
+    write_config(begun, begun.out / "config.toml")
+    run = PhaseSchedule(keep_phases(change(begun, resume=begun.out, steps=steps)))
+    assert (run.fake_step, run.match_step, run.regression_end) == (20, 40, min(90, steps))
+    assert [run.lambda_reg(step) for step in (0, 50, 100, 300)] == [2.0, 1.0, 0.0, 0.0]
+    assert run.fake_updates == 20 + 3 * (steps - 40)
+    assert sum(phase.steps for phase in run.phases) == steps
+
+
+def test_a_regression_without_an_end_lasts_as_long_as_an_extended_run(settings):
+    begun = settings(steps=100)
+    begun.out.mkdir(parents=True)
+    write_config(begun, begun.out / "config.toml")
+    assert PhaseSchedule(keep_phases(change(begun, resume=begun.out, steps=300))).regresses(299)
+    dmd2 = change(begun, method="dmd2", lambda_reg=0.0, resume=begun.out, steps=300)
+    assert keep_phases(dmd2) == dmd2

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.distill.extended_run import describe_extension, keep_phases
 from dmdistill.commands.distill.functions import import_function, load_distance
 from dmdistill.commands.distill.initialization import check_student_times, initial_generator, trainable_copy
 from dmdistill.commands.distill.method_options import METHODS
@@ -57,10 +58,14 @@ def distill(config: DistillConfig) -> Student | None:
     with join_process_group(local_device(config.compute.device)) as processes:
         if is_elastic_restart() and (config.out / "config.toml").exists():
             config = replace(config, resume=config.out)
+        config = keep_phases(config)
+        extension = describe_extension(config)
         check_distill(config, processes)
         teacher = load_configured_teacher(config)
         with open_run(config, processes) as run:
             torch.manual_seed(config.seed)
+            if extension and processes.is_main:
+                run.print(extension)
             try:
                 return run_distillation(config, teacher, run)
             except KeyboardInterrupt:  # while pairs or a report were made: what is finished stays

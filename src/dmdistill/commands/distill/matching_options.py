@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmdistill.commands.options import require, require_name, require_positive
+from dmdistill.commands.options import require, require_at_least, require_name, require_positive
 
 __all__ = ["MatchingOptions"]
 
@@ -19,6 +19,8 @@ class MatchingOptions:
     """Match distributions. Without it regression is the only loss."""
     match_from: float = 0.0
     """Fraction of the run after which distributions are matched; before it regression is the only loss."""
+    phase_steps: int = 0
+    """Steps of which phases are fractions; 0 for --steps. A run that is resumed with other --steps keeps its own."""
     match_pairs: bool = False
     """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
     min_t: float = 0.02
@@ -37,6 +39,7 @@ class MatchingOptions:
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
         require(self, "a fraction from 0 to below 1", lambda value: 0 <= value < 1, "match_from")
+        require_at_least(self, 0, "phase_steps")
         require_positive(self, "time_shift")
         if not 0 <= self.min_t < self.max_t <= 1:
             raise ValueError(f"--min-t {self.min_t} --max-t {self.max_t}, expected 0 <= min-t < max-t <= 1")

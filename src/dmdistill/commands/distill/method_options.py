@@ -52,8 +52,8 @@ METHODS = {
 
 GAN_OPTIONS = ("gan_weight", "discriminator_weight", "gan_from", "discriminator", "discriminator_layers", "r1")
 PAIR_OPTIONS = ("pairs", "pair_count", "batch_reg", "distance", "lpips_weights", "lpips_side", "decoder")
-PHASE_OPTIONS = ("match", "match_from", "match_pairs", "fake_from", "rewarm", "regress_until", "lambda_end")
-REGRESSION_OPTIONS = (*PHASE_OPTIONS, *PAIR_OPTIONS)
+PHASE_OPTIONS = ("match_from", "fake_from", "rewarm", "regress_until", "lambda_end", "phase_steps")
+REGRESSION_OPTIONS = ("match", "match_pairs", *PHASE_OPTIONS, *PAIR_OPTIONS)
 SINGLE_OPTIONS = {
     "augment_fake": ("sid", "sida"),
     "discriminator": ("dmd2", "f-distill"),  # that of SiDA has no weights of its own

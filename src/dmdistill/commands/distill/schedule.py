@@ -41,7 +41,8 @@ class BatchNeeds:
 class PhaseSchedule:
     """When distributions are matched, when the fake score learns, when there is a regression, and when a GAN.
 
-    Steps count from 0. A method of the user's own has one phase: all of this in every step.
+    Steps count from 0. Fractions are those of `phase_steps`, with which a run began that is resumed for more steps. A
+    method of the user's own has one phase: all of this in every step.
     """
 
     config: DistillConfig
@@ -52,25 +53,34 @@ class PhaseSchedule:
         return METHODS.get(self.config.method)
 
     @property
+    def phase_steps(self) -> int:
+        """The number of steps of which the phases are fractions."""
+        return self.config.matching.phase_steps or self.config.steps
+
+    def first_step(self, fraction: float) -> int:
+        """Return the first step after a fraction of the run; the number of steps where it is not reached."""
+        return min(int(fraction * self.phase_steps), self.config.steps)
+
+    @property
     def match_step(self) -> int:
         """The first step in which distributions are matched."""
         config = self.config
         if self.method is None or not self.method.regression:
             return min(config.score.generator_from, config.steps) if self.method is not None else 0
-        return int(config.matching.match_from * config.steps) if config.regression.lambda_reg > 0 else 0
+        return self.first_step(config.matching.match_from) if config.regression.lambda_reg > 0 else 0
 
     @property
     def fake_step(self) -> int:
         """The first step in which the fake score learns."""
         if self.method is not None and not self.method.regression:
             return 0
-        return min(self.match_step, int(self.config.fake_score.fake_from * self.config.steps))
+        return min(self.match_step, self.first_step(self.config.fake_score.fake_from))
 
     @property
     def regression_end(self) -> int:
         """The first step without a regression."""
         share = self.config.regression.regress_until if self.config.method == "dmd" else 1.0
-        return int(share * self.config.steps)
+        return self.first_step(share) if share < 1 else self.config.steps  # 1: as long as the run lasts
 
     @property
     def gan_step(self) -> int:
@@ -104,9 +114,9 @@ class PhaseSchedule:
         return self.config.fake_score.fake_steps if self.matches(step) else int(self.trains_fake(step))
 
     def lambda_reg(self, step: int) -> float:
-        """Return the weight of the regression in a step; it falls linearly to the share `lambda_end`."""
+        """Return the weight of the regression in a step; it falls linearly to a share, `lambda_end`, and stays."""
         options = self.config.regression
-        return options.lambda_reg * (1 + (options.lambda_end - 1) * step / self.config.steps)
+        return options.lambda_reg * (1 + (options.lambda_end - 1) * min(step / self.phase_steps, 1.0))
 
     def batch_needs(self, step: int) -> BatchNeeds:
         """Return what a step's batch holds."""
