@@ -12,7 +12,7 @@ import torch
 from dmdistill.data.prompt_embeddings import encode_texts
 from dmdistill.data.prompt_files import read_prompts
 from dmdistill.models.model import Model
-from dmdistill.training.progress import track
+from dmdistill.training.progress import track_rows
 
 __all__ = ["with_prompt_texts", "with_prompts"]
 
@@ -63,7 +63,7 @@ def with_prompt_texts(
     """
     check_text(model, f"--prompt {texts[0]!r}")
     assert model.text is not None
-    return replace(model, conditions=encode_texts(texts, model.text, folder, device=device, track=track))
+    return replace(model, conditions=encode_texts(texts, model.text, folder, device=device, track=track_rows))
 
 
 def check_text(model: Model, given: str) -> None:

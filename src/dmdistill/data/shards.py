@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from dmdistill.io.atomic import read_safetensors, write_safetensors
 
 __all__ = ["ShardLayout", "Track", "gather_rows", "read_shard", "write_shards"]
 
-Track = Callable[[Sequence[Any], str], Iterable[Any]]  # wraps a list to show progress under a name
+Track = Callable[[Sequence[range], str], Iterable[range]]  # wraps batches of rows to show progress under a name
 MakeBatch = Callable[[int, slice], dict[str, Tensor]]
 
 
@@ -47,6 +46,11 @@ class ShardLayout:
         """Return the number of rows in a shard."""
         return min(self.size, self.count - shard * self.size)
 
+    def batches(self, shard: int, size: int) -> list[range]:
+        """Split a shard into batches; their rows are counted over all shards."""
+        first, end = shard * self.size, shard * self.size + self.rows(shard)
+        return [range(start, min(start + size, end)) for start in range(first, end, size)]
+
     def missing(self) -> list[int]:
         """Return the shards whose files do not exist."""
         return [shard for shard in range(len(self)) if not self.file(shard).exists()]
@@ -57,12 +61,12 @@ def write_shards(
 ) -> None:
     """Make shards of these numbers batch by batch, rows in their order, and write each when it is complete.
 
-    `make_batch`: (shard, rows of it) -> tensors by name. `track` shows progress under `name`.
+    `make_batch`: (shard, rows of it) -> tensors by name. `track` shows progress in rows under `name`.
     """
-    batches = [(shard, start) for shard in shards for start in range(0, layout.rows(shard), batch)]
     parts: list[dict[str, Tensor]] = []
-    for shard, start in track(batches, name):
-        stop = min(start + batch, layout.rows(shard))
+    for rows in track([rows for shard in shards for rows in layout.batches(shard, batch)], name):
+        shard, start = divmod(rows.start, layout.size)
+        stop = start + len(rows)
         parts.append(make_batch(shard, slice(start, stop)))
         if stop == layout.rows(shard):
             write_safetensors(

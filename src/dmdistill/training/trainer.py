@@ -147,6 +147,8 @@ class Trainer:
             self.seconds = time.perf_counter() - self.started
             if metrics or log:
                 self.log(metrics, progress)
+            else:
+                progress(self.step)
             if save:
                 self.save()
             if stop:

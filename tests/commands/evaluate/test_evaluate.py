@@ -288,7 +288,7 @@ def test_names_with_brackets_are_printed_as_they_are(photos, network, tmp_path, 
     run(folder, folder, metrics="fid")
     captured = capsys.readouterr()
     assert f"compared with {folder}" in captured.out
-    assert f"extracting features of {folder} 1/1" in captured.out
+    assert f"extracting features of {folder} 60/60" in captured.out
     assert "FID of 60 images" in captured.err
 
 

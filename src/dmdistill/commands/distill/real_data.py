@@ -19,7 +19,7 @@ from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.folders import writable_cache_folder
 from dmdistill.models.autoencoder import Autoencoder
 from dmdistill.models.model import Teacher
-from dmdistill.training.progress import track
+from dmdistill.training.progress import track_rows
 
 __all__ = ["load_real_images"]
 
@@ -148,7 +148,7 @@ def read_latents(
             processes.split(missing),
             lambda x: encoder.encode(x.to(device)),
             batch=batch,
-            track=track,
+            track=track_rows,
         )
         processes.barrier()
     return latent_reader(layout, shape)

@@ -52,7 +52,9 @@ def extract_features(
     blocks = processes.split(batch_ranges(count, size))
     partial = PartialResults(extractions, lambda: [source.digest(), count, size, processes.rank, processes.world_size])
     start = partial.resume()
-    bar = progress_bar(name, len(blocks)) if processes.is_main else contextlib.nullcontext(lambda _: None)
+    bar = contextlib.nullcontext(lambda _: None)
+    if processes.is_main:
+        bar = progress_bar(name, sum(map(len, blocks)), start=sum(map(len, blocks[:start])))
     with bar as advance:
         for done, block in enumerate(blocks[start:], start + 1):
             images = torch.cat([source.images(rows) for rows in split_evenly(block, batch)])
@@ -60,8 +62,8 @@ def extract_features(
                 group = images[i : i + GROUP]
                 for extraction in extractions:
                     extraction.add(group, block[i : i + len(group)])
+                advance(sum(map(len, blocks[: done - 1])) + i + len(group))
             partial.save(done)
-            advance(done)
     for extraction in extractions:
         extraction.accumulator.merge()
     shares = processes.gather([extraction.accumulator for extraction in extractions])

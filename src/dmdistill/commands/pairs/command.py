@@ -18,7 +18,7 @@ from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
-from dmdistill.training.progress import track
+from dmdistill.training.progress import track_rows
 
 __all__ = ["check_guidable", "make_teacher_pairs", "pairs", "with_solver_options"]
 
@@ -85,7 +85,7 @@ def make_teacher_pairs(
         generate=lambda z, index: teacher.generate(z, teacher.condition(index)),
         batch=batch,
         device=teacher.device,
-        track=track,
+        track=track_rows,
         processes=processes,
     )
 
