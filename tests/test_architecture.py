@@ -16,7 +16,7 @@ TEMPLATES = sorted(ROOT.glob("commands/export/templates/[!_]*.py"))  # files tha
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in TEMPLATES]
 TIERS = [["core", "networks", "distributed"], ["io"], ["data", "training"], ["metrics"], ["models"], ["commands"]]
 COMMAND_TIERS = [
-    ["options", "presets"],
+    ["options", "presets", "help_text", "unknown_words"],
     ["run_folder", "prompts"],
     ["pairs", "teach", "evaluate", "sample", "export", "convert", "classifier"],
     ["distill", "bench"],
@@ -146,7 +146,7 @@ def test_no_name_ends_in_of():
     assert sorted(name for name in names if name.endswith("_of")) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["distill", "--help-all"]])
 def test_help_loads_no_torch_and_is_quick(arguments):
     """CPU time, which a busy machine hardly changes."""
     code = (

@@ -116,7 +116,7 @@ def test_commands_that_need_more_parse(page, tmp_path, monkeypatch):
             assert config.batch % world_size(launch) == config.regression.batch_reg % world_size(launch) == 0
 
 
-OTHER_FLAGS = {"--help", "--nproc-per-node", "--max-restarts", "--dependency", "--no-deps", "--own-pairs"}
+OTHER_FLAGS = {"--help", "--help-all", "--nproc-per-node", "--max-restarts", "--dependency", "--no-deps", "--own-pairs"}
 
 
 def test_flags_in_sentences_exist():

@@ -20,6 +20,7 @@ from dmdistill.commands.convert.config import ConvertConfig
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.export.config import ExportConfig
+from dmdistill.commands.help_text import command_help
 from dmdistill.commands.info.config import InfoConfig
 from dmdistill.commands.list_presets.config import PresetsConfig
 from dmdistill.commands.options import check, expand_users, flag_name, option_values
@@ -29,6 +30,7 @@ from dmdistill.commands.presets import from_method, from_preset, from_run, recom
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach.config import TeachConfig
+from dmdistill.commands.unknown_words import check_words
 from dmdistill.training.signals import TrainingStopped
 
 __all__ = ["main"]
@@ -62,7 +64,7 @@ COMMANDS = {
     "classifier": Command(ClassifierConfig, "train_classifier"),
     "reproduce": Command(ReproduceConfig, "reproduce"),
 }
-HELP = ("-h", "--help")
+HELP = ("-h", "--help", "--help-all")
 BUNDLED = {"teach": Path("datasets/fashion-mnist"), "pairs": "fashion", "distill": "fashion", "plan": "fashion"}
 """The default data or teacher of the commands with presets: for it, the preset of its method is the default."""
 
@@ -75,8 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config: Any = None
     try:
         arguments = list(sys.argv[1:] if arguments is None else arguments)
-        if arguments in ([], ["--version"]):
-            print(f"dmdistill {__version__}" if arguments else short_help())
+        if not arguments or arguments[0] in ("--version", *HELP):
+            print(f"dmdistill {__version__}" if arguments[:1] == ["--version"] else short_help())
+            return
+        check_words(
+            [word for word in arguments if word not in HELP], {name: one.config for name, one in COMMANDS.items()}
+        )
+        if asked := [word for word in arguments if word in HELP]:
+            print(long_help(arguments, everything="--help-all" in asked))
             return
         name, config = parse(arguments)
         check(config)
@@ -107,6 +115,13 @@ def short_help() -> str:
     return "\n".join([*lines, "", "`dmdistill COMMAND --help` lists the options of a command."])
 
 
+def long_help(arguments: list[str], *, everything: bool) -> str:
+    """Return the help of a command; where it has presets, with the values that the other arguments choose."""
+    words = [word for word in arguments if word not in HELP]
+    config = parse(words)[1] if words[0] in BUNDLED else None
+    return command_help(words[0], COMMANDS[words[0]].config, config, everything=everything)
+
+
 def fail(message: str, *, code: int = 2) -> None:
     """Print a message to stderr and exit."""
     print(f"dmdistill: {message}", file=sys.stderr)
@@ -115,8 +130,7 @@ def fail(message: str, *, code: int = 2) -> None:
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
     """Return the command and its configuration: options of a preset or of a resumed run, with the flags over them."""
-    with_presets = arguments[0] in BUNDLED  # then their help shows the preset's values
-    config = parse_flags([word for word in arguments if not (with_presets and word in HELP)], {})
+    config = parse_flags(arguments, {})
     name = next(name for name, command in COMMANDS.items() if type(config) is command.config)
     if folder := getattr(config, "resume", None):
         defaults = {name: from_run(type(config), folder.expanduser())}
