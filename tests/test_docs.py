@@ -19,11 +19,12 @@ from dmdistill.commands.presets import option_types, preset_names
 from dmdistill.core.divergences import DIVERGENCES
 from dmdistill.metrics.lpips_weights import load_lpips
 from helpers.lpips_sources import write_lpips_sources
+from helpers.tiny_pipelines import tiny_stable_diffusion
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALL = {
-    "distill": "--steps 2 --pair-count 8 --report-images 0 --evaluate-images 8 --batch 4 --batch-reg 4",
+    "distill": "--steps 2 --report-images 0 --evaluate-images 8 --batch 4",
     "teach": "--steps 2 --batch 4",
     "pairs": "--pair-count 8",
     "bench": "--repeats 1 --max-batch 1 --solver-steps 2",
@@ -37,6 +38,7 @@ SMALL = {
     "reproduce fig3": "--seeds 1 --steps 2",
     "reproduce fig4": "--seeds 1",
 }
+SMALL_PAIRS = "--pair-count 8 --batch-reg 4"  # of the method with a regression
 SMALL_PYTHON = (
     "steps=500",
     "steps=2, pair_count=8, report_images=0, evaluate_images=8, batch=4, batch_reg=4",
@@ -63,9 +65,11 @@ def test_a_page_runs(page, tmp_path, monkeypatch, idx_folder):
     (tmp_path / "datasets" / "fashion-mnist").symlink_to(idx_folder)
     if "vgg16-397923af.pth" in page.read_text(encoding="utf-8"):
         write_lpips_sources(tmp_path)
+    if "pipelines/sd15" in page.read_text(encoding="utf-8"):
+        tiny_stable_diffusion(tmp_path / "pipelines" / "sd15")
     torch.manual_seed(0)
     names: dict = {}
-    for language, file, text in blocks(page, "bash|python|toml"):
+    for language, file, text in blocks(page, "bash|python|text|toml"):
         if file:
             (tmp_path / file).write_text(text, encoding="utf-8")
         if language == "python":
@@ -86,7 +90,15 @@ def run_commands(text: str) -> None:
             assert words[1] in targets
         else:
             assert words[0] == "dmdistill", line
-            main([*words[1:], *SMALL[words[1] if words[1] in SMALL else " ".join(words[1:3])].split()])
+            main([*words[1:], *small_options(words[1:])])
+
+
+def small_options(words: list[str]) -> list[str]:
+    """Return the options that make a command small."""
+    options = SMALL[words[0] if words[0] in SMALL else " ".join(words[:2])].split()
+    if words[0] == "distill" and getattr(parse(words)[1], "method", "") == "dmd":
+        options += SMALL_PAIRS.split()
+    return options
 
 
 def command_lines(page: Path) -> list[tuple[list[str], list[str]]]:
