@@ -1,5 +1,7 @@
-"""The examples are true: one model under four parameterisations."""
+"""The examples are true: one model under four parameterisations, and the notebook."""
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,10 +17,17 @@ from dmdistill.core.generators import Generator
 from dmdistill.models.load import load_model, load_teacher
 from helpers.configs import configure
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 from examples import parameterisations
 
 OTHERS = ("eps", "v", "velocity")
+SMALL = {  # sizes in the notebook -> in its test
+    "steps=100": "steps=2",
+    "batch=16": "batch=4",
+    "every=50": "every=2",
+    "evaluate_images=500": "evaluate_images=8",
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +102,28 @@ def test_a_student_belongs_to_its_teacher(tmp_path):
     with pytest.raises(ValueError, match="has a network of another package"):
         convert(ConvertConfig("examples.parameterisations:eps", tmp_path / "c"))
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells of code, in their order, with few images; it stores no outputs."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "first-student.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    names: dict = {}
+    for cell in cells:
+        text = "".join(cell["source"])
+        for size, small in SMALL.items():
+            text = text.replace(size, small)
+        exec(compile(text, "first-student.ipynb", "exec"), names)
+    assert (tmp_path / "boots.png").is_file()
+    assert names["student"].evaluations == 1
+    assert all(size in str(cells) for size in SMALL)
+
+
+def test_the_notebooks_links_lead_somewhere():
+    text = (ROOT / "examples" / "first-student.ipynb").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert (ROOT / "examples" / target).exists(), target
