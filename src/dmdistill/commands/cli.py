@@ -16,6 +16,7 @@ from tyro.conf import subcommand
 from dmdistill import __version__
 from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.classifier.config import ClassifierConfig
+from dmdistill.commands.completion.config import CompletionConfig
 from dmdistill.commands.convert.config import ConvertConfig
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
@@ -63,6 +64,7 @@ COMMANDS = {
     "convert": Command(ConvertConfig, "convert"),
     "classifier": Command(ClassifierConfig, "train_classifier"),
     "reproduce": Command(ReproduceConfig, "reproduce"),
+    "completion": Command(CompletionConfig, "completion"),
 }
 HELP = ("-h", "--help", "--help-all")
 BUNDLED = {"teach": Path("datasets/fashion-mnist"), "pairs": "fashion", "distill": "fashion", "plan": "fashion"}
