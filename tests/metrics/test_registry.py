@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.frechet import Statistics
 from dmdistill.metrics.inception_score import ClassScores
-from dmdistill.metrics.registry import METRICS, MetricOptions, compute_metrics, metric_label, parse_metrics
+from dmdistill.metrics.registry import BY_PROMPT, METRICS, MetricOptions, compute_metrics, metric_label, parse_metrics
 from helpers.feature_statistics import extract
 
 COMPARING = ("fid", "kid", "precision", "recall", "density", "coverage")
@@ -134,10 +134,11 @@ def test_every_value_has_a_label_and_every_metric_its_own_value():
     classes = ClassScores()
     classes.add(torch.eye(4).repeat(5, 1))
     x, options = replace(x, classes=classes), MetricOptions(kid_subset_size=50)
-    scores = FeatureStatistics("clip-1", "clip", Statistics(torch.tensor([30.0]), torch.zeros(1, 1), 9))
-    found = compute_metrics([name for name in METRICS if name != "clip"], x, x, rng=rng(), options=options)
-    found |= compute_metrics(["clip"], scores, rng=rng())
-    assert found["clip"] == 30
+    found = compute_metrics([name for name in METRICS if name not in BY_PROMPT], x, x, rng=rng(), options=options)
+    for name, mean in zip(BY_PROMPT, (30.0, 0.5), strict=True):
+        scores = FeatureStatistics(f"{name}-1", name, Statistics(torch.tensor([mean]), torch.zeros(1, 1), 9))
+        found |= compute_metrics([name], scores, rng=rng())
+        assert found[name] == mean
     assert {*METRICS, "kid_error", "is_std"} == set(found)
     assert all(metric_label(key)[0] != "" for key in found)
 

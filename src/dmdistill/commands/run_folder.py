@@ -111,9 +111,10 @@ class RunFolder:
             write_config(self.config, temporary)
 
     def has_results(self) -> bool:
-        """Whether the run has a checkpoint or a row of its log."""
+        """Whether the run, or a part of it in a folder of its own, has a checkpoint, or it has a row of its log."""
         log = self.folder / "metrics.jsonl"
-        return any(self.folder.glob("checkpoints/*.pt")) or (log.is_file() and log.stat().st_size > 0)
+        checkpoints = (self.folder.glob(f"{part}checkpoints/*.pt") for part in ("", "*/"))
+        return any(map(any, checkpoints)) or (log.is_file() and log.stat().st_size > 0)
 
     def print(self, text: str) -> None:
         """Print a line."""

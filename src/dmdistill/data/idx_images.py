@@ -21,6 +21,7 @@ __all__ = ["FASHION_CLASSES", "FASHION_SHA256", "is_idx_folder", "load_idx_image
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+FASHION_CLASSIFIER = "fashion-classifier"  # bundled
 FASHION_SHA256 = {  # of the pixels of its training and of its test images (Xiao et al. 2017, MIT licence)
     "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
     "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
@@ -72,8 +73,14 @@ def load_idx_images(folder: Path, *, train: bool = True) -> LabelledImages:
             "expected N H W and N"
         )
     if hashlib.sha256(images.numpy().tobytes()).hexdigest() in FASHION_SHA256:
-        about = {"name": "fashion", "licence": "MIT", "feature_extractor": "fashion-classifier"}
-        return LabelledImages(images[:, None], labels.long(), FASHION_CLASSES, **about)
+        return LabelledImages(
+            images[:, None],
+            labels.long(),
+            FASHION_CLASSES,
+            "fashion",
+            licence="MIT",
+            feature_extractor=FASHION_CLASSIFIER,
+        )
     other = find_idx_file(folder, "labels", train=not train)
     known = labels if other is None else torch.cat([labels, read_idx(other).flatten()])
     values = known.unique()  # letters count from 1

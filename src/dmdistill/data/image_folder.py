@@ -28,6 +28,7 @@ from dmdistill.io.limits import check_expansion
 __all__ = ["ImageFolder", "has_images", "is_table", "open_image_folder", "open_image_table"]
 
 THREADS = 8  # decoding releases Python's lock
+ABOUT = ("name", "licence", "feature_extractor")  # of the data set, in about.json
 
 
 class ImageFolder:
@@ -62,8 +63,13 @@ class ImageFolder:
 
     @property
     def about(self) -> dict[str, str]:
-        """The set's name, that of its folder, zip or table."""
-        return {"name": (self.table or self.path).resolve().stem}
+        """The set's name, that of its folder, zip or table, and what about.json in it says: name, licence, ..."""
+        known = {"name": (self.table or self.path).resolve().stem}
+        try:
+            said = json.loads(self.read_text("about.json") or "{}")
+        except (ValueError, RecursionError):
+            return known
+        return known | {key: said[key] for key in ABOUT if isinstance(said, dict) and isinstance(said.get(key), str)}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -32,6 +32,7 @@ class LabelledImages:
         images: uint8, N C H W.
         labels: int64, N; zeros where there are no classes.
         names: of the classes; none for images without labels.
+        captions: of the images; none where they have none, or where they were not read.
         name: of the data set.
         licence: of the data set.
         feature_extractor: name of the classifier whose features measure such images, or None.
@@ -43,6 +44,7 @@ class LabelledImages:
     name: str = "images"
     licence: str = "unknown"
     feature_extractor: str | None = None
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

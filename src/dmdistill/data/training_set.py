@@ -78,22 +78,25 @@ class TrainingSet:
         return x, labels if augment is None else with_augmentation(labels, augment)
 
 
-def load_labelled_images(folder: Path, *, train: bool = True, side: int | None = None) -> LabelledImages:
+def load_labelled_images(
+    folder: Path, *, train: bool = True, side: int | None = None, captions: bool = False
+) -> LabelledImages:
     """Load all images of a source with their labels, if they have any.
 
     Args:
         folder: of a set, or another source of `open_images`. Sets of pictures have no test part.
         train: which part.
         side: pixels that each image is cropped and resized to; None for images as they are, which must be of one size.
+        captions: read the captions, too, where the images have some.
 
     Raises:
-        ValueError: a file is missing or damaged, sizes differ, or only some images have labels.
+        ValueError: a file is missing or damaged, sizes differ, or only some images have labels or captions.
     """
     pictures = open_images(str(folder) if train else f"{folder}:test", side=side)
     labels, count = pictures.labels, len(pictures)
     images = torch.empty(count, *pictures.shape, dtype=torch.uint8)
     for start in range(0, count, BLOCK):
         images[start : start + BLOCK] = pictures.images(range(start, min(start + BLOCK, count)))
-    if labels is None:
-        return LabelledImages(images, torch.zeros(count, dtype=torch.int64), (), **pictures.about)
-    return LabelledImages(images, labels.index, labels.names, **pictures.about)
+    index, names = (torch.zeros(count, dtype=torch.int64), ()) if labels is None else (labels.index, labels.names)
+    texts = tuple(pictures.captions or ()) if captions else ()
+    return LabelledImages(images, index, names, **pictures.about, captions=texts)

@@ -20,6 +20,7 @@ from dmdistill.networks.image_classifier import Classifier
 __all__ = ["ClassifierFeatures", "load_classifier_features"]
 
 SIZES = {"in_channels": 3, "classes": 100_000, "width": 4096}  # arguments of the network, and the largest sensible
+MAX_RESOLUTION = 4096
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class ClassifierFeatures:
         name: of its metrics.
         classifier: in evaluation mode.
         reference: statistics of the real images in its features.
+        resolution: sides of its images in pixels; larger images are cropped to the middle, as padded ones have to be.
+            None takes images of any size as they are.
     """
 
     name: str
     classifier: Classifier
     reference: Statistics
+    resolution: int | None = None
 
     @property
     def id(self) -> str:
@@ -49,11 +53,23 @@ class ClassifierFeatures:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Compute features, B D, fp32, of uint8 images, B C H W. ValueError for another number of channels."""
+        return self.classifier.features(self.prepare(images))
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """Predict the classes, int64 (B,), of uint8 images, B C H W. ValueError as for features."""
+        return self.classifier(self.prepare(images)).argmax(1)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return uint8 images, B C H W, as the classifier takes them."""
         if check_uint8(images).shape[1] != self.channels:
             raise ValueError(
                 f"images have {images.shape[1]} channels, the classifier {self.name} takes {self.channels}"
             )
-        return self.classifier.features(from_uint8(images.to(self.classifier.stem.weight.device)))
+        if self.resolution is not None:
+            top, left = (max(side - self.resolution, 0) // 2 for side in images.shape[2:])
+            images = images[:, :, top : top + self.resolution, left : left + self.resolution]
+        return from_uint8(images.to(self.classifier.stem.weight.device))
 
 
 def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatures:
@@ -67,7 +83,7 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
     config_file, weights_file, reference_file = (
         folder / file for file in ("config.json", "model.safetensors", "reference.safetensors")
     )
-    name, network = read_config(config_file)
+    name, network, resolution = read_config(config_file)
     weights = read_safetensors(weights_file)
     with torch.device("meta"):  # sizes are compared before memory is taken
         check_weights(weights, Classifier(**network), weights_file)
@@ -80,11 +96,11 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
     note_unverified(config_file, weights_file, reference_file)
     classifier.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     classifier.eval().requires_grad_(False)
-    return ClassifierFeatures(name, classifier, reference)
+    return ClassifierFeatures(name, classifier, reference, resolution)
 
 
-def read_config(file: Path) -> tuple[str, dict[str, int]]:
-    """Read name and network of a classifier's config.json.
+def read_config(file: Path) -> tuple[str, dict[str, int], int | None]:
+    """Read name, network and resolution (None where there is none) of a classifier's config.json.
 
     ValueError, naming the file, for unexpected values, or where its checksum differs.
     """
@@ -99,5 +115,8 @@ def read_config(file: Path) -> tuple[str, dict[str, int]]:
     for key, value in network.items():
         if type(value) is not int or not 1 <= value <= SIZES[key]:
             raise ValueError(f"{file}: {key} is {value!r:.200}, expected an integer from 1 to {SIZES[key]}")
+    resolution = config.get("resolution")
+    if resolution is not None and not (type(resolution) is int and 1 <= resolution <= MAX_RESOLUTION):
+        raise ValueError(f"{file}: resolution is {resolution!r:.200}, expected an integer from 1 to {MAX_RESOLUTION}")
     pop_checksum(config, file)
-    return name, network
+    return name, network, resolution

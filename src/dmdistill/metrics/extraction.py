@@ -1,17 +1,17 @@
-"""Feature extraction: one network's accumulated features, or CLIP scores, of a numbered set of images."""
+"""Feature extraction: one network's accumulated features, or scores by prompts, of a numbered set of images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
 from dmdistill.metrics.accumulate import CAPACITY, FeatureAccumulator, FeatureStatistics
-from dmdistill.metrics.clip_score import ClipScore
 from dmdistill.metrics.features import ClassPredictor, FeatureExtractor
 
-__all__ = ["ClipScoring", "Extraction", "FeatureExtraction"]
+__all__ = ["Extraction", "FeatureExtraction", "PromptScore", "PromptScoring"]
 
 
 @dataclass
@@ -58,25 +58,41 @@ class FeatureExtraction:
         return self.accumulator.statistics()
 
 
-@dataclass
-class ClipScoring:
-    """Accumulation of CLIP scores, as features of one number: prompts belong to images in turn.
+class PromptScore(Protocol):
+    """A score of images by their prompts.
 
     Attributes:
-        score: the CLIP model.
+        id: names the weights, for caches.
+    """
+
+    id: str
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score images (uint8, B C H W), each by its prompt: fp32, B, on the CPU."""
+        ...
+
+
+@dataclass
+class PromptScoring:
+    """Accumulation of scores by prompts, as features of one number: prompts belong to images in turn.
+
+    Attributes:
+        name: of the metric: clip or alignment.
+        score: of images and prompts.
         prompts: prompt i % len(prompts) belongs to image i.
     """
 
-    score: ClipScore
+    name: str
+    score: PromptScore
     prompts: Sequence[str]
     accumulator: FeatureAccumulator = field(init=False)
 
     def __post_init__(self) -> None:
-        self.accumulator = FeatureAccumulator(self.score.id, "clip", 0)
+        self.accumulator = FeatureAccumulator(self.score.id, self.name, 0)
 
     @property
     def id(self) -> str:
-        """Names the model and the prompts."""
+        """Names the score and the prompts."""
         return f"{self.score.id}, {list(self.prompts)}"
 
     def add(self, images: Tensor, rows: range) -> None:
@@ -85,5 +101,5 @@ class ClipScoring:
         self.accumulator.add(scores[:, None], first=rows.start)
 
 
-Extraction = FeatureExtraction | ClipScoring
+Extraction = FeatureExtraction | PromptScoring
 """What one network accumulates of a numbered set of images."""

@@ -15,7 +15,16 @@ from dmdistill.metrics.frechet import frechet_distance
 from dmdistill.metrics.kid import kernel_inception_distance
 from dmdistill.metrics.precision_recall import density_coverage, precision_recall
 
-__all__ = ["METRICS", "Metric", "MetricOptions", "check_metrics", "compute_metrics", "metric_label", "parse_metrics"]
+__all__ = [
+    "BY_PROMPT",
+    "METRICS",
+    "Metric",
+    "MetricOptions",
+    "check_metrics",
+    "compute_metrics",
+    "metric_label",
+    "parse_metrics",
+]
 
 
 @dataclass(frozen=True)
@@ -102,9 +111,9 @@ def inception_score(inputs: Comparison) -> dict[str, float]:
     return dict(zip(("is", "is_std"), inputs.generated.classes.score(), strict=True))
 
 
-def clip_score(inputs: Comparison) -> dict[str, float]:
-    """Return the mean CLIP score."""
-    return {"clip": float(inputs.generated.statistics.mean)}
+def prompt_score(inputs: Comparison) -> dict[str, float]:
+    """Return the mean of a score by prompts, named by the metric: clip or alignment."""
+    return {inputs.metric: float(inputs.generated.statistics.mean)}
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class Metric:
 
     label: str
     compute: Callable[[Comparison], Mapping[str, float]]
-    extractor: Literal["inception", "classifier", "clip"] | None = None
+    extractor: Literal["inception", "classifier", "clip", "alignment"] | None = None
     lower_is_better: bool = False
     needs_reference: bool = True
     needs_features: bool = True
@@ -156,8 +165,10 @@ METRICS = {
         needs_classes=True,
         min_images=10,
     ),
-    "clip": Metric("CLIP score", clip_score, extractor="clip", needs_reference=False, needs_features=False),
+    "clip": Metric("CLIP score", prompt_score, extractor="clip", needs_reference=False, needs_features=False),
+    "alignment": Metric("alignment", prompt_score, extractor="alignment", needs_reference=False, needs_features=False),
 }
+BY_PROMPT = ("clip", "alignment")  # metrics that score images by their prompts
 SPREADS = {"kid": "kid_error", "is": "is_std"}  # values that a metric has besides its own
 SPREAD_LABELS = {"kid_error": "KID error", "is_std": "Inception score std"}
 
@@ -185,11 +196,11 @@ def compute_metrics(
     check_metrics(names)
     values: dict[str, float] = {}
     for name in (name for name in METRICS if name in names):
-        if (needed := METRICS[name].extractor) in ("inception", "clip") and generated.name != needed:
+        if (needed := METRICS[name].extractor) in ("inception", *BY_PROMPT) and generated.name != needed:
             raise ValueError(f"{name} is defined for the features of {needed}, these are {generated.name}'s")
         if name not in values:
             values |= METRICS[name].compute(Comparison(name, generated, reference, options or MetricOptions(), rng))
-    suffix = "" if generated.name in ("inception", "clip") else f"_{generated.name}"
+    suffix = "" if generated.name in ("inception", *BY_PROMPT) else f"_{generated.name}"
     keys = [key for name in METRICS if name in names for key in (name, SPREADS.get(name, "")) if key]
     return {key + suffix: values[key] for key in keys}
 

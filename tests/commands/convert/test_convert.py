@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from dmdistill.commands.cli import main
+from dmdistill.data.image_sources import open_images
+from dmdistill.data.prompt_files import read_prompts
 from dmdistill.io.weights import bundled_models
 from dmdistill.models.load import load_teacher
 from dmdistill.networks.song_unet import SongUNet
@@ -96,3 +98,30 @@ def test_a_killed_conversion_does_not_block_the_next(checkpoint, tmp_path):
     main(["convert", str(checkpoint), str(tmp_path / "out")])
     assert load_teacher(str(tmp_path / "out")).name == "mine"
     assert sorted(os.listdir(tmp_path)) == ["mine.pkl", "out"]
+
+
+def test_captions_of_fashion_mnist_become_a_set_of_images_or_a_list(idx_folder, tmp_path, capsys):
+    for name in ("captioned.zip", "captions.txt"):
+        main(["convert", "fashion-captions", str(tmp_path / name), "--data", f"{idx_folder}:test"])
+        assert "60 captions" in capsys.readouterr().out
+    images = open_images(str(tmp_path / "captioned.zip"))
+    assert sorted(images.captions) == sorted(read_prompts(tmp_path / "captions.txt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["captioned.png"], "expected a name ending in .zip or .txt"),
+        (["there.zip"], "there.zip already exists"),
+        (["new.zip", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_captions_that_cannot_be_written_are_refused(arguments, message, idx_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.zip").touch()
+    data = [] if "--data" in arguments else ["--data", str(idx_folder)]
+    with pytest.raises(SystemExit) as end:
+        main(["convert", "fashion-captions", *arguments, *data])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new.zip").exists()

@@ -107,7 +107,8 @@ def describe_real_images(
         return classifier.features(from_uint8(images.to(device)))
 
     moments = accumulate_moments(features, data.images.split(EVALUATION_BATCH))
-    return ClassifierFeatures(name, classifier, moments.statistics())
+    sides = data.images.shape[2:]
+    return ClassifierFeatures(name, classifier, moments.statistics(), sides[0] if sides[0] == sides[1] else None)
 
 
 @torch.no_grad()
@@ -124,7 +125,8 @@ def save(
     """Write the four files."""
     save_weights(config.out / "model.safetensors", extractor.classifier)
     save_statistics(config.out / "reference.safetensors", extractor.reference)
-    about = {"kind": "feature_extractor", "name": extractor.name, "network": network, **results}
+    resolution = {"resolution": extractor.resolution} if extractor.resolution is not None else {}
+    about = {"kind": "feature_extractor", "name": extractor.name, "network": network, **resolution, **results}
     write_json(config.out / "config.json", add_checksum(about))
     with atomic_write(config.out / "README.md") as temporary:
         temporary.write_text(classifier_card(extractor, results, asdict(config)), encoding="utf-8")

@@ -10,8 +10,9 @@ from dmdistill.commands.evaluate.inputs import Evaluation
 from dmdistill.commands.evaluate.reference_cache import reference_features
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.accumulate import FeatureStatistics
+from dmdistill.metrics.alignment import Alignment
 from dmdistill.metrics.clip_score import load_clip
-from dmdistill.metrics.extraction import ClipScoring, Extraction, FeatureExtraction
+from dmdistill.metrics.extraction import Extraction, FeatureExtraction, PromptScoring
 from dmdistill.metrics.inception import load_inception
 from dmdistill.metrics.registry import METRICS, MetricOptions, compute_metrics
 
@@ -64,7 +65,10 @@ def build_extractions(evaluation: Evaluation) -> dict[str, Extraction]:
         store_features = any(METRICS[name].needs_features for name in metrics)
         extractions["classifier"] = FeatureExtraction(evaluation.classifier, store_features)
     if evaluation.metrics_in("clip") and config.clip is not None:
-        extractions["clip"] = ClipScoring(load_clip(config.clip, device=evaluation.device), evaluation.prompts)
+        clip = load_clip(config.clip, device=evaluation.device)
+        extractions["clip"] = PromptScoring("clip", clip, evaluation.prompts)
+    if evaluation.metrics_in("alignment") and evaluation.classifier is not None:
+        extractions["alignment"] = PromptScoring("alignment", Alignment(evaluation.classifier), evaluation.prompts)
     return extractions
 
 

@@ -14,7 +14,7 @@ from dmdistill.commands.prompts import with_prompts
 from dmdistill.data.image_sources import ImageSource, is_images, open_images
 from dmdistill.data.prompt_files import read_prompts
 from dmdistill.metrics.classifier_features import ClassifierFeatures, load_classifier_features
-from dmdistill.metrics.registry import METRICS, parse_metrics
+from dmdistill.metrics.registry import BY_PROMPT, METRICS, parse_metrics
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
 
@@ -38,10 +38,10 @@ class Evaluation:
     reference: Reference | None
     classifier: ClassifierFeatures | None  # of --feature-extractor, else the model's own
     metrics: Sequence[str]
-    prompts: Sequence[str]  # of the images, for the CLIP score
+    prompts: Sequence[str]  # of the images, for metrics that score images by their prompts
 
     def metrics_in(self, extractor: str) -> list[str]:
-        """List the metrics in the features of "inception", of the "classifier" or of "clip"."""
+        """List the metrics in the features of "inception", of the "classifier", or in a score: "clip", "alignment"."""
         default = "inception" if self.config.feature_extractor is None else "classifier"
         return [name for name in self.metrics if (METRICS[name].extractor or default) == extractor]
 
@@ -81,7 +81,7 @@ def open_evaluation(
         reference=reference,
         classifier=classifier,
         metrics=metrics,
-        prompts=read_prompts(config.prompts) if config.prompts is not None and "clip" in metrics else [],
+        prompts=read_prompts(config.prompts) if config.prompts is not None and set(BY_PROMPT) & set(metrics) else [],
     )
     check_counts(evaluation)
     check_shapes(evaluation)
@@ -141,8 +141,11 @@ def check_counts(evaluation: Evaluation) -> None:
     config, source, reference = evaluation.config, evaluation.source, evaluation.reference
     if config.images is not None and config.images > len(source):
         raise ValueError(f"--images {config.images} is more than the {len(source)} images of {source.name}")
-    if "frechet" in evaluation.metrics and evaluation.classifier is None:
-        raise ValueError(f"--metrics frechet: {source.name} has no feature extractor; name one by --feature-extractor")
+    in_classifier = [name for name in ("frechet", "alignment") if name in evaluation.metrics]
+    if in_classifier and evaluation.classifier is None:
+        raise ValueError(
+            f"--metrics {in_classifier[0]}: {source.name} has no feature extractor; name one by --feature-extractor"
+        )
     prompts = len(evaluation.prompts)
     if prompts and evaluation.model is None and prompts != len(source):
         raise ValueError(f"--prompts has {prompts} prompts for {len(source)} images, expected one for each")

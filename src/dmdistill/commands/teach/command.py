@@ -12,12 +12,13 @@ from torch import Tensor
 from dmdistill.commands.options import check, option_values
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
 from dmdistill.commands.teach.config import TeachConfig
-from dmdistill.commands.teach.recipes import RECIPES, Recipe
+from dmdistill.commands.teach.recipes import Batches, DDPMRecipe, EDMRecipe, Recipe
+from dmdistill.commands.teach.text_to_image import StableDiffusionRecipe
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import denoising_loss
 from dmdistill.data.image_tensors import LabelledImages, save_grid
 from dmdistill.data.seeds import derive_seed
-from dmdistill.data.training_set import TrainingSet, load_labelled_images
+from dmdistill.data.training_set import load_labelled_images
 from dmdistill.models.cards import teacher_card
 from dmdistill.models.model import Teacher
 from dmdistill.training.loggers import logging_to, require_logger
@@ -26,12 +27,15 @@ from dmdistill.training.trainer import Trainer
 
 __all__ = ["teach"]
 
+RECIPES: dict[str, type[Recipe]] = {"edm": EDMRecipe, "ddpm": DDPMRecipe, "stable-diffusion": StableDiffusionRecipe}
+
 
 def teach(config: TeachConfig) -> Teacher:
     """Train a teacher, write it to out/teacher, return it. TrainingStopped where a signal ended training early."""
     check(config)
     require_logger(config.output.log_to)
-    data = load_labelled_images(config.data, side=config.augmentation.side)
+    of_text = config.kind == "stable-diffusion"
+    data = load_labelled_images(config.data, side=config.augmentation.side, captions=of_text)
     with open_run(config) as run:
         run.print(describe_data(config.data, data))
         torch.manual_seed(config.seed)
@@ -44,19 +48,18 @@ def teach(config: TeachConfig) -> Teacher:
 def describe_data(source: Path, data: LabelledImages) -> str:
     """Say what was found: how many images, of which shape and of how many classes."""
     classes = f"{len(data.names)} classes" if data.names else "no classes: the teacher is unconditional"
+    classes = f"{len(set(data.captions))} different captions" if data.captions else classes
     return f"--data {source}: {len(data)} images of {' x '.join(map(str, data.images.shape[1:]))}, {classes}"
 
 
 def train(config: TeachConfig, recipe: Recipe, teacher: Teacher, data: LabelledImages, run: RunFolder) -> Teacher:
     """Train a new teacher and write its EMA."""
+    images = recipe.training_set(teacher, data, run)
     denoiser = teacher.denoiser.train()
     optimizer = build_optimizer(denoiser, config)
     averaged = replace(teacher, denoiser=cast(Denoiser, optimizer.emas[0].network.eval()))
     if config.optimizer.compile:
         denoiser.net.compile()
-    images = TrainingSet(
-        data, rng=run.rng, augmentation=recipe.augmentation, label_dropout=config.augmentation.label_dropout
-    )
     output = config.output
     trainer = Trainer(
         config.out,
@@ -91,7 +94,7 @@ class Iteration:
     recipe: Recipe
     denoiser: Denoiser
     optimizer: NetworkOptimizer
-    images: TrainingSet
+    images: Batches
     rng: torch.Generator
 
     def __call__(self, step: int) -> dict[str, Tensor]:

@@ -17,12 +17,13 @@ __all__ = [
     "TeachNoiseOptions",
     "TeachOptimizerOptions",
     "TeachOutputOptions",
+    "TextOptions",
 ]
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The U-Net of the teacher: DDPM++, or diffusers' UNet2DModel."""
+    """The U-Net of the teacher: DDPM++, or diffusers' UNet2DModel or UNet2DConditionModel."""
 
     model_channels: int = 48
     """Channels at full resolution."""
@@ -31,11 +32,11 @@ class NetworkOptions:
     num_blocks: int = 1
     """Residual blocks per level."""
     attn_resolutions: tuple[int, ...] = ()
-    """Resolutions with self-attention, beside the first block of the lowest level's way up."""
+    """Resolutions with attention, of latents for stable-diffusion, beside those that always have it."""
     group_channels: int = 16
     """Fewest channels per normalization group; 16 is far faster on CPUs than the 4 of EDM."""
     patch_size: int = 2
-    """Side of the patches that the first layer turns into channels, in pixels; 1 for ddpm."""
+    """Side of the patches that the first layer turns into channels, in pixels; for edm only."""
     dropout: float = 0.0
     """Dropout in training; distillation uses none."""
 
@@ -43,6 +44,25 @@ class NetworkOptions:
         """Raise a ValueError for a value that an option cannot have."""
         require_at_least(self, 1, "model_channels", "channel_mult", "num_blocks", "group_channels", "patch_size")
         require(self, "from 0 to below 1", lambda share: 0 <= share < 1, "dropout")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The autoencoder and the text encoder, of stable-diffusion only."""
+
+    autoencoder_channels: int = 32
+    """Channels of the autoencoder at every resolution."""
+    autoencoder_steps: int = 2500
+    """Training steps of the autoencoder, which is trained first."""
+    text_channels: int = 64
+    """Channels of the text encoder, of which each of four heads has a quarter."""
+    text_layers: int = 2
+    """Layers of the text encoder."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a value that an option cannot have."""
+        require_at_least(self, 1, "autoencoder_channels", "autoencoder_steps", "text_channels", "text_layers")
+        require(self, "a multiple of 4", lambda channels: channels % 4 == 0, "text_channels")
 
 
 @dataclass(frozen=True)
@@ -136,8 +156,9 @@ class TeachConfig:
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
     """Preset to start from, or a .toml file of your own; the other flags change it."""
-    kind: Literal["edm", "ddpm"] = "edm"
-    """Kind of teacher: edm is our U-Net with EDM's preconditioning; ddpm is diffusers' UNet2DModel."""
+    kind: Literal["edm", "ddpm", "stable-diffusion"] = "edm"
+    """Kind of teacher: edm is our U-Net with EDM's preconditioning; ddpm is diffusers' UNet2DModel; stable-diffusion is
+    a small StableDiffusionPipeline, for images with captions."""
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     """What a ddpm teacher predicts: the noise, or v, which is far easier to distill."""
     steps: int = 9000
@@ -149,6 +170,7 @@ class TeachConfig:
     resume: Path | None = None
     """Run folder to resume, from its newest checkpoint and with its config.toml."""
     network: Annotated[NetworkOptions, OmitArgPrefixes] = field(default_factory=NetworkOptions)
+    text: Annotated[TextOptions, OmitArgPrefixes] = field(default_factory=TextOptions)
     optimizer: Annotated[TeachOptimizerOptions, OmitArgPrefixes] = field(default_factory=TeachOptimizerOptions)
     noise: Annotated[TeachNoiseOptions, OmitArgPrefixes] = field(default_factory=TeachNoiseOptions)
     augmentation: Annotated[TeachDataOptions, OmitArgPrefixes] = field(default_factory=TeachDataOptions)

@@ -8,17 +8,19 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dmdistill.commands.run_folder import RunFolder
 from dmdistill.commands.teach.config import TeachConfig
-from dmdistill.core.denoisers import EDMDenoiser
+from dmdistill.core.denoisers import Condition, EDMDenoiser
 from dmdistill.core.schedules import EDM, VP
 from dmdistill.data.augmentation import Augmentation, GeometricAugmentation, HorizontalFlip, NoAugmentation
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.image_tensors import LabelledImages
+from dmdistill.data.training_set import TrainingSet
 from dmdistill.io.atomic import write_json
 from dmdistill.io.errors import import_optional
 from dmdistill.io.folders import new_folder
@@ -29,7 +31,15 @@ from dmdistill.models.model import Teacher
 from dmdistill.networks.diffusers_wrappers import UNet2D
 from dmdistill.networks.song_unet import SongUNet
 
-__all__ = ["RECIPES", "DDPMRecipe", "EDMRecipe", "Recipe"]
+__all__ = ["Batches", "DDPMRecipe", "EDMRecipe", "Recipe", "group_count", "label_space"]
+
+
+class Batches(Protocol):
+    """Training samples in random batches."""
+
+    def draw(self, n: int) -> tuple[Tensor, Condition | None]:
+        """Draw n samples of the teacher's shape, fp32, and their conditions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,11 @@ class Recipe(ABC):
     @abstractmethod
     def new_teacher(self, data: LabelledImages) -> Teacher:
         """Build a teacher with fresh weights. ValueError where the network does not fit the data."""
+
+    def training_set(self, teacher: Teacher, data: LabelledImages, run: RunFolder) -> Batches:
+        """Return the batches that a new teacher is trained on."""
+        dropout = self.config.augmentation.label_dropout
+        return TrainingSet(data, rng=run.rng, augmentation=self.augmentation, label_dropout=dropout)
 
     @abstractmethod
     def sample_t(self, n: int, *, rng: torch.Generator) -> Tensor:
@@ -213,6 +228,3 @@ def group_count(channels: int, *, least: int) -> int:
 def diffusers() -> Any:
     """Import the library, whose names load on first use, unknown to types."""
     return import_optional("diffusers", "--kind ddpm", extra="diffusers")
-
-
-RECIPES: dict[str, type[Recipe]] = {"edm": EDMRecipe, "ddpm": DDPMRecipe}
