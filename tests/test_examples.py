@@ -1,4 +1,4 @@
-"""The examples are true: one model under four parameterisations, and the notebook."""
+"""The examples are true: one model under four parameterisations, a comparison of runs, and the notebook."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dmdistill.commands.convert.command import convert
 from dmdistill.commands.convert.config import ConvertConfig
@@ -14,12 +15,13 @@ from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.options import ComputeOptions, SolverOptions, change
 from dmdistill.core.generators import Generator
+from dmdistill.data.image_tensors import save_grid
 from dmdistill.models.load import load_model, load_teacher
 from helpers.configs import configure
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from examples import parameterisations
+from examples import compare_runs, parameterisations
 
 OTHERS = ("eps", "v", "velocity")
 SMALL = {  # sizes in the notebook -> in its test
@@ -102,6 +104,20 @@ def test_a_student_belongs_to_its_teacher(tmp_path):
     with pytest.raises(ValueError, match="has a network of another package"):
         convert(ConvertConfig("examples.parameterisations:eps", tmp_path / "c"))
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_runs_are_compared_side_by_side(tmp_path):
+    """Two runs, one without a discriminator; panels of what either has, and the sample grids."""
+    rows = [{"loss_kl": 1.0, "gap_0": 0.1, "sample_mean": 0.2, "teacher_mean": 0.1}, {"loss_kl": 0.5}]
+    for name, extra in (("one", {"accuracy_real": 0.6, "accuracy_generated": 0.7}), ("other", {})):
+        run = tmp_path / name
+        (run / "samples").mkdir(parents=True)
+        lines = [json.dumps({"step": step, **row, **extra}) + "\n" for step, row in enumerate(rows, 1)]
+        (run / "metrics.jsonl").write_text("".join(lines))
+        save_grid(run / "samples" / "step-000002.png", torch.zeros(16, 1, 4, 4), columns=8)
+    compare_runs.compare([tmp_path / "one", tmp_path / "other"], tmp_path / "compared.png")
+    with Image.open(tmp_path / "compared.png") as picture:
+        assert picture.width > 600
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

@@ -79,6 +79,12 @@ def make_log(key, values):
         ("loss_kl", [1.0, 2.0], [1.0, float("nan")], "loss_kl: NaN or infinite"),
         ("frechet_ema50", [30.0, 10.0, 15.0], [30.0, 10.0, 25.0], "frechet_ema50 rose from 10 at step 2 to 25"),
         (
+            "frechet_ema50",
+            [30.0, 30.0, 29.0, 28.0, 26.0],
+            [30.0, 29.0, 28.0, 31.0, 29.0],
+            "frechet_ema50 was 30 at step 1 and at best 28 since, the run gains nothing: raise --lr where",
+        ),
+        (
             "gradient_fake",
             [20.0, 20.0, 3.0, 3.0, 2.0],
             [20.0, 10.0, 30.0, 3.0, 2.0],
@@ -108,6 +114,12 @@ def test_the_verdict_names_what_is_wrong(key, healthy, unhealthy, problem):
 )
 def test_the_verdict_says_what_was_checked(key, values, said):
     assert verdict(make_log(key, values), 10.0) == f"healthy so far: all values are finite, {said}"
+
+
+def test_a_run_from_a_good_student_need_not_gain():
+    rows = make_log("frechet_ema50", [30.0, 29.0, 28.0, 31.0, 29.0])
+    assert "gains nothing" in verdict(rows, None)
+    assert "gains nothing" not in verdict(rows, None, start="runs/first")
 
 
 def test_without_a_teachers_spread_the_samples_have_their_own_largest():

@@ -32,7 +32,7 @@ def describe_run(run: Path, rows: Rows) -> dict[str, str]:
     return {
         "run": str(run),
         **progress(rows, settings.get("steps")),
-        "verdict": verdict(rows, settings.get("grad_clip")),
+        "verdict": verdict(rows, settings.get("grad_clip"), start=settings.get("start")),
         **{key: f"{value:.4g}" for key, value in latest.items() if not SUMMARIZED.match(key)},
         **trends,
         **describe_report(run / "report.json"),
