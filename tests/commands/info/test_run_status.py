@@ -128,7 +128,8 @@ def test_without_a_teachers_spread_the_samples_have_their_own_largest():
 
 
 def test_the_verdict_waits_for_measurements():
-    """Finite values show nothing else; gradients count from five rows on, and only where the norm is known."""
+    """Finite values show nothing else, nor do small gradients; large ones count from five rows on, by a known norm."""
+    assert verdict(make_log("gradient_fake", [1.0] * 5), 10.0).startswith("too early to tell: all values")
     assert verdict([ROW], 10.0) == "too early to tell: all values are finite"
     rows = make_log("gradient_fake", [99.0] * 5)
     assert verdict(rows, 10.0).startswith("unhealthy: gradient_fake")

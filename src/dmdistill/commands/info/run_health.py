@@ -59,7 +59,8 @@ def verdict(rows: Rows, clip: float | None, *, start: str | None = None) -> str:
     if problems := [text for healthy, text in findings if not healthy]:
         return f"unhealthy: {'; '.join(problems)}"
     texts = ", ".join(text for _, text in findings)
-    return f"healthy so far: {texts}" if findings[1:] else f"too early to tell: {texts}"
+    measured = any(check is not None for check in checks[2:])  # finite values and gradients are not enough
+    return f"healthy so far: {texts}" if measured else f"too early to tell: {texts}"
 
 
 Check = tuple[bool, str] | None
