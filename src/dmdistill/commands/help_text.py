@@ -23,7 +23,7 @@ GENERAL = "Options"
 LEFT, WIDEST = 30, 100  # columns of the flags, and of the text at most
 WORDS = {str: "TEXT", Path: "PATH", int: "INT", float: "FLOAT"}
 COURSE: dict[str, tuple[str, ...]] = {
-    "Teacher and data": ("teacher", "prompts", "guidance", "data", "pairs", "pair_count", "start"),
+    "Teacher and data": ("teacher", "prompts", "guidance", "height", "data", "pairs", "pair_count", "start"),
     "Method and its length": ("preset", "method", "student_steps", "steps", "batch", "lr", "lambda_reg", "fake_steps"),
 }
 DISTILL_RUN = ("out", "resume", "seed", "reference", "evaluate_every", "report_images", "device", "precision")

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 __all__ = [
     "ComputeOptions",
+    "ImageSizeOptions",
     "SolverOptions",
     "change",
     "check",
@@ -62,6 +63,26 @@ class SolverOptions:
         """Raise a ValueError for a number that the option cannot have."""
         require_at_least(self, 1, "solver_steps")
         require_at_least(self, 0, "guidance")
+
+
+@dataclass(frozen=True)
+class ImageSizeOptions:
+    """The size of the images of a latent model."""
+
+    height: int | None = None
+    """Height in pixels of images of a latent model. The default is --width, else that of the model."""
+    width: int | None = None
+    """Width in pixels of images of a latent model. The default is --height, else that of the model."""
+
+    def check(self) -> None:
+        """Raise a ValueError for a size that no image has."""
+        require_at_least(self, 1, "height", "width")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width; None for the model's own. Images are square where one of both is given."""
+        height, width = self.height or self.width, self.width or self.height
+        return None if height is None or width is None else (height, width)
 
 
 def check(config: Any) -> None:

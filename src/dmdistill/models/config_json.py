@@ -15,12 +15,12 @@ from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 
 __all__ = [
-    "FEW_STEPS",
+    "STUDENT_KEYS",
     "check_arguments",
     "check_config",
-    "check_few_steps",
     "check_memory",
     "check_student",
+    "check_student_keys",
     "read_config",
     "read_object",
 ]
@@ -59,7 +59,7 @@ OPTIONAL = {
     "licence": (is_text, "a text of one line"),
     "feature_extractor": (is_text, "a text of one line"),
 }
-FEW_STEPS = {
+STUDENT_KEYS = {
     "timesteps": (
         lambda value: (
             is_list(value, is_number) and all(one >= 0 and one > next_ for one, next_ in pairwise([*value, -1.0]))
@@ -67,6 +67,7 @@ FEW_STEPS = {
         "a list of falling numbers from 0",
     ),
     "transition": (lambda value: value in ("sde", "ode"), "sde or ode"),
+    "image_size": (lambda value: is_list(value, is_count) and len(value) == 2, "[height, width] in pixels"),
 }
 SAMPLING = {
     "solver": (lambda value: value in list(SOLVERS), f"one of {', '.join(SOLVERS)}"),
@@ -123,7 +124,7 @@ def find_implausible(value: Any, depth: int) -> Any:
 def check_config(config: dict[str, Any]) -> None:
     """Raise ValueError, naming the key and its value, for a value of a wrong kind, or one that contradicts another."""
     needed = COMMON | (SAMPLING if config["kind"] == "teacher" else {})
-    for key, (check, expected) in (needed | OPTIONAL | FEW_STEPS).items():
+    for key, (check, expected) in (needed | OPTIONAL | STUDENT_KEYS).items():
         value = config.get(key)
         if key in needed and key not in config:
             raise ValueError(f"it has no {key!r}")
@@ -147,7 +148,7 @@ def check_student(config: dict[str, Any]) -> None:
     for key in ("name", "teacher"):
         if not is_text(config.get(key)):
             raise ValueError(f"{key} is {config.get(key)!r:.200}, expected a text of one line")
-    check_few_steps(config)
+    check_student_keys(config)
     lora = config.get("lora") or {"rank": 1}
     if not isinstance(lora, dict) or lora.keys() - {"rank", "alpha"}:
         raise ValueError(f"lora is {lora!r:.200}, expected a rank and an alpha")
@@ -157,9 +158,9 @@ def check_student(config: dict[str, Any]) -> None:
         raise ValueError(f"alpha of lora is {lora['alpha']!r:.200}, expected a number")
 
 
-def check_few_steps(config: dict[str, Any]) -> None:
-    """Raise ValueError for wrong values of a student's times and transition."""
-    for key, (check, expected) in FEW_STEPS.items():
+def check_student_keys(config: dict[str, Any]) -> None:
+    """Raise ValueError for wrong values of a student's times, transition and size of images."""
+    for key, (check, expected) in STUDENT_KEYS.items():
         if key in config and not check(config[key]):
             raise ValueError(f"{key} is {config[key]!r:.200}, expected {expected}")
 

@@ -29,6 +29,7 @@ from dmdistill.models.diffusers_folder import (
 from dmdistill.models.diffusers_scheduler import Schedule, read_schedule
 from dmdistill.models.diffusers_text import PipelineText
 from dmdistill.models.folder import build_model
+from dmdistill.models.image_size import ImageSize, check_fixed_size, latent_shape
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.networks.diffusers_wrappers import WRAPPERS, DiffusersWrapper, UNet2DCondition
 
@@ -49,16 +50,27 @@ OTHER_INPUT = "is not supported: the network has an input besides image, time, c
 LEARNED_VARIANCE = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # which may predict it, too
 
 
-def load_diffusers(source: str) -> Model:
+def load_diffusers(source: str, *, size: ImageSize | None = None) -> Model:
     """Load a teacher from a pipeline's folder, a network's with scheduler/ in it, a single file or a hub id.
 
-    A student that `dmdistill export` wrote is a student again. ValueError, naming the component, where one is missing,
-    unknown, damaged or of a kind that cannot be distilled.
+    A student that `dmdistill export` wrote is a student again.
+
+    Args:
+        source: the name of the folder, file or repository.
+        size: of the images, of a pipeline of latents; None for that of the network's training or of the student.
+
+    Raises:
+        ValueError: naming the component, where one is missing, unknown, damaged or of a kind that cannot be distilled,
+            and for a size that the network cannot have.
     """
     folder = resolve_folder(source)
     metadata = read_metadata(folder)
     if "network" in metadata:
-        return load_exported_network(folder, metadata)
+        model = load_exported_network(folder, metadata)
+        check_fixed_size(model, size)
+        return model
+    if size is not None:
+        metadata["image_size"] = list(size)
     teacher = load_pipeline(source, folder, metadata)
     if metadata.get("kind") == "student":
         return Student.from_teacher(teacher, teacher.denoiser, teacher.config)
@@ -79,13 +91,16 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
     network_folder, class_name = find_network(folder)
     sketch = build_sketch(network_folder, class_name)
     shape = read_shape(sketch.config, class_name, network_folder / "config.json")
+    autoencoder = load_pipeline_autoencoder(folder)
+    if size := metadata.get("image_size"):
+        options = {"autoencoder": autoencoder, "class_name": class_name, "config": sketch.config}
+        shape = latent_shape(shape, (size[0], size[1]), **options, folder=network_folder)
     distilled = metadata.get("kind") == "student"
     schedule = read_folder_schedule(folder, tokens=shape[1] * shape[2] // 4, distilled=distilled)
     check_forward(sketch, class_name, shape, network_folder)
     model = drop_guidance_embedding(load_component(network_folder, class_name), network_folder / "config.json")
     network = WRAPPERS[class_name](model).eval().requires_grad_(False)
     network.time_scale = schedule.time_scale
-    autoencoder = load_pipeline_autoencoder(folder)
     if autoencoder is not None:
         match_autoencoder(network, autoencoder, shape)
     path = Path(source).resolve() if Path(source).exists() else None

@@ -17,6 +17,7 @@ from dmdistill.models.diffusers_pipeline import load_diffusers
 from dmdistill.models.edm_checkpoint import load_edm
 from dmdistill.models.edm_zoo import NAMES, download_checkpoint, summary
 from dmdistill.models.folder import load_folder
+from dmdistill.models.image_size import ImageSize, check_fixed_size
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.models.python_function import is_python_function, load_python_function
 from dmdistill.models.single_file import is_single_file
@@ -33,7 +34,7 @@ FORMS = (
 )
 
 
-def load_model(name: str, *, teacher: Teacher | None = None) -> Model:
+def load_model(name: str, *, teacher: Teacher | None = None, size: ImageSize | None = None) -> Model:
     """Load a teacher or a student, frozen and in evaluation mode.
 
     Args:
@@ -42,24 +43,26 @@ def load_model(name: str, *, teacher: Teacher | None = None) -> Model:
             diffusers; or `package.module:function`, a function that returns a `Teacher`.
         teacher: that a student is built on if its folder holds LoRA weights only, or a network that is not ours;
             None for the one that its config.json names.
+        size: (height, width) of the images in pixels, of a latent model of diffusers; None for the model's own.
 
     Raises:
         ValueError: for an unknown name, and for missing, truncated, damaged or foreign files, which it names.
     """
-    model = find_model(name, teacher)
+    model = find_model(name, teacher, size)
+    check_fixed_size(model, size)
     model.denoiser.eval().requires_grad_(False)
     return model
 
 
-def load_teacher(name: str) -> Teacher:
-    """Load a teacher by a name that `load_model` takes. ValueError where it is a student's."""
-    model = load_model(name)
+def load_teacher(name: str, *, size: ImageSize | None = None) -> Teacher:
+    """Load a teacher by a name, and of a size, that `load_model` takes. ValueError where it is a student's."""
+    model = load_model(name, size=size)
     if not isinstance(model, Teacher):
         raise ValueError(f"{name} is a student, expected a teacher: give the model that it was distilled from")
     return model
 
 
-def find_model(name: str, teacher: Teacher | None) -> Model:
+def find_model(name: str, teacher: Teacher | None, size: ImageSize | None) -> Model:
     """Load what a name stands for."""
     if name in bundled_models():
         return load_folder(bundled_models()[name])
@@ -69,12 +72,12 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
     if path.is_file() and path.suffix == ".pkl":
         return load_edm(path)
     if is_single_file(name):
-        return load_diffusers(name)
+        return load_diffusers(name, size=size)
     for folder in (path, path / "student", path / "teacher"):
         if is_diffusers(folder):
-            return load_diffusers(str(folder))
+            return load_diffusers(str(folder), size=size)
         if (folder / "config.json").is_file():
-            return load_own_folder(folder, teacher)
+            return load_own_folder(folder, teacher, size)
     if (python := re.fullmatch(r"(.+)\.py(:\w+)?", name)) and Path(f"{python[1]}.py").is_file():
         parts = Path(python[1]).parts
         module = ".".join(parts) if not {"/", ".."} & {*parts} else parts[-1]
@@ -85,7 +88,7 @@ def find_model(name: str, teacher: Teacher | None) -> Model:
         return load_python_function(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".pkl":
         try:
-            return load_diffusers(name)
+            return load_diffusers(name, size=size)
         except ValueError as error:
             if path.parent.is_dir():  # owner/name of the hub looks just like a path
                 raise ValueError(f"there is no folder {name}, and as a name of the hub: {error}") from None
@@ -109,12 +112,14 @@ def describe_path(path: Path) -> str:
     return "holds no config.json, student/ or teacher/: not the folder of a model or run"
 
 
-def load_own_folder(folder: Path, teacher: Teacher | None) -> Model:
+def load_own_folder(folder: Path, teacher: Teacher | None, size: ImageSize | None) -> Model:
     """Load a folder of ours; onto its teacher, where it holds LoRA weights or a network that is not ours."""
     file = folder / "config.json"
     config = read_config(file)
     if not config.get("lora" if config.get("network") else "teacher"):
         return load_folder(folder)
+    if size is not None:
+        config["image_size"] = list(size)
     student = build_on_teacher(config, file, teacher)
     weights_file = folder / "model.safetensors"
     load_weights(weights_file, student.network)
@@ -129,7 +134,8 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
         check_student(config)
         if lora:
             import_optional("peft", str(file), extra="diffusers")
-        base = teacher or load_teacher(str(name))
+        size = config.get("image_size")
+        base = teacher or load_teacher(str(name), size=(size[0], size[1]) if size else None)
         if other := [key for key in SHARED_KEYS if base.config.get(key) != config.get(key)]:
             raise ValueError(f"{base.name} is another model: its {other[0]} differs")
         denoiser = add_lora(base.denoiser, **lora) if lora else copy.deepcopy(base.denoiser)

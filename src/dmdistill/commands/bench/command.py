@@ -53,6 +53,9 @@ def load_models(config: BenchConfig) -> list[Model]:
     """Load a student's teacher, with the solver of the student's pairs, and the student; or a teacher only."""
     teacher = load_teacher(config.teacher) if config.teacher is not None else None
     model = load_model(config.model, teacher=teacher)
+    if teacher is not None and (size := image_size(model)) != image_size(teacher):
+        teacher = load_teacher(str(config.teacher), size=size)
+        model = load_model(config.model, teacher=teacher)
     if isinstance(model, Teacher):
         if teacher is not None:
             raise ValueError(f"--teacher {config.teacher} with the teacher {config.model}: expected a student")
@@ -65,13 +68,19 @@ def load_models(config: BenchConfig) -> list[Model]:
     return [with_solver_options(teacher, config.ode), model]
 
 
+def image_size(model: Model) -> tuple[int, int] | None:
+    """Return the size of a model's images where it is not that of its network's training; else None."""
+    size = model.config.get("image_size")
+    return (size[0], size[1]) if size else None
+
+
 def load_students_teacher(student: Student, source: str) -> Teacher:
     """Load the teacher that a student's config.json names. ValueError where it names none or that one is missing."""
     name = student.config.get("teacher") or distillation_settings(student).get("teacher")
     if name is None:
         raise ValueError(f"{source} does not name its teacher: give --teacher")
     try:
-        return load_teacher(str(name))
+        return load_teacher(str(name), size=image_size(student))
     except ValueError as error:
         raise ValueError(f"the teacher of {source} cannot be loaded, give --teacher: {first_line(error)}") from None
 

@@ -144,7 +144,7 @@ def check_matching_guidance(config: DistillConfig, teacher: Teacher) -> None:
 
 def load_configured_teacher(config: DistillConfig) -> Teacher:
     """Load the teacher, with its solver options."""
-    teacher = with_solver_options(load_teacher(config.teacher), config.ode)
+    teacher = with_solver_options(load_teacher(config.teacher, size=config.image_size.size), config.ode)
     check_guidance(config, teacher)
     check_time_shift(config, teacher)
     check_augmentation(config, teacher)

@@ -20,6 +20,7 @@ from dmdistill.commands.distill.method_options import (
 )
 from dmdistill.commands.options import (
     ComputeOptions,
+    ImageSizeOptions,
     SolverOptions,
     flag_name,
     option_values,
@@ -233,6 +234,7 @@ class DistillConfig:
     gan: Annotated[GanOptions, OmitArgPrefixes] = field(default_factory=GanOptions)
     regression: Annotated[RegressionOptions, OmitArgPrefixes] = field(default_factory=RegressionOptions)
     pair_set: Annotated[PairOptions, OmitArgPrefixes] = field(default_factory=PairOptions)
+    image_size: Annotated[ImageSizeOptions, OmitArgPrefixes] = field(default_factory=ImageSizeOptions)
     ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
     memory: Annotated[MemoryOptions, OmitArgPrefixes] = field(default_factory=MemoryOptions)
     evaluation: Annotated[EvaluationOptions, OmitArgPrefixes] = field(default_factory=EvaluationOptions)

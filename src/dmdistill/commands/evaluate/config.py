@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions, require, require_at_least
+from dmdistill.commands.options import ComputeOptions, ImageSizeOptions, require, require_at_least
 
 __all__ = ["EvaluateConfig"]
 
@@ -48,6 +48,7 @@ class EvaluateConfig:
     """Seed of the noise."""
     json: Path | None = None
     """File to write the report to."""
+    image_size: Annotated[ImageSizeOptions, OmitArgPrefixes] = field(default_factory=ImageSizeOptions)
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Device, precision and threads."""
 

@@ -90,7 +90,8 @@ def open_evaluation(
 
 def load(name: str, config: EvaluateConfig, device: torch.device, precision: torch.dtype | None) -> Model:
     """Load a model with its prompts, on the device."""
-    return with_prompts(load_model(name), config.prompts, device=device).to(device, precision)
+    model = load_model(name, size=config.image_size.size)
+    return with_prompts(model, config.prompts, device=device).to(device, precision)
 
 
 def generated(model: Model, config: EvaluateConfig, seed: int) -> GeneratedImages:

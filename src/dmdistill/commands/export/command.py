@@ -17,7 +17,7 @@ from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.errors import first_line, import_optional
 from dmdistill.io.folders import new_folder
 from dmdistill.models.cards import export_card
-from dmdistill.models.config_json import FEW_STEPS
+from dmdistill.models.config_json import STUDENT_KEYS
 from dmdistill.models.diffusers_folder import METADATA_FILE, PARTS, TEXTS
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Student
@@ -54,7 +54,7 @@ def write_export(student: Student, folder: Path, config: ExportConfig) -> None:
     code = write(student, folder, choose_dtype(config.save_dtype, student, config.student))
     card = export_card(student, code, read_report(config.student))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    keys = (*TEXTS, *FEW_STEPS) if isinstance(student.network, DiffusersWrapper) else (*TEXTS, *FEW_STEPS, *PARTS)
+    keys = (*TEXTS, *STUDENT_KEYS) if isinstance(student.network, DiffusersWrapper) else (*TEXTS, *STUDENT_KEYS, *PARTS)
     entries = {key: student.config[key] for key in ("classes", *keys) if student.config.get(key)}
     write_json(folder / METADATA_FILE, add_checksum(entries))
     for file in filter(Path.is_file, folder.rglob("*")):  # safetensors' files are readable by their owner only

@@ -90,6 +90,8 @@ def find_pipeline(student: Student) -> PipelineUse:
     sampling = student_sampling(student, even_sigmas=form.even_sigmas)
     check_arguments(student, sampling, pipeline_class)
     arguments = form.arguments.format(guidance=getattr(student.network, "embedded_guidance", 0))
+    if size := student.config.get("image_size"):
+        arguments += f", height={size[0]}, width={size[1]}"
     call = f"image = pipeline({arguments}, {sampling.arguments}).images[0]"
     note = GUIDANCE_MATTERS if form.guides else ""
     return PipelineUse(teacher, source, pipeline_class, sampling.scheduler, call, note)

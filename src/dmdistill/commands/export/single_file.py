@@ -131,6 +131,8 @@ def other_interfaces(student: Student, use: PipelineUse) -> str:
     """Return a comment on the settings of other interfaces, such as ComfyUI."""
     times = " ".join(f"{time:g}" for time in student.generator.timesteps)
     sampler = SAMPLERS[student.transition if student.evaluations > 1 else "ode"]
+    size = student.config.get("image_size")
+    pixels = f"; images {size[1]} wide and {size[0]} high" if size else ""
     return f"""# in other interfaces: CFG scale 1 (no guidance), steps: {student.evaluations}, at the times {times}
-# sampler {sampler}; the network predicts: {use.scheduler.config.prediction_type}
+# sampler {sampler}; the network predicts: {use.scheduler.config.prediction_type}{pixels}
 """

@@ -27,7 +27,8 @@ def pairs(config: PairsConfig) -> PairDataset:
     """Make pairs in config.out, or finish the set that is there."""
     check(config)
     with join_process_group() as processes:
-        teacher = with_solver_options(load_teacher(config.teacher), config.ode)
+        teacher = load_teacher(config.teacher, size=config.image_size.size)
+        teacher = with_solver_options(teacher, config.ode)
         device, precision = setup_compute(replace(config.compute, device=local_device(config.compute.device)))
         teacher = with_prompts(teacher, config.prompts, device=device).to(device, precision)
         if config.compile:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import ComputeOptions, SolverOptions, require_at_least
+from dmdistill.commands.options import ComputeOptions, ImageSizeOptions, SolverOptions, require_at_least
 
 __all__ = ["PairsConfig"]
 
@@ -35,6 +35,7 @@ class PairsConfig:
     """Compile the network by torch.compile: a minute at first, then faster on a GPU."""
     seed: int = 0
     """Seed of noise and labels."""
+    image_size: Annotated[ImageSizeOptions, OmitArgPrefixes] = field(default_factory=ImageSizeOptions)
     ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
 

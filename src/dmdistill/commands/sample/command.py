@@ -24,7 +24,7 @@ def sample(config: SampleConfig) -> Tensor:
     """
     check(config)
     check_writable(config.out)
-    model = load_model(config.model)
+    model = load_model(config.model, size=config.image_size.size)
     check_conditions(config, model)
     device, precision = setup_compute(config.compute)
     if config.prompt:

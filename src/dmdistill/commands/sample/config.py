@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from dmdistill.commands.options import ComputeOptions, require
+from dmdistill.commands.options import ComputeOptions, ImageSizeOptions, require
 
 __all__ = ["SampleConfig"]
 
@@ -42,6 +42,7 @@ class SampleConfig:
     """Source of prompts: a .txt file with one per line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     seed: int = 0
     """Random seed of the noise."""
+    image_size: Annotated[ImageSizeOptions, OmitArgPrefixes] = field(default_factory=ImageSizeOptions)
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""
 
