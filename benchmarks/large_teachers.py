@@ -10,6 +10,7 @@ import torch
 from dmdistill.core.denoisers import FlowDenoiser
 from dmdistill.core.schedules import Flow
 from dmdistill.data.prompt_embeddings import PromptSet
+from dmdistill.data.shards import rows_in_memory
 from dmdistill.models.autoencoder import VAE
 from dmdistill.models.model import Teacher
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper, Flux, StableDiffusion3, UNet2DCondition
@@ -22,7 +23,7 @@ Shape = tuple[int, int, int]
 def text_to_image_teacher(network: DiffusersWrapper, name: str, shape: Shape, **tensors: tuple[int, ...]) -> Teacher:
     """Build a teacher conditioned on tensors of these shapes; its noise schedule makes no difference to its cost."""
     empty = {key: torch.zeros(1, *size) for key, size in tensors.items()}
-    prompts = PromptSet(["one"], [empty], empty)
+    prompts = PromptSet(["one"], rows_in_memory(empty), empty)
     denoiser = FlowDenoiser(network, Flow())
     autoencoder = VAE(torch.nn.Linear(1, 1))  # it is never called, but marks latents
     return Teacher(name=name, denoiser=denoiser, shape=shape, conditions=prompts, autoencoder=autoencoder)

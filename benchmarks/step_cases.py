@@ -15,6 +15,7 @@ from dmdistill.core.samples import Batch
 from dmdistill.core.schedules import EDM, VP
 from dmdistill.data.conditions import LabelSpace
 from dmdistill.data.prompt_embeddings import PromptSet
+from dmdistill.data.shards import rows_in_memory
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
 from dmdistill.networks.dhariwal_unet import DhariwalUNet
@@ -59,7 +60,7 @@ def sd15() -> Teacher:
     )
     denoiser = EpsDenoiser(UNet2DCondition(randomize(network)), VP.linear_betas())
     embeds = {"prompt_embeds": torch.randn(8, 77, 768)}
-    prompts = PromptSet([str(i) for i in range(8)], [embeds], {"prompt_embeds": torch.randn(1, 77, 768)})
+    prompts = PromptSet([str(i) for i in range(8)], rows_in_memory(embeds), {"prompt_embeds": torch.randn(1, 77, 768)})
     return Teacher(name="sd15", denoiser=denoiser, shape=(4, 64, 64), conditions=prompts, guidance=8.0)
 
 

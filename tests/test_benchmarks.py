@@ -10,10 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmdistill.commands.options import change
+from dmdistill.data.pairs import open_pairs
+from dmdistill.data.shards import ShardLayout
 from dmdistill.models.load import load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import limits
+import pairs_at_scale
 import plan_memory
 import resident
 import step
@@ -102,3 +105,14 @@ def test_the_operations_of_a_convolution_agree_with_torchs_counter():
     assert counter.get_total_flops() == operations
     assert limits.convolution_share(work) > 0.5
     assert limits.convolution_share(lambda: torch.randn(999).exp()) == 0
+
+
+def test_a_sparse_set_of_pairs_is_read_as_a_real_one(tmp_path):
+    layout = ShardLayout(tmp_path, 11, 4)
+    pairs_at_scale.write_sparse_set(layout, (2, 3, 5))
+    pairs = open_pairs(tmp_path)
+    assert pairs.shape == (2, 3, 5)
+    assert not any(tensor.any() for tensor in pairs[range(11)])
+    pairs.shards.layout.file(2).write_bytes(pairs.shards.layout.file(2).read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="damaged"):
+        pairs[[10]]

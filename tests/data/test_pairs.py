@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dmdistill.data.pairs import PairSettings, check_space, make_pairs, open_pairs
 from dmdistill.data.seeds import derive_seed
+from dmdistill.io.atomic import write_safetensors
 from dmdistill.models.load import load_teacher
 from helpers.edits import edit_json
 
@@ -206,8 +207,73 @@ def test_a_changed_description_is_detected(name, value, tmp_path):
     assert open_pairs(tmp_path).settings == SETTINGS
 
 
+def damage_y(folder, *shards):
+    """Change the last number of y in some shards, whose headers and sizes stay."""
+    for shard in shards:
+        file = folder / f"shard-{shard:05d}.safetensors"
+        content = bytearray(file.read_bytes())
+        content[content.rindex(load_file(file)["y"].numpy().tobytes()[-8:]) + 7] ^= 1
+        file.write_bytes(content)
+
+
+def test_damage_inside_is_found_where_it_is_read_and_by_verifying(tmp_path):
+    make(tmp_path)
+    damage_y(tmp_path, 0, 2)
+    pairs, seen = open_pairs(tmp_path), []
+    pairs[[*range(7), *range(8, 19)]]
+    for rows in ([1, 7], [19]):
+        with pytest.raises(
+            ValueError, match=rf"shard-0000{rows[-1] // 8}\.safetensors is damaged: row {rows[-1] % 8} "
+        ):
+            pairs[rows]
+    with pytest.raises(ValueError, match=r"2 damaged files of 3: shard-00000\S+, shard-00002\S+; remove .*pairs --out"):
+        pairs.verify(lambda items, name: [seen.append(name), items][1])
+    assert seen == ["verifying"]
+    for shard in (0, 2):
+        (tmp_path / f"shard-{shard:05d}.safetensors").unlink()
+    make(tmp_path).verify(lambda items, name: items)
+
+
+def test_noise_is_rounded_before_the_solver(tmp_path):
+    """So that y is the image of the z that is stored, to the rounding of y itself."""
+    given = []
+
+    def solver(z, index):
+        given.append(z)
+        return z * 3 + index[:, None, None, None]
+
+    pairs = make(tmp_path, generate=solver)
+    z, y, _ = pairs[range(20)]
+    assert torch.equal(z, torch.cat(given))
+    assert torch.equal(z, z.half().float())
+    assert given[0].dtype == torch.float32
+    assert ((y - solver(z, pairs[range(20)][2])) / y).abs().max() <= 2**-11
+    assert {name: str(tensor.dtype) for name, tensor in load_file(tmp_path / "shard-00000.safetensors").items()} == {
+        "crc32": "torch.int64",
+        "index": "torch.int64",
+        "y": "torch.float16",
+        "z": "torch.float16",
+    }
+
+
+def test_images_beyond_fp16_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="more than fp16 holds"):
+        make(tmp_path, generate=lambda z, index: z * 1e6)
+
+
+def test_a_set_with_noise_in_fp32_is_read(tmp_path):
+    """As an earlier version wrote it."""
+    make(tmp_path)
+    for file in tmp_path.glob("*.safetensors"):
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items() if name != "crc32"}
+        write_safetensors(file, tensors | {"z": tensors["z"].float() + 1e-6})
+    z, y, index = open_pairs(tmp_path)[range(20)]
+    assert not torch.equal(z, z.half().float())
+    torch.testing.assert_close(y, generate(z, index), rtol=2e-3, atol=2e-3)
+
+
 def test_nan_from_the_solver_is_never_stored(tmp_path):
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="NaN, infinity"):
         make(tmp_path, generate=lambda z, index: z / 0)
     assert shards(tmp_path) == {}
 

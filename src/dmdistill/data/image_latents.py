@@ -20,7 +20,7 @@ from torch import Tensor
 from dmdistill.data.image_sources import StoredImages
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.data.real_images import ReadRows
-from dmdistill.data.shards import ShardLayout, Track, gather_rows, read_shard, write_shards
+from dmdistill.data.shards import ShardLayout, Track, open_shards, write_shards
 
 __all__ = ["encode_images", "latent_layout", "latent_reader"]
 
@@ -77,9 +77,5 @@ def encode_images(
 
 def latent_reader(layout: ShardLayout, shape: tuple[int, ...]) -> ReadRows:
     """Return a function that reads latents by their numbers. ValueError where a file of them is damaged."""
-    shards = [read_shard(layout.file(shard), layout.rows(shard), {"x": shape}) for shard in range(len(layout))]
-
-    def read(rows: Tensor) -> Tensor:
-        return gather_rows(shards, "x", rows).float()
-
-    return read
+    shards = open_shards(layout, {"x": torch.empty(0, *shape, dtype=torch.float16)})
+    return lambda rows: shards.read(rows)["x"].float()

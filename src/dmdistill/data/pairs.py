@@ -1,8 +1,11 @@
 """Noise-image pairs on disk: safetensors shards, memory-mapped, each reproducible from seed and shard number.
 
 FOLDER/pairs.json                the settings they were made with: `PairSettings`
-FOLDER/shard-00000.safetensors   z: fp32, N C H W.  y: fp16, the same shape.  index: int64, N, of the conditions,
-where there are any.
+FOLDER/shard-00000.safetensors   z and y: fp16, N C H W.  index: int64, N, of the conditions, where there are any.
+
+z is rounded to fp16 before the solver starts from it, so that y is the image of the z that is stored. y is rounded
+afterwards, which changes a value by at most one part in 2048 (for magnitudes from 6e-5 to 65504). Sets of an earlier
+version, with z in fp32, are read as well.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dmdistill.data.permutation import Permutation
 from dmdistill.data.seeds import derive_seed
-from dmdistill.data.shards import ShardLayout, Track, gather_rows, read_shard, write_shards
+from dmdistill.data.shards import ShardLayout, Shards, Track, open_shards, write_shards
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.atomic import read_json, read_safetensors, write_json
 from dmdistill.io.checksums import add_checksum, pop_checksum
@@ -31,7 +35,8 @@ from dmdistill.io.folders import exclusive_folder, removed_if_useless
 __all__ = ["PairDataset", "PairSettings", "check_space", "make_pairs", "open_pairs"]
 
 JSON_TYPES = {"str": ("str",), "int": ("int",), "float": ("int", "float")}  # by a field's annotation
-BYTES = 4 + 2  # of a number of z and of one of y
+BYTES = 2 + 2  # of a number of z and of one of y
+FLOATS = (torch.float16, torch.float32)  # that z and y may be stored in
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
 Generate = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -68,14 +73,13 @@ class PairDataset:
 
     Args:
         settings: they were made with.
-        shards: tensors z, y and, with conditions, index, each N ..., memory-mapped.
+        shards: tensors z, y and, with conditions, index.
         seconds_per_image: time that generating an image took, where known.
     """
 
-    def __init__(
-        self, settings: PairSettings, shards: Sequence[dict[str, Tensor]], *, seconds_per_image: float | None = None
-    ) -> None:
+    def __init__(self, settings: PairSettings, shards: Shards, *, seconds_per_image: float | None = None) -> None:
         self.settings, self.shards, self.seconds_per_image = settings, shards, seconds_per_image
+        self.epoch, self.order = -1, Permutation(1)
 
     def __len__(self) -> int:
         return self.settings.count
@@ -83,39 +87,60 @@ class PairDataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """C H W of an image."""
-        return tuple(self.shards[0]["z"].shape[1:])
+        return tuple(self.shards.rows["z"].shape[1:])
 
     def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return z and y, fp32, B C H W, and the numbers of the conditions, int64 B, of these pairs."""
-        index = torch.tensor(rows, dtype=torch.int64)
-        z, y = (gather_rows(self.shards, name, index) for name in "zy")
-        return z, y.float(), gather_rows(self.shards, "index", index) if "index" in self.shards[0] else None
+        """Return z and y, fp32, B C H W, and the numbers of the conditions, int64 B. ValueError if one is damaged."""
+        tensors = self.shards.read(torch.tensor(rows, dtype=torch.int64))
+        return tensors["z"].float(), tensors["y"].float(), tensors.get("index")
 
     def rows(self, step: int, size: int) -> list[int]:
         """Return the pairs of a step's batch: epochs without end, each in an order of its own."""
         size = min(size, len(self))
         epoch, index = divmod(step, len(self) // size)
-        rng = torch.Generator().manual_seed(derive_seed(self.settings.seed, epoch))
-        return torch.randperm(len(self), generator=rng)[index * size : (index + 1) * size].tolist()
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, Permutation(len(self), self.settings.seed, epoch)
+        return self.order[index * size : (index + 1) * size]
+
+    def verify(self, track: Track) -> None:
+        """Read all files to their ends. ValueError, naming those that are damaged. `track` shows progress."""
+        if damaged := self.shards.damaged(track):
+            names = ", ".join(file.name for file in damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+            layout = self.shards.layout
+            raise ValueError(
+                f"{layout.folder} has {len(damaged)} damaged files of {len(layout)}: {names}; remove them, and make "
+                f"them again by {command_to_finish(layout.folder)}"
+            )
 
 
 def open_pairs(folder: Path) -> PairDataset:
-    """Open a complete set of pairs. ValueError, naming the file, where one is missing, damaged or of another set."""
+    """Open a complete set of pairs. ValueError, naming the file, where one is missing, cut short or of another set.
+
+    Content is verified when it is read.
+    """
     settings, seconds = read_settings(folder / "pairs.json")
     layout = ShardLayout(folder, settings.count, settings.shard_size)
     if file := next((file for file in map(layout.file, range(len(layout))) if not file.exists()), None):
-        command = f"dmdistill pairs --out {shlex.quote(str(folder))}"
-        raise ValueError(
-            f"{file} does not exist: the set is incomplete; finish it by {command} with the options that it was begun "
-            "with, or by resuming its run"
-        )
-    first = read_safetensors(layout.file(0))
-    if not {"z", "y"} <= first.keys():
-        raise ValueError(f"{layout.file(0)} holds {', '.join(first) or 'nothing'}, expected z and y")
-    row = tuple(first["z"].shape[1:])
-    row_shapes = {"z": row, "y": row} | ({"index": ()} if "index" in first else {})
-    shards = [read_shard(layout.file(shard), layout.rows(shard), row_shapes) for shard in range(len(layout))]
+        raise ValueError(f"{file} does not exist: the set is incomplete; finish it by {command_to_finish(folder)}")
+    first = read_safetensors(layout.file(0), verify=False)
+    rows = {name: first[name] for name in ("z", "y", "index") if name in first}
+    if not is_pair(rows):
+        raise ValueError(f"{layout.file(0)} holds {', '.join(first) or 'nothing'}, expected z and y of one shape")
+    shards = open_shards(layout, rows)
     return PairDataset(settings, shards, seconds_per_image=seconds)
+
+
+def command_to_finish(folder: Path) -> str:
+    """Return, in words, how the missing shards of a set are made."""
+    command = f"dmdistill pairs --out {shlex.quote(str(folder))}"
+    return f"{command} with the options that it was begun with, or by resuming its run"
+
+
+def is_pair(rows: dict[str, Tensor]) -> bool:
+    """Whether tensors are noise and images of one shape and, where there are any, numbers of conditions."""
+    index = rows.get("index", torch.empty(0, dtype=torch.int64))
+    floats = all(name in rows and rows[name].dtype in FLOATS for name in "zy")
+    return floats and rows["z"].shape == rows["y"].shape and (index.dtype, index.ndim) == (torch.int64, 1)
 
 
 def make_pairs(
@@ -188,11 +213,12 @@ def batch_maker(
         nonlocal z, index
         if rows.start == 0:
             z, index = draw(layout.rows(shard), rng.manual_seed(derive_seed(seed, shard)))
+            z = z.half()
         given = None if index is None else index[rows]
-        y = generate(z[rows], given)
+        y = generate(z[rows].float(), given).half()
         if not torch.isfinite(y).all():
-            raise ValueError("the solver gave NaN or infinity: try --precision fp32")
-        return {"z": z[rows], "y": y.half()} | ({} if given is None else {"index": given})
+            raise ValueError("the solver gave NaN, infinity or more than fp16 holds: try --precision fp32")
+        return {"z": z[rows], "y": y} | ({} if given is None else {"index": given})
 
     return make_batch
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.data.conditions import TextEncoder
-from dmdistill.data.shards import ShardLayout, Track, gather_rows, read_shard, write_shards
+from dmdistill.data.shards import ReadTensors, ShardLayout, Track, open_shards, write_shards
 from dmdistill.io.atomic import read_safetensors, write_json, write_safetensors
 from dmdistill.io.folders import writable_cache_folder
 
@@ -66,20 +66,20 @@ class PromptSet:
 
     Args:
         texts: of the prompts.
-        shards: encoded prompts by name, N ..., all shards of as many rows but the last: memory-mapped, of any dtype.
+        read: rows (B,) -> encoded prompts by name, B ..., on the CPU, of any dtype.
         empty: the null prompt's tensors, 1 ...
-        rows: row in the shards of each text, integers (len(texts),); None for their order.
+        rows: that `read` takes for each text, integers (len(texts),); None for their order.
     """
 
     def __init__(
         self,
         texts: Sequence[str],
-        shards: Sequence[dict[str, Tensor]],
+        read: ReadTensors,
         empty: dict[str, Tensor],
         *,
         rows: Tensor | None = None,
     ) -> None:
-        self.texts, self.shards, self.empty = tuple(texts), tuple(shards), empty
+        self.texts, self.read, self.empty = tuple(texts), read, empty
         self.rows = torch.arange(len(texts)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -92,8 +92,8 @@ class PromptSet:
         """Return the prompts of these numbers, integers (B,), on their device. ValueError if one is out of range."""
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise ValueError(f"prompts {int(index.min())} to {int(index.max())}, expected 0 to {len(self) - 1}")
-        rows = self.rows[index.long().cpu()]
-        tensors = {name: gather_rows(self.shards, name, rows).to(index.device).float() for name in self.empty}
+        encoded = self.read(self.rows[index.long().cpu()])
+        tensors = {name: encoded[name].to(index.device).float() for name in self.empty}
         return Prompts(tensors, {name: row.to(index.device).float() for name, row in self.empty.items()})
 
 
@@ -131,10 +131,9 @@ def encode_prompts(
 
     write_shards(layout, layout.missing(), make_batch, batch=batch, track=track, name="encoding prompts")
     empty = read_safetensors(home / "empty.safetensors")
-    row_shapes = {name: tuple(row.shape[1:]) for name, row in empty.items()}
-    shards = [read_shard(layout.file(shard), layout.rows(shard), row_shapes) for shard in range(len(layout))]
     row = {text: number for number, text in enumerate(unique)}
-    return PromptSet(texts, shards, empty, rows=torch.tensor([row[text] for text in texts]))
+    read = open_shards(layout, stored_like(empty, read_safetensors(layout.file(0)))).read
+    return PromptSet(texts, read, empty, rows=torch.tensor([row[text] for text in texts]))
 
 
 def encode_texts(
@@ -159,6 +158,11 @@ def encode_texts(
         return encode_prompts(texts, encoder, folder or writable_cache_folder("prompts"), track=track)
     finally:
         encoder.release()
+
+
+def stored_like(empty: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the null prompt's tensors in the dtypes of the first shard's, where it has them."""
+    return {name: row.to(first[name].dtype) if name in first else row for name, row in empty.items()}
 
 
 def check_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -87,8 +87,11 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
         temporary.write_bytes(add_tensor_checksum(save(plain, metadata={"format": "pt"})))
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, memory-mapped. ValueError, naming it, where it is missing, truncated or damaged."""
+def read_safetensors(path: Path, *, verify: bool = True) -> dict[str, Tensor]:
+    """Read a safetensors file, memory-mapped. ValueError, naming it, where it is missing, truncated or damaged.
+
+    Without `verify` its checksum is not compared, for which the whole file would be read, but its header and size are.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -96,7 +99,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         tensors = load_file(path)
-        check_tensor_checksum(path)
+        if verify:
+            check_tensor_checksum(path)
         return tensors
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated, damaged or not a safetensors file: {error}") from None

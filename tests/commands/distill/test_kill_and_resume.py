@@ -78,7 +78,7 @@ def run_with_error(config, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("size", "what"),
-    [(0, "config.toml"), (2000, "shard-00000.safetensors"), (6000, "step-00000002.pt")],
+    [(0, "config.toml"), (1700, "shard-00000.safetensors"), (6000, "step-00000002.pt")],
 )
 def test_a_run_stopped_by_a_full_disk_can_be_resumed(size, what, settings, student, monkeypatch, capsys):
     config = settings(f"full-{size}")

@@ -22,6 +22,7 @@ from dmdistill.commands.plan.tensor_ledger import FakeTensors
 from dmdistill.core.denoisers import X0Denoiser
 from dmdistill.core.schedules import EDM
 from dmdistill.data.prompt_embeddings import PromptSet
+from dmdistill.data.shards import rows_in_memory
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
 from helpers.configs import CPU, configure
@@ -197,7 +198,8 @@ def text_teacher(device="cpu"):
     shard, empty = ({"prompt_embeds": torch.zeros(rows, 4, 5)} for rows in (2, 1))
     with torch.device(device):
         denoiser = X0Denoiser(PromptNetwork(), EDM())
-    return Teacher(name="text", denoiser=denoiser, shape=(3, 6, 5), conditions=PromptSet(["a", "b"], [shard], empty))
+    prompts = PromptSet(["a", "b"], rows_in_memory(shard), empty)
+    return Teacher(name="text", denoiser=denoiser, shape=(3, 6, 5), conditions=prompts)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

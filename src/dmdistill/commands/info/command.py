@@ -1,4 +1,4 @@
-"""`dmdistill info`: what a model is, and the progress and health of a run."""
+"""`dmdistill info`: what a model is, the progress and health of a run, whether pairs are undamaged."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dmdistill.commands.info.config import InfoConfig
 from dmdistill.commands.info.model_description import describe_model
+from dmdistill.commands.info.pairs_description import describe_pairs
 from dmdistill.commands.info.run_status import describe_run
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
@@ -20,16 +21,25 @@ __all__ = ["info"]
 
 
 def info(config: InfoConfig) -> None:
-    """Print a table of the run, where the folder is one, and of its model.
+    """Print a table of a run and its model, of a model, or of pairs.
 
-    ValueError for an unknown model and for a damaged file. A run whose model cannot be loaded is printed all the same.
+    A set of pairs is verified, and described. ValueError for an unknown model and for a damaged file. A run whose model
+    cannot be loaded is printed all the same.
     """
     run = Path(config.model)
+    if (run / "pairs.json").is_file():
+        print_table(describe_pairs(run))
+    else:
+        print_model(config.model, run)
+
+
+def print_model(name: str, run: Path) -> None:
+    """Print a table of the run, where the folder is one, and of its model."""
     metrics = read_metrics(run) if run.is_dir() else []
     rows = describe_run(run, metrics) if metrics else {}
     if not metrics or any((run / kind / "config.json").exists() for kind in ("student", "teacher")):
         try:
-            model = load_model(config.model)
+            model = load_model(name)
             check_log_end(run, metrics, model)
             rows |= describe_model(model)
         except ValueError:

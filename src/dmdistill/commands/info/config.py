@@ -11,7 +11,7 @@ __all__ = ["InfoConfig"]
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Describe a model, or the progress and health of a run."""
+    """Describe a model, or the progress and health of a run; verify a set of pairs."""
 
     model: Positional[str]
-    """Model: a name, its folder or run, a .pkl of EDM, a .safetensors or hub id, or module:function."""
+    """Model: a name, its folder or run, a .pkl of EDM, a .safetensors or hub id, or module:function. Or pairs."""
