@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/dmdistill distill $(if $(wildcard $(RUN)/config.toml),--resume,--out) $(RUN)
+	$(BIN)/dmdistill demo --out $(RUN)
 
 lint: setup
 	$(BIN)/ruff format --check .

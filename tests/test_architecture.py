@@ -20,7 +20,7 @@ COMMAND_TIERS = [
     ["run_folder", "prompts"],
     ["pairs", "teach", "evaluate", "sample", "export", "convert", "classifier"],
     ["distill", "bench"],
-    ["plan", "reproduce", "info", "list_presets", "completion"],
+    ["plan", "reproduce", "info", "list_presets", "completion", "demo"],
     ["cli"],
 ]
 HEAVY = {

@@ -18,6 +18,7 @@ from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.completion.config import CompletionConfig
 from dmdistill.commands.convert.config import ConvertConfig
+from dmdistill.commands.demo.config import DemoConfig
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.export.config import ExportConfig
@@ -51,6 +52,7 @@ class Command:
 
 
 COMMANDS = {
+    "demo": Command(DemoConfig, "demo"),
     "distill": Command(DistillConfig, "distill"),
     "presets": Command(PresetsConfig, "list_presets"),
     "pairs": Command(PairsConfig, "pairs"),
