@@ -57,12 +57,14 @@ class SolverOptions:
     solver_steps: int | None = None
     """Solver steps. The default is the teacher's own."""
     guidance: float | None = None
-    """Scale of classifier-free guidance, in the pairs and in mu_real. The default is the teacher's own; 1 is none."""
+    """Scale of classifier-free guidance, in the pairs and in mu_real; 1 is none. Of Flux-dev, its embedded guidance."""
+    true_guidance: float | None = None
+    """Scale of classifier-free guidance on top of an embedded guidance, as of Flux-dev, at twice the evaluations."""
 
     def check(self) -> None:
         """Raise a ValueError for a number that the option cannot have."""
         require_at_least(self, 1, "solver_steps")
-        require_at_least(self, 0, "guidance")
+        require_at_least(self, 0, "guidance", "true_guidance")
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ STUDENT_KEYS = {
         "a list of falling numbers from 0",
     ),
     "transition": (lambda value: value in ("sde", "ode"), "sde or ode"),
+    "embedded_guidance": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "image_size": (lambda value: is_list(value, is_count) and len(value) == 2, "[height, width] in pixels"),
 }
 SAMPLING = {
@@ -159,7 +160,7 @@ def check_student(config: dict[str, Any]) -> None:
 
 
 def check_student_keys(config: dict[str, Any]) -> None:
-    """Raise ValueError for wrong values of a student's times, transition and size of images."""
+    """Raise ValueError for wrong values of a student's times, transition, guidance and size of images."""
     for key, (check, expected) in STUDENT_KEYS.items():
         if key in config and not check(config[key]):
             raise ValueError(f"{key} is {config[key]!r:.200}, expected {expected}")

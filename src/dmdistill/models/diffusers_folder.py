@@ -96,8 +96,8 @@ def read_scheduler_config(folder: Path) -> dict[str, Any]:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Read dmdistill.json: teacher or student, its name, classes, licence and feature extractor, all of them optional.
 
-    Of an exported student of several steps it has the times and the transition, of one of images of another size than
-    its teacher's that size, and of one whose network is this package's own the network's entries.
+    Of an exported student of several steps it has the times and the transition, of one of another size of images or
+    embedded guidance than usual these, and of one whose network is this package's own the network's entries.
     """
     file = folder / METADATA_FILE
     metadata = read_object(file)

@@ -101,6 +101,8 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
     model = drop_guidance_embedding(load_component(network_folder, class_name), network_folder / "config.json")
     network = WRAPPERS[class_name](model).eval().requires_grad_(False)
     network.time_scale = schedule.time_scale
+    if "embedded_guidance" in metadata:
+        network.guidance = metadata["embedded_guidance"]
     if autoencoder is not None:
         match_autoencoder(network, autoencoder, shape)
     path = Path(source).resolve() if Path(source).exists() else None

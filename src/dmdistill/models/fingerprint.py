@@ -16,8 +16,9 @@ __all__ = ["fingerprint"]
 def fingerprint(model: Model) -> str:
     """Return the model's name and eight hexadecimal digits of a hash of all that determines its samples and images.
 
-    That is its weights, the autoencoder's, parameterisation, noise schedule and clipping. Solver, steps, guidance,
-    precision and conditions are not included, as pairs and caches record them beside it.
+    That is its weights, the autoencoder's, parameterisation, noise schedule, clipping, and an embedded guidance that
+    is chosen. Solver, steps, classifier-free guidance, precision and conditions are not included, as pairs and caches
+    record them beside it.
     """
     denoiser, sha = model.denoiser, hashlib.sha256()
     modules = [model.network, *([model.autoencoder] if isinstance(model.autoencoder, nn.Module) else [])]
@@ -25,6 +26,8 @@ def fingerprint(model: Model) -> str:
     values += [value for _, value in sorted(vars(denoiser.schedule).items())]
     values += [getattr(denoiser, "sigma_data", None), getattr(model.network, "time_scale", 1.0)]
     values += [type(denoiser).__name__, type(denoiser.schedule).__name__, getattr(model, "clipping", None)]
+    if (scale := model.config.get("embedded_guidance")) is not None:
+        values.append(float(scale))
     for value in values:
         if isinstance(value, Tensor):
             sha.update(tensor_bytes(value))

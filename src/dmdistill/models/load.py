@@ -139,6 +139,8 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
         if other := [key for key in SHARED_KEYS if base.config.get(key) != config.get(key)]:
             raise ValueError(f"{base.name} is another model: its {other[0]} differs")
         denoiser = add_lora(base.denoiser, **lora) if lora else copy.deepcopy(base.denoiser)
+        if "embedded_guidance" in config:
+            denoiser.net.guidance = config["embedded_guidance"]
         return Student.from_teacher(base, denoiser, config)
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: a student of the teacher {name!r}, which is needed: {error}") from None

@@ -151,7 +151,7 @@ class Flux(DiffusersWrapper):
         f = self.model(
             patches,
             timestep=t,
-            guidance=torch.full_like(t, self.embedded_guidance) if self.embedded_guidance else None,
+            guidance=torch.full_like(t, self.guidance) if self.model.config.guidance_embeds else None,
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
             img_ids=positions.to(x),

@@ -87,11 +87,16 @@ def load_students_teacher(student: Student, source: str) -> Teacher:
 
 def read_solver(settings: dict[str, Any], source: str) -> SolverOptions:
     """Return the solver of a student's training pairs. ValueError where its config.json is damaged."""
-    known = {name: settings[name] for name in ("solver", "solver_steps", "guidance") if settings.get(name) is not None}
+    known = {
+        name: settings[name]
+        for name in ("solver", "solver_steps", "guidance", "true_guidance")
+        if settings.get(name) is not None
+    }
     allowed = {
         "solver": lambda value: value in tuple(SOLVERS),
         "solver_steps": lambda value: isinstance(value, int) and value >= 1,
         "guidance": lambda value: isinstance(value, int | float) and value >= 0,
+        "true_guidance": lambda value: isinstance(value, int | float) and value >= 0,
     }
     for name, value in known.items():
         if not allowed[name](value):

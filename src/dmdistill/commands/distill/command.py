@@ -104,7 +104,8 @@ def check_guidance(config: DistillConfig, teacher: Teacher) -> None:
     """Raise a ValueError where the method cannot have the teacher's guidance, or needs one."""
     guidance = METHODS[config.method].guidance if config.method in METHODS else True
     if guidance == "always" and teacher.guidance == 1:
-        raise ValueError(f"--method {config.method} needs a guided teacher: give --guidance above 1")
+        flag = "--true-guidance" if teacher.embedded_guidance else "--guidance"
+        raise ValueError(f"--method {config.method} needs a guided teacher: give {flag} above 1")
     if not guidance and teacher.guidance != 1:
         raise ValueError(
             f"--guidance {teacher.guidance:g} with --method {config.method}, expected 1: SiD is defined here without "

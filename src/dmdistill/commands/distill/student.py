@@ -25,7 +25,7 @@ def build_student(config: DistillConfig, teacher: Teacher, generator: Generator,
     """
     name = f"{teacher.name}-student"
     inherited = {key: teacher.config.get(key) for key in (*INHERITED_KEYS, "licence", "feature_extractor")}
-    inherited |= {"image_size": teacher.config["image_size"]} if "image_size" in teacher.config else {}
+    inherited |= {key: teacher.config[key] for key in ("image_size", "embedded_guidance") if key in teacher.config}
     distilled = {"average": average, "step": step, **option_values(config), "teacher": teacher_name(config, teacher)}
     own = {"kind": "student", "name": name, **own_sampling(generator)}
     entries = {**own, **inherited, **required_teacher(config, teacher), "distilled": distilled}

@@ -94,9 +94,17 @@ def make_teacher_pairs(
 def with_solver_options(teacher: Teacher, ode: SolverOptions) -> Teacher:
     """Return a teacher with other solver options. ValueError for guidance that the teacher cannot have."""
     ode.check()
-    if ode.guidance not in (None, 1):
-        check_guidable(teacher, f"--guidance {ode.guidance}")
-    options = {"solver": ode.solver, "steps": ode.solver_steps, "guidance": ode.guidance}
+    scale, flag = ode.guidance, "--guidance"
+    if teacher.embedded_guidance:
+        if ode.guidance == 0:
+            raise ValueError(f"--guidance 0: {teacher.name} embeds its guidance, expected a number above 0")
+        teacher = teacher.with_embedded_guidance(ode.guidance)
+        scale, flag = ode.true_guidance, "--true-guidance"
+    elif ode.true_guidance is not None:
+        raise ValueError(f"--true-guidance {ode.true_guidance}: {teacher.name} embeds no guidance, give --guidance")
+    if scale not in (None, 1):
+        check_guidable(teacher, f"{flag} {scale}")
+    options = {"solver": ode.solver, "steps": ode.solver_steps, "guidance": scale}
     return replace(teacher, **{name: value for name, value in options.items() if value is not None})
 
 
