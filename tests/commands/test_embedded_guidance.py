@@ -7,7 +7,7 @@ import torch
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.options import SolverOptions
-from dmdistill.commands.pairs.command import with_solver_options
+from dmdistill.commands.pairs.command import embedded_guidance, with_solver_options
 from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.load import load_model, load_teacher
 
@@ -33,7 +33,7 @@ def test_guidance_is_the_networks_input_and_true_guidance_is_classifier_free(flu
         with_solver_options(load_teacher(flux), SolverOptions(solver_steps=2, **options))
         for options in ({}, {"guidance": 7.0}, {"guidance": 7.0, "true_guidance": 2.0})
     )
-    assert [teacher.embedded_guidance for teacher in (plain, embedded, true)] == [3.5, 7.0, 7.0]
+    assert [embedded_guidance(teacher) for teacher in (plain, embedded, true)] == [3.5, 7.0, 7.0]
     assert [teacher.guidance for teacher in (plain, embedded, true)] == [1.0, 1.0, 2.0]
     assert [teacher.evaluations for teacher in (plain, embedded, true)] == [2, 2, 4]
     assert fingerprint(plain) != fingerprint(embedded) == fingerprint(true)

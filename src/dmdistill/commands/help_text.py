@@ -139,7 +139,7 @@ def command_help(name: str, kind: type, config: Any = None, *, everything: bool 
     positional = [option for option in options if not option.flags]
     words = [one.values if one.required else f"[{one.values}]" for one in positional]
     parts = [" ".join(["usage: dmdistill", name, *words, "[OPTIONS]"])]
-    parts.append(textwrap.fill(" ".join(inspect.getdoc(kind).split()), width))  # type: ignore[union-attr]
+    parts.append(textwrap.fill(" ".join(inspect.getdoc(kind).split()), width, break_on_hyphens=False))  # type: ignore[union-attr]
     groups = {} if everything else EVERYDAY.get(name, {})
     if groups:
         known = {option.name: option for option in options}
@@ -155,7 +155,7 @@ def command_help(name: str, kind: type, config: Any = None, *, everything: bool 
 
 def section(title: str, options: list[Option], width: int) -> str:
     """Return a heading and the options below it."""
-    return "\n".join([f"{title}:", *(describe(option, width) for option in options)])
+    return "\n".join([textwrap.fill(f"{title}:", width), *(describe(option, width) for option in options)])
 
 
 def describe(option: Option, width: int) -> str:

@@ -237,18 +237,6 @@ class Teacher(Model):
         return evaluations(self.solver, self.steps) * (1 if self.guidance == 1 else 2)
 
     @property
-    def embedded_guidance(self) -> float:
-        """The guidance scale that is an input of the network, as of Flux-dev; 0 for a network without this input."""
-        return getattr(self.network, "embedded_guidance", 0.0)
-
-    def with_embedded_guidance(self, scale: float | None) -> Self:
-        """Return the teacher, in place, at another embedded guidance; None for that which it has."""
-        if scale is None:
-            return self
-        self.network.guidance = scale  # pyright: ignore[reportAttributeAccessIssue]
-        return replace(self, config={**self.config, "embedded_guidance": scale})
-
-    @property
     def guided_denoiser(self) -> Denoiser:
         """The denoiser with classifier-free guidance: mu_real."""
         return GuidedDenoiser(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser

@@ -25,7 +25,7 @@ from dmdistill.commands.distill.teacher_check import TeacherCheck
 from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import check, flag_name, option_values
-from dmdistill.commands.pairs.command import check_guidable, with_solver_options
+from dmdistill.commands.pairs.command import check_guidable, embedded_guidance, with_solver_options
 from dmdistill.commands.presets import recommended_presets
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
@@ -104,7 +104,7 @@ def check_guidance(config: DistillConfig, teacher: Teacher) -> None:
     """Raise a ValueError where the method cannot have the teacher's guidance, or needs one."""
     guidance = METHODS[config.method].guidance if config.method in METHODS else True
     if guidance == "always" and teacher.guidance == 1:
-        flag = "--true-guidance" if teacher.embedded_guidance else "--guidance"
+        flag = "--true-guidance" if embedded_guidance(teacher) else "--guidance"
         raise ValueError(f"--method {config.method} needs a guided teacher: give {flag} above 1")
     if not guidance and teacher.guidance != 1:
         raise ValueError(
