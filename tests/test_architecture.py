@@ -21,6 +21,7 @@ COMMAND_TIERS = [
     ["pairs", "teach", "evaluate", "sample", "export", "convert", "classifier"],
     ["distill", "bench"],
     ["plan", "reproduce", "info", "list_presets", "completion", "demo"],
+    ["ui"],
     ["cli"],
 ]
 HEAVY = {

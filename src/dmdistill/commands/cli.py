@@ -32,6 +32,7 @@ from dmdistill.commands.presets import from_method, from_preset, from_run, recom
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach.config import TeachConfig
+from dmdistill.commands.ui.config import UiConfig
 from dmdistill.commands.unknown_words import check_words
 from dmdistill.training.signals import TrainingStopped
 
@@ -61,6 +62,7 @@ COMMANDS = {
     "bench": Command(BenchConfig, "bench"),
     "export": Command(ExportConfig, "export"),
     "info": Command(InfoConfig, "info"),
+    "ui": Command(UiConfig, "ui"),
     "plan": Command(PlanConfig, "plan"),
     "teach": Command(TeachConfig, "teach"),
     "convert": Command(ConvertConfig, "convert"),

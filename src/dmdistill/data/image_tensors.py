@@ -19,6 +19,7 @@ __all__ = [
     "center_crop",
     "center_crop_batch",
     "from_uint8",
+    "make_grid",
     "save_grid",
     "to_uint8",
 ]
@@ -82,15 +83,20 @@ def center_crop_batch(images: Tensor, side: int) -> Tensor:
 
 
 def save_grid(path: Path | str, images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> None:
-    """Write images as one PNG, row by row, with a pixel between.
+    """Write images as one PNG: the grid of `make_grid`, whose arguments the others are."""
+    picture = make_grid(images, columns=columns, zoom=zoom)
+    with atomic_write(Path(path)) as temporary:
+        picture.save(temporary, "PNG")
+
+
+def make_grid(images: Tensor | Sequence[Tensor], *, columns: int, zoom: int = 2) -> Image.Image:
+    """Join images to one picture, row by row, with a pixel between.
 
     Args:
-        path: of the PNG.
         images: N C H W in [-1, 1], C 1 or 3; or a sequence of such batches.
         columns: images per row.
         zoom: pixels per side of an image's pixel.
     """
-    path = Path(path)
     images = images if isinstance(images, Tensor) else torch.cat(list(images))
     n, c, height, width = images.shape
     rows = math.ceil(n / columns)
@@ -100,5 +106,4 @@ def save_grid(path: Path | str, images: Tensor | Sequence[Tensor], *, columns: i
         canvas[:, top : top + height, left : left + width] = image
     array = canvas[0].numpy() if c == 1 else canvas.permute(1, 2, 0).numpy()
     picture = Image.fromarray(array)
-    with atomic_write(path) as temporary:
-        picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(temporary, "PNG")
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

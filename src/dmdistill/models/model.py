@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any, Self
@@ -95,6 +95,21 @@ class Model(ABC):
         Raises:
             ValueError: prompts or labels are missing or unknown to the model, or the count is below 1.
         """
+        batches = self.seeded_inputs(prompts, labels=labels, count=count, seed=seed)
+        return torch.cat([self.images(z, cond).cpu() for z, cond in batches])
+
+    def seeded_inputs(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        labels: int | Sequence[int] | None = None,
+        count: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple[Tensor, Condition | None]]:
+        """Yield the noise, B *shape, and the conditions of the images that a call generates, on the model's device.
+
+        The arguments, and the errors, are those of the call. A teacher and its student have the same inputs.
+        """
         request = read_request(self.name, self.conditions, self.text, prompts=prompts, labels=labels, count=count)
         model = self
         if request.prompts is not None and self.text is not None:
@@ -105,7 +120,7 @@ class Model(ABC):
             index = choices[torch.arange(request.count) % len(choices)]
         batch = 64 if self.autoencoder is None else 4
         parts = zip(z.split(batch), index.split(batch) if index is not None else repeat(None), strict=False)
-        return torch.cat([model.images(noise, model.condition(rows)).cpu() for noise, rows in parts])
+        yield from ((noise, model.condition(rows)) for noise, rows in parts)
 
     @torch.no_grad()
     def images(self, z: Tensor, cond: Condition | None = None) -> Tensor:
@@ -241,11 +256,18 @@ class Teacher(Model):
         """The denoiser with classifier-free guidance: mu_real."""
         return GuidedDenoiser(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
 
+    @property
+    def sampling_denoiser(self) -> Denoiser:
+        """The denoiser that the solver evaluates: with guidance, its images clipped where the teacher clips them."""
+        denoiser = self.guided_denoiser
+        return ClippedDenoiser(denoiser, self.clipping) if self.clipping is not None else denoiser
+
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         """Sample x (B *shape) from noise z ~ N(0, I) by the solver."""
-        denoiser = self.guided_denoiser
-        if self.clipping is not None:
-            denoiser = ClippedDenoiser(denoiser, self.clipping)
+        return self.solve(self.sampling_denoiser, z, cond)
+
+    def solve(self, denoiser: Denoiser, z: Tensor, cond: Condition | None = None) -> Tensor:
+        """Sample x (B *shape) from noise z ~ N(0, I) by the solver, of any denoiser."""
         return SOLVERS[self.solver](denoiser, *self.move_inputs(z, cond), steps=self.steps)
 
 

@@ -27,7 +27,7 @@ from dmdistill.io.checksums import add_checksum
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.training.metrics_log import read_metrics
 
-__all__ = ["draw_comparison", "draw_curves", "write_report"]
+__all__ = ["curves_figure", "draw_comparison", "draw_curves", "write_report"]
 
 LINEAR = ("samples' mean, std and saturation", "accuracy of the discriminator")  # panels without a logarithmic axis
 
@@ -117,10 +117,16 @@ class TeacherImages:
 
 
 def draw_curves(folder: Path) -> None:
-    """Draw report.png from a run's metrics.jsonl, a panel for each kind of value that was measured."""
+    """Draw report.png from a run's metrics.jsonl."""
+    figure = curves_figure(read_metrics(folder))
+    with atomic_write(folder / "report.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+
+
+def curves_figure(rows: Sequence[dict[str, float]]) -> Any:
+    """Plot the rows of a run's log: a matplotlib figure, with a panel for each kind of value that was measured."""
     from matplotlib.figure import Figure
 
-    rows = read_metrics(folder)
     panels = {
         "Frechet distance": [key for key in all_keys(rows) if key.startswith("frechet_")],
         "losses": [key for key in all_keys(rows) if key.startswith("loss")],
@@ -156,8 +162,7 @@ def draw_curves(folder: Path) -> None:
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.legend(fontsize="small")
-    with atomic_write(folder / "report.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+    return figure
 
 
 def draw_comparison(

@@ -1,0 +1,16 @@
+"""The packages of the extra `ui`: gradio, and what it brings along."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dmdistill.io.errors import import_optional
+
+__all__ = ["load_package"]
+
+
+def load_package(name: str) -> Any:
+    """Import gradio, which then reports to nobody, or a package that it brings. ValueError where it is missing."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads when it is imported
+    return import_optional(name, "dmdistill ui", extra="ui")

@@ -1,0 +1,60 @@
+"""The page of a run: health verdict, what is left, curves, and its sample grids as a film. It follows the run."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from dmdistill.commands.ui.packages import load_package
+from dmdistill.commands.ui.run_view import RunView
+
+__all__ = ["add_run"]
+
+SECONDS = 5.0  # between two looks at the run's files
+
+
+def add_run(page: Any, folder: Path) -> None:
+    """Add the state of a run to a page of gradio, which looks at the run's files again every few seconds."""
+    gr = load_package("gradio")
+    view = RunView(folder)
+    seen = gr.State()
+    with gr.Row():
+        left = gr.Textbox(label="Progress", elem_id="progress", interactive=False)
+        verdict = gr.Textbox(label="Health", elem_id="verdict", interactive=False, lines=2, scale=2)
+    with gr.Row(equal_height=False):
+        film = gr.Image(label="Sample grids of the run, as a film", elem_id="film", interactive=False)
+        with gr.Column():
+            grid = gr.Image(label="One sample grid", elem_id="grid", format="png", interactive=False)
+            frame = gr.Slider(1, 2, value=1, step=1, label="Number of the grid", elem_id="frame")
+    curves = gr.Image(label="Curves", elem_id="curves", format="png", interactive=False)
+    with gr.Accordion("All figures", open=False):
+        figures = gr.HTML(elem_id="figures")
+
+    def look(seen: Any) -> Any:
+        version = view.version()
+        if version == seen:
+            return gr.skip()
+        status = view.status()
+        grids = view.grids()
+        slider = gr.Slider(maximum=max(len(grids), 2), value=max(len(grids), 1), interactive=len(grids) > 1)
+        last, film_file = show(len(grids)), view.film()
+        return version, status.progress, status.verdict, film_file, last, slider, view.curves(), table(status.rows)
+
+    def show(number: int) -> Any:
+        grids = view.grids()
+        if not grids:
+            return gr.Image(value=None)
+        file = grids[min(max(number, 1), len(grids)) - 1]
+        return gr.Image(value=str(file), label=f"Sample grid of {file.stem.replace('-', ' ')}")
+
+    outputs = [seen, left, verdict, film, grid, frame, curves, figures]
+    options: dict[str, Any] = {"concurrency_id": "run", "show_progress": "hidden", "api_visibility": "private"}
+    gr.on([page.load, gr.Timer(SECONDS).tick], look, seen, outputs, **options)
+    frame.input(show, frame, grid, **options)
+
+
+def table(rows: dict[str, str]) -> str:
+    """Return names and texts as a table in HTML."""
+    lines = (f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows.items())
+    return f'<table class="rows">{"".join(lines)}</table>'
