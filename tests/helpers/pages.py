@@ -1,7 +1,8 @@
-"""Pages of `dmdistill ui`: served by a process of their own, and opened in headless Chromium."""
+"""Runs for `dmdistill ui` to show, and its pages: served by a process of their own, and opened in headless Chromium."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 ONLY_THIS_MACHINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
@@ -56,9 +60,18 @@ def browser(*, width: int = 1280, height: int = 1200) -> Iterator[Any]:
 def screenshot(driver: Any, name: str) -> None:
     """Write a picture of the page to $DMDISTILL_SCREENSHOTS, where that is set, in 64 colours."""
     if folder := os.environ.get("DMDISTILL_SCREENSHOTS"):
-        from PIL import Image
-
         file = Path(folder) / f"{name}.png"
         driver.save_screenshot(str(file))
         with Image.open(file) as image:
             image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+def write_run(folder: Path, steps: int = 3, grids: int = 2) -> Path:
+    """A run of 100 steps, of which so many are done, with sample grids of more and more brightness."""
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.toml").write_text("steps = 100\n")
+    rows = [{"step": step, "seconds": 2.0 * step, "loss_reg": 1 / step} for step in range(1, steps + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in range(1, grids + 1):
+        Image.fromarray(np.full((1000, 500), 5 * step, np.uint8)).save(folder / "samples" / f"step-{step:06d}.png")
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from dmdistill.commands.ui.run_view import FRAMES, RunView
 from dmdistill.commands.ui.server import listen
 from dmdistill.core.solvers import SOLVERS
 from helpers.configs import CPU
-from helpers.pages import served
+from helpers.pages import served, write_run
 from helpers.tiny_models import save_student
 
 
@@ -36,17 +35,6 @@ def student_folder(tiny_teacher, tmp_path_factory):
 def pair(student_folder):
     pair = load_pair(UiConfig(str(student_folder), compute=CPU))
     return replace(pair, teacher=replace(pair.teacher, steps=4))
-
-
-def write_run(folder, steps=3, grids=2):
-    """A run of 100 steps, of which so many are done."""
-    (folder / "samples").mkdir(parents=True)
-    (folder / "config.toml").write_text("steps = 100\n")
-    rows = [{"step": step, "seconds": 2.0 * step, "loss_reg": 1 / step} for step in range(1, steps + 1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for step in range(1, grids + 1):
-        Image.fromarray(np.full((1000, 500), 5 * step, np.uint8)).save(folder / "samples" / f"step-{step:06d}.png")
-    return folder
 
 
 def test_both_models_generate_what_a_call_does(pair):

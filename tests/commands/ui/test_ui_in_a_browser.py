@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dmdistill.commands.cli import main
-from helpers.pages import browser, screenshot, served
+from helpers.pages import browser, screenshot, served, write_run
 
 pytest.importorskip("gradio")
 pytest.importorskip("selenium")
@@ -101,16 +100,9 @@ def test_a_student_beside_its_teacher(driver):
 
 @pytest.fixture
 def run(tmp_path):
-    """$DMDISTILL_RUN, or the folder of a run of 6 of 9 steps."""
-    if folder := os.environ.get("DMDISTILL_RUN"):
-        return Path(folder)
-    folder = tmp_path / "run"
-    options = "--steps 6 --pair-count 8 --batch 4 --batch-reg 4 --log-every 1 --sample-every 2 --report-images 0"
-    main(["distill", "--out", str(folder), *options.split(), "--evaluate-every", "100", "--threads", "1"])
-    shutil.rmtree(folder / "student")
-    config = folder / "config.toml"
-    config.write_text(re.sub(r"(?m)^steps = 6", "steps = 9", config.read_text()))
-    return folder
+    """$DMDISTILL_RUN, or the folder of a run that has done 3 of 100 steps."""
+    folder = os.environ.get("DMDISTILL_RUN")
+    return Path(folder) if folder else write_run(tmp_path / "run")
 
 
 def test_a_run_that_trains(driver, run):

@@ -35,11 +35,12 @@ def add_run(page: Any, folder: Path) -> None:
         version = view.version()
         if version == seen:
             return gr.skip()
-        status = view.status()
-        grids = view.grids()
-        slider = gr.Slider(maximum=max(len(grids), 2), value=max(len(grids), 1), interactive=len(grids) > 1)
-        last, film_file = show(len(grids)), view.film()
-        return version, status.progress, status.verdict, film_file, last, slider, view.curves(), table(status.rows)
+        status, count = view.status(), len(view.grids())
+        moving = [gr.skip()] * 3  # so that the film does not begin anew, nor the slider leave the grid that it shows
+        if seen is None or seen[0] != version[0]:
+            slider = gr.Slider(maximum=max(count, 2), value=max(count, 1), interactive=count > 1)
+            moving = [view.film(), show(count), slider]
+        return version, status.progress, status.verdict, *moving, view.curves(), table(status.rows)
 
     def show(number: int) -> Any:
         grids = view.grids()

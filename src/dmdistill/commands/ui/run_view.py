@@ -43,7 +43,7 @@ class RunView:
         self.temporary = TemporaryDirectory(prefix="dmdistill-ui-")
 
     def version(self) -> list[Any]:
-        """Return what changes whenever the run has written something that the page shows."""
+        """Return the number of sample grids, and what else changes when the run writes what the page shows."""
         stats = [path.stat() for path in map(self.folder.joinpath, FILES) if path.is_file()]
         return [len(self.grids()), *([one.st_size, one.st_mtime_ns] for one in stats)]
 

@@ -44,7 +44,8 @@ def make_app(page: Any) -> Any:
 def serve(page: Any, listening: socket.socket) -> None:
     """Serve a page at a socket until Ctrl-C, which raises KeyboardInterrupt once the socket is closed."""
     uvicorn = load_package("uvicorn")
-    settings = uvicorn.Config(make_app(page), log_level="warning", timeout_graceful_shutdown=SECONDS_TO_CLOSE)
+    # "critical": gradio prints the errors of requests itself, and that pages were open at the end is none
+    settings = uvicorn.Config(make_app(page), log_level="critical", timeout_graceful_shutdown=SECONDS_TO_CLOSE)
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     Console(highlight=False).print(f"http://{address}:{port}  (Ctrl-C ends it)", markup=False, soft_wrap=True)
