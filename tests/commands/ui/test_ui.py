@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dmdistill.commands.cli import main
 from dmdistill.commands.ui.config import UiConfig
 from dmdistill.commands.ui.model_page import respond
 from dmdistill.commands.ui.models import load_pair
@@ -203,9 +202,3 @@ def test_200_requests_at_once_are_all_answered(student_folder):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert process.stderr.read() == "dmdistill: interrupted\n"
-
-
-def test_help_needs_no_gradio(capsys):
-    with pytest.raises(SystemExit):
-        main(["ui", "--help"])
-    assert "--host" in capsys.readouterr().out
