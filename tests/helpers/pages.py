@@ -26,7 +26,12 @@ def served(*arguments: object) -> Iterator[tuple[str, subprocess.Popen]]:
     command = [sys.executable, "-m", "dmdistill", "ui", *map(str, arguments), "--port", "0", "--threads", "1"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
     ) as process:
         try:
             assert process.stdout is not None
@@ -37,7 +42,7 @@ def served(*arguments: object) -> Iterator[tuple[str, subprocess.Popen]]:
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-                process.wait(20)
+                process.wait(60)
 
 
 @contextmanager

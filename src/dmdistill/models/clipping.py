@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Condition, Denoiser
 
-__all__ = ["ClippedDenoiser", "Clipping"]
+__all__ = ["ClippedDenoiser", "Clipping", "clip"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,8 @@ class ClippedDenoiser(Denoiser):
     def weight(self, t: Tensor) -> Tensor:
         """Return the inner denoiser's weight."""
         return self.denoiser.weight(t)
+
+
+def clip(denoiser: Denoiser, clipping: Clipping | None) -> Denoiser:
+    """Return a denoiser with clipped predictions, for a solver; the denoiser itself where there is no clipping."""
+    return denoiser if clipping is None else ClippedDenoiser(denoiser, clipping)

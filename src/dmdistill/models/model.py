@@ -19,14 +19,13 @@ from dmdistill.data.conditions import Conditions, TextEncoder
 from dmdistill.data.prompt_embeddings import encode_texts
 from dmdistill.io.errors import first_line
 from dmdistill.models.autoencoder import Autoencoder
-from dmdistill.models.clipping import ClippedDenoiser, Clipping
+from dmdistill.models.clipping import Clipping, clip
 from dmdistill.models.requests import read_request
+from dmdistill.networks.casting import cast_matmul_weights
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
 from dmdistill.networks.edm_unet import UNet
 
 __all__ = ["Model", "Student", "Teacher"]
-
-MATMUL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # exactly these: a subclass may use its weight otherwise
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -95,29 +94,19 @@ class Model(ABC):
         Raises:
             ValueError: prompts or labels are missing or unknown to the model, or the count is below 1.
         """
-        batches = self.seeded_inputs(prompts, labels=labels, count=count, seed=seed)
-        return torch.cat([self.images(z, cond).cpu() for z, cond in batches])
+        inputs = self.seeded_inputs(prompts, labels=labels, count=count, seed=seed)
+        return torch.cat([self.images(z, cond).cpu() for z, cond in inputs])
 
     def seeded_inputs(
-        self,
-        prompts: str | Sequence[str] | None = None,
-        *,
-        labels: int | Sequence[int] | None = None,
-        count: int | None = None,
-        seed: int = 0,
+        self, prompts: Any = None, *, labels: Any = None, count: int | None = None, seed: int = 0
     ) -> Iterator[tuple[Tensor, Condition | None]]:
-        """Yield the noise, B *shape, and the conditions of the images that a call generates, on the model's device.
-
-        The arguments, and the errors, are those of the call. A teacher and its student have the same inputs.
-        """
+        """Yield noise, B *shape, and conditions of the images that a call with these arguments generates."""
         request = read_request(self.name, self.conditions, self.text, prompts=prompts, labels=labels, count=count)
         model = self
         if request.prompts is not None and self.text is not None:
             model = replace(self, conditions=encode_texts(request.prompts, self.text, device=self.device))
-        z, index = model.sample_noise(request.count, rng=torch.Generator(self.device).manual_seed(seed))
-        if model.conditions is not None:
-            choices = torch.tensor(request.labels or range(len(model.conditions)))
-            index = choices[torch.arange(request.count) % len(choices)]
+        z, _ = model.sample_noise(request.count, rng=torch.Generator(self.device).manual_seed(seed))
+        index = request.index(model.conditions)
         batch = 64 if self.autoencoder is None else 4
         parts = zip(z.split(batch), index.split(batch) if index is not None else repeat(None), strict=False)
         yield from ((noise, model.condition(rows)) for noise, rows in parts)
@@ -199,10 +188,7 @@ class Model(ABC):
         """
         precision = self.denoiser.precision
         if precision is not None and isinstance(self.network, UNet | DiffusersWrapper):
-            for module in self.network.modules():
-                parameters = dict(module.named_parameters(recurse=False)) if type(module) in MATMUL_LAYERS else {}
-                for name, parameter in parameters.items():
-                    setattr(module, name, nn.Parameter(parameter.detach().to(precision), parameter.requires_grad))
+            cast_matmul_weights(self.network, precision)
         return self
 
     def move_inputs(self, z: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
@@ -256,18 +242,9 @@ class Teacher(Model):
         """The denoiser with classifier-free guidance: mu_real."""
         return GuidedDenoiser(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
 
-    @property
-    def sampling_denoiser(self) -> Denoiser:
-        """The denoiser that the solver evaluates: with guidance, its images clipped where the teacher clips them."""
-        denoiser = self.guided_denoiser
-        return ClippedDenoiser(denoiser, self.clipping) if self.clipping is not None else denoiser
-
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         """Sample x (B *shape) from noise z ~ N(0, I) by the solver."""
-        return self.solve(self.sampling_denoiser, z, cond)
-
-    def solve(self, denoiser: Denoiser, z: Tensor, cond: Condition | None = None) -> Tensor:
-        """Sample x (B *shape) from noise z ~ N(0, I) by the solver, of any denoiser."""
+        denoiser = clip(self.guided_denoiser, self.clipping)
         return SOLVERS[self.solver](denoiser, *self.move_inputs(z, cond), steps=self.steps)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from dmdistill.data.conditions import Conditions, TextEncoder
 
 __all__ = ["Request", "read_request"]
@@ -17,6 +20,13 @@ class Request:
     prompts: Sequence[str] | None
     labels: Sequence[int] | None
     count: int
+
+    def index(self, conditions: Conditions | None) -> Tensor | None:
+        """Return the number of each image's condition, integers (count,): those asked for, or all, in turn."""
+        if conditions is None:
+            return None
+        choices = torch.tensor(self.labels or range(len(conditions)))
+        return choices[torch.arange(self.count) % len(choices)]
 
 
 def read_request(

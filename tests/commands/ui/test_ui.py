@@ -114,7 +114,7 @@ def test_a_prompt_is_encoded_for_both(tiny_pipeline, tmp_path, monkeypatch):
 def test_a_run_is_described(tmp_path):
     view = RunView(write_run(tmp_path / "run"))
     status = view.status()
-    assert status.progress == "step 3 of 100, 0.1 min; 0:03:14 of training, without pairs and report left"
+    assert status.progress == "step 3 of 100 after 0.1 min; left: 0:03:14 of training, without pairs and report"
     assert status.verdict.startswith("too early to tell")
     assert status.rows["loss_reg"] == "0.3333"
     assert view.curves().width > 1000
@@ -144,7 +144,7 @@ def test_a_run_is_looked_at_again_when_it_writes(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 100, "seconds": 200.0}\n')
     assert view.version() != before
-    assert view.status().progress == "step 100 of 100, 3.3 min; all steps are done"
+    assert view.status().progress == "step 100 of 100 after 3.3 min; all steps are done"
 
 
 def test_a_run_without_rows_and_one_that_is_damaged(tmp_path):
@@ -200,5 +200,5 @@ def test_200_requests_at_once_are_all_answered(student_folder):
         assert images[:100] == images[100:]
         assert len(set(images)) == 100
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert process.stderr.read() == "dmdistill: interrupted\n"

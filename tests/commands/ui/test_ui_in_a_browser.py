@@ -110,7 +110,7 @@ def test_a_run_that_trains(driver, run):
         driver.get(address)
         field = wait(lambda: driver.find_elements("css selector", "#progress textarea, #progress input"))[0]
         progress = wait(lambda: field.get_property("value"))
-        assert re.match(r"step \d+ of \d+, [\d.]+ min; \d+:\d\d:\d\d of training.* left", progress)
+        assert re.match(r"step \d+ of \d+ after [\d.]+ min; left: \d+:\d\d:\d\d of training", progress)
         verdict = driver.find_element("css selector", "#verdict textarea")
         assert re.match("healthy so far: |too early to tell: |unhealthy: ", verdict.get_property("value"))
         for name in ("curves", "film", "grid"):

@@ -35,9 +35,9 @@ def build_page(config: UiConfig) -> Any:
     pair = load_pair(config) if is_model else None
     with gr.Blocks(title=f"dmdistill: {config.model}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         if is_run:
-            with gr.Tab("Run"):
+            with gr.Tab(f"Run {folder.resolve().name}"):
                 add_run(page, folder)
         if pair is not None:
-            with gr.Tab("Images"):
+            with gr.Tab(f"Images of {pair.main.name}"):
                 add_model(page, pair)
     return page

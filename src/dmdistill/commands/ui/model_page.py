@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dmdistill.commands.ui.models import ModelPair, Result
-from dmdistill.commands.ui.packages import load_package
+from dmdistill.commands.ui.packages import add_picture, load_package
 from dmdistill.data.image_tensors import make_grid
 from dmdistill.models.model import Model
 
@@ -72,13 +72,6 @@ def add_condition(model: Model) -> Any:
     )
 
 
-def add_picture(label: str, name: str) -> Any:
-    """Add a picture that can be downloaded, as a PNG, and enlarged."""
-    gr = load_package("gradio")
-    options = {"show_label": False, "elem_classes": "pixels", "buttons": ["download", "fullscreen"]}
-    return gr.Image(label=label, elem_id=name, format="png", interactive=False, **options)
-
-
 def respond(
     pair: ModelPair, condition: str | int | None, seed: int, *, count: int, steps: int
 ) -> Iterator[tuple[Any, ...]]:
@@ -88,12 +81,12 @@ def respond(
     """
     inputs = pair.draw(None if condition == -1 else condition, count=count, seed=seed)
     shown: list[Any] = []
-    if pair.student is not None:
-        student = pair.generate_student(inputs, steps=steps)
+    student = pair.generate_student(inputs, steps=steps) if pair.student is not None else None
+    if student is not None:
         shown = [caption("Student", student), picture(student.images)]
         yield *shown, "**Teacher**: generating ...", None, None
     teacher = pair.generate_teacher(inputs)
-    faster = f", {teacher.seconds / student.seconds:.0f} times as long" if pair.student is not None else ""
+    faster = f", {teacher.seconds / student.seconds:.0f} times as long" if student is not None else ""
     assert teacher.path is not None
     path = make_picture(teacher.path, columns=len(teacher.path) // 2, width=2 * WIDTH)
     yield *shown, caption("Teacher", teacher) + faster, picture(teacher.images), path

@@ -15,6 +15,8 @@ from dmdistill.commands.bench.timers import device_clock
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.commands.ui.config import UiConfig
 from dmdistill.core.denoisers import Condition
+from dmdistill.core.solvers import SOLVERS
+from dmdistill.models.clipping import clip
 from dmdistill.models.model import Model, Student, Teacher
 
 __all__ = ["Inputs", "ModelPair", "Result", "load_pair"]
@@ -80,7 +82,7 @@ class ModelPair:
     def generate_teacher(self, inputs: Inputs, *, columns: int = 9) -> Result:
         """Generate the teacher's images, and keep the path of the first in so many columns."""
         teacher, path = self.teacher, []
-        denoiser = teacher.sampling_denoiser
+        denoiser = clip(teacher.guided_denoiser, teacher.clipping)
         first = inputs[0][0]
 
         def keep(_: Any, arguments: tuple[Any, ...], mu: Tensor) -> None:
@@ -90,7 +92,7 @@ class ModelPair:
         def generate(z: Tensor, cond: Condition | None) -> Tensor:
             hook = denoiser.register_forward_hook(keep) if z is first else None
             try:
-                return teacher.decode(teacher.solve(denoiser, z, cond))
+                return teacher.decode(SOLVERS[teacher.solver](denoiser, z, cond, steps=teacher.steps))
             finally:
                 if hook is not None:
                     hook.remove()

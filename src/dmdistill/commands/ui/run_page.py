@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dmdistill.commands.ui.packages import load_package
+from dmdistill.commands.ui.packages import add_picture, load_package
 from dmdistill.commands.ui.run_view import RunView
 
 __all__ = ["add_run"]
@@ -23,11 +23,14 @@ def add_run(page: Any, folder: Path) -> None:
         left = gr.Textbox(label="Progress", elem_id="progress", interactive=False)
         verdict = gr.Textbox(label="Health", elem_id="verdict", interactive=False, lines=2, scale=2)
     with gr.Row(equal_height=False):
-        film = gr.Image(label="Sample grids of the run, as a film", elem_id="film", interactive=False)
         with gr.Column():
-            grid = gr.Image(label="One sample grid", elem_id="grid", format="png", interactive=False)
-            frame = gr.Slider(1, 2, value=1, step=1, label="Number of the grid", elem_id="frame")
-    curves = gr.Image(label="Curves", elem_id="curves", format="png", interactive=False)
+            gr.Markdown("The sample grids, always from the same noise, as a film")
+            film = add_picture("film", "film")
+        with gr.Column():
+            title = gr.Markdown("One sample grid", elem_id="grid-title")
+            grid = add_picture("sample grid", "grid")
+            frame = gr.Slider(1, 2, value=1, step=1, label="Number of the sample grid", elem_id="frame")
+    curves = add_picture("curves", "curves")
     with gr.Accordion("All figures", open=False):
         figures = gr.HTML(elem_id="figures")
 
@@ -36,23 +39,23 @@ def add_run(page: Any, folder: Path) -> None:
         if version == seen:
             return gr.skip()
         status, count = view.status(), len(view.grids())
-        moving = [gr.skip()] * 3  # so that the film does not begin anew, nor the slider leave the grid that it shows
+        moving = [gr.skip()] * 4  # so that the film does not begin anew, nor the slider leave the grid that it shows
         if seen is None or seen[0] != version[0]:
             slider = gr.Slider(maximum=max(count, 2), value=max(count, 1), interactive=count > 1)
-            moving = [view.film(), show(count), slider]
+            moving = [view.film(), *show(count), slider]
         return version, status.progress, status.verdict, *moving, view.curves(), table(status.rows)
 
-    def show(number: int) -> Any:
+    def show(number: int) -> tuple[str, str | None]:
         grids = view.grids()
         if not grids:
-            return gr.Image(value=None)
+            return "No sample grid yet", None
         file = grids[min(max(number, 1), len(grids)) - 1]
-        return gr.Image(value=str(file), label=f"Sample grid of {file.stem.replace('-', ' ')}")
+        return f"The sample grid of step {int(file.stem.removeprefix('step-'))}", str(file)
 
-    outputs = [seen, left, verdict, film, grid, frame, curves, figures]
+    outputs = [seen, left, verdict, film, title, grid, frame, curves, figures]
     options: dict[str, Any] = {"concurrency_id": "run", "show_progress": "hidden", "api_visibility": "private"}
     gr.on([page.load, gr.Timer(SECONDS).tick], look, seen, outputs, **options)
-    frame.input(show, frame, grid, **options)
+    frame.input(show, frame, [title, grid], **options)
 
 
 def table(rows: dict[str, str]) -> str:

@@ -56,8 +56,8 @@ class RunView:
             rows = describe_run(self.folder, log)
         except ValueError as error:
             return Status("unknown", str(error), {})
-        left = f"{rows['left']} left" if "left" in rows else "all steps are done"
-        return Status(f"step {rows['step']}, {rows['training']}; {left}", rows["verdict"], rows)
+        left = f"left: {rows['left']}" if "left" in rows else "all steps are done"
+        return Status(f"step {rows['step']} after {rows['training']}; {left}", rows["verdict"], rows)
 
     def curves(self) -> Image.Image | None:
         """Draw the curves of the log; None without any."""
@@ -84,6 +84,8 @@ class RunView:
         count = min(FRAMES, len(grids))
         frames = [read_frame(grids[round(i * last / max(count - 1, 1))]) for i in range(count)]
         file = Path(self.temporary.name) / f"film-{len(grids)}.gif"
+        if file.exists():
+            return str(file)
         durations = [*[MILLISECONDS] * (count - 1), LAST_MILLISECONDS]
         frames[0].save(file, save_all=True, append_images=frames[1:], duration=durations, loop=0)
         return str(file)
