@@ -38,7 +38,7 @@ SMALL = {
     "reproduce fig3": "--seeds 1 --steps 2",
     "reproduce fig4": "--seeds 1",
 }
-SMALL_PAIRS = "--pair-count 8 --batch-reg 4"  # of the method with a regression
+SMALL_PAIRS = "--pair-count 8 --batch-reg 4"  # of the method with a regression, and of own ones
 SMALL_PYTHON = (
     "steps=500",
     "steps=2, pair_count=8, report_images=0, evaluate_images=8, batch=4, batch_reg=4",
@@ -96,7 +96,7 @@ def run_commands(text: str) -> None:
 def small_options(words: list[str]) -> list[str]:
     """Return the options that make a command small."""
     options = SMALL[words[0] if words[0] in SMALL else " ".join(words[:2])].split()
-    if words[0] == "distill" and getattr(parse(words)[1], "method", "") == "dmd":
+    if words[0] == "distill" and ((method := parse(words)[1].method) == "dmd" or ":" in method):
         options += SMALL_PAIRS.split()
     return options
 
