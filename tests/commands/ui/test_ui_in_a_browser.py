@@ -41,19 +41,20 @@ def wait(condition):
     return value
 
 
-def text(driver, name):
-    found = driver.find_elements("css selector", f"#{name}")
-    return found[0].text if found else ""
+def read(driver, selector, attribute):
+    """An attribute of an element, "" while there is none: in one call, as the page may replace it at any time."""
+    return driver.execute_script(
+        "return document.querySelector(arguments[0])?.[arguments[1]] ?? ''", selector, attribute
+    )
 
 
 def picture(driver, name):
     """The address of a picture, "" while there is none."""
-    found = driver.find_elements("css selector", f"#{name} img")
-    return (found[0].get_attribute("src") or "") if found else ""
+    return read(driver, f"#{name} img", "src")
 
 
 def milliseconds(driver, model):
-    found = re.search(r"images? in (\d+) ms", text(driver, f"{model}-time"))
+    found = re.search(r"images? in (\d+) ms", read(driver, f"#{model}-time", "innerText"))
     return int(found[1]) if found else None
 
 
