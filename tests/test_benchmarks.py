@@ -1,6 +1,7 @@
 """The benchmark of a step measures two implementations of one algorithm, and optimisations that keep its losses."""
 
 import dataclasses
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from dmdistill.data.shards import ShardLayout
 from dmdistill.models.load import load_teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import growth
 import limits
 import pairs_at_scale
 import plan_memory
@@ -116,3 +118,22 @@ def test_a_sparse_set_of_pairs_is_read_as_a_real_one(tmp_path):
     pairs.shards.layout.file(2).write_bytes(pairs.shards.layout.file(2).read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="damaged"):
         pairs[[10]]
+
+
+def test_rows_of_growth_are_measured_once(tmp_path, monkeypatch, capsys):
+    """A row that is there is kept; the table has the exponent of the power law."""
+    found = growth.measure(batch=2, resolution=8, channels=16)
+    assert found["seconds"] > 0
+    assert found["parameters"] > 1e5
+    asked = []
+
+    def run_json(_script, _flag, setting, *, threads):
+        asked.append(json.loads(setting))
+        return found | {"seconds": 0.5 * asked[-1]["batch"] ** 2}
+
+    monkeypatch.setattr(growth, "run_json", run_json)
+    axes = {"batch": [2, 8, 32]}
+    growth.measure_missing(tmp_path / "rows.jsonl", {"batch": [8]})
+    growth.print_tables(growth.measure_missing(tmp_path / "rows.jsonl", axes), axes)
+    assert [setting["batch"] for setting in asked] == [8, 2, 32]
+    assert capsys.readouterr().out.count("| 2.00 |") == 2
