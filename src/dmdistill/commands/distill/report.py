@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.diagnostics import BINS
+from dmdistill.commands.distill.pictures import draw_comparison, draw_curves
 from dmdistill.commands.distill.validation_metric import reference_side
 from dmdistill.commands.evaluate.command import measure
 from dmdistill.commands.evaluate.config import EvaluateConfig
@@ -22,14 +20,11 @@ from dmdistill.commands.evaluate.inputs import open_evaluation
 from dmdistill.commands.evaluate.tables import print_comparison
 from dmdistill.data.image_tensors import to_uint8
 from dmdistill.data.pairs import PairDataset
-from dmdistill.io.atomic import atomic_write, write_json
+from dmdistill.io.atomic import write_json
 from dmdistill.io.checksums import add_checksum
-from dmdistill.models.model import Model, Student, Teacher
-from dmdistill.training.metrics_log import read_metrics
+from dmdistill.models.model import Student, Teacher
 
-__all__ = ["curves_figure", "draw_comparison", "draw_curves", "write_report"]
-
-LINEAR = ("samples' mean, std and saturation", "accuracy of the discriminator")  # panels without a logarithmic axis
+__all__ = ["draw_comparison", "draw_curves", "write_report"]
 
 
 def write_report(
@@ -114,97 +109,3 @@ class TeacherImages:
         if rest:
             images.append(self.generated.images(range(rest.start - paired, rest.stop - paired)).cpu())
         return torch.cat(images)
-
-
-def draw_curves(folder: Path) -> None:
-    """Draw report.png from a run's metrics.jsonl."""
-    figure = curves_figure(read_metrics(folder))
-    with atomic_write(folder / "report.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-
-
-def curves_figure(rows: Sequence[dict[str, float]]) -> Any:
-    """Plot the rows of a run's log: a matplotlib figure, with a panel for each kind of value that was measured."""
-    from matplotlib.figure import Figure
-
-    panels = {
-        "Frechet distance": [key for key in all_keys(rows) if key.startswith("frechet_")],
-        "losses": [key for key in all_keys(rows) if key.startswith("loss")],
-        "gradient norms": [key for key in all_keys(rows) if key.startswith("gradient_")],
-        "gap |mu_fake - mu_real| per noise bin": [f"gap_{i}" for i in range(BINS)],
-        "fake-score loss per noise bin": [f"fake_loss_{i}" for i in range(BINS)],
-        LINEAR[0]: [
-            "sample_mean",
-            "sample_std",
-            "sample_saturation",
-            "teacher_mean",
-            "teacher_std",
-            "teacher_saturation",
-        ],
-        "lag of the fake score": ["fake_lag"],
-        LINEAR[1]: ["accuracy_real", "accuracy_generated"],
-    }
-    panels = {title: keys for title, keys in panels.items() if any(key in row for row in rows for key in keys)}
-    height = -(-len(panels) // 3) or 1
-    figure = Figure(figsize=(15, 4 * height), layout="constrained")
-    every = figure.subplots(height, 3, squeeze=False).flat
-    for axes in [*every][len(panels) :]:
-        axes.remove()
-    for axes, (title, keys) in zip(figure.axes, panels.items(), strict=True):
-        for i, key in enumerate(keys):
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            if points:
-                color = f"C{i}" if len(keys) < BINS else (i / BINS, 0.2, 1 - i / BINS)
-                style = "--" if key.startswith("teacher_") else "-"
-                axes.plot(*zip(*points, strict=True), style, marker=".", markersize=4, label=key, color=color)
-        if title not in LINEAR:
-            axes.set_yscale("log")
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        axes.legend(fontsize="small")
-    return figure
-
-
-def draw_comparison(
-    file: Path, models: Mapping[str, Model], *, rows: int = 3, columns: int = 10, batch: int = 500
-) -> None:
-    """Draw images of several models, those of the same noise and conditions below one another.
-
-    Args:
-        file: to write, a PNG.
-        models: on their device, by the words that stand beside their images; noise and conditions are the first one's.
-        rows: of each of them.
-        columns: images in a row.
-        batch: images generated at once.
-    """
-    from matplotlib.figure import Figure
-
-    count, first = rows * columns, next(iter(models.values()))
-    z, cond = first.sample_inputs(count, rng=torch.Generator(first.device).manual_seed(1234))
-    if first.conditions is not None:
-        cond = first.condition(torch.arange(count) % len(first.conditions))
-    parts = [slice(start, start + batch) for start in range(0, count, batch)]
-    inputs = [(z[part], cond[part] if cond is not None else None) for part in parts]
-    images = [torch.cat([model.images(*one) for one in inputs]).split(columns) for model in models.values()]
-    lines = len(models) * rows
-    labels = [f"{name}\n{model.evaluations} eval." for name, model in models.items()]
-    figure = Figure(figsize=(columns * 0.9 + 2.2, lines * 0.9 + 0.3), layout="constrained")
-    for i, axes in enumerate(figure.subplots(lines, 1)):
-        row, model = divmod(i, len(models))
-        axes.imshow(side_by_side(images[model][row]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_ylabel(labels[model], rotation=0, ha="right", va="center")
-    with atomic_write(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
-
-
-def side_by_side(images: Tensor) -> Any:
-    """Join images, B C H W, to one uint8 array, H, B W (, C)."""
-    row = torch.cat(list(to_uint8(images).cpu()), dim=2)
-    return row[0].numpy() if len(row) == 1 else row.permute(1, 2, 0).numpy()
-
-
-def all_keys(rows: Sequence[dict[str, float]]) -> list[str]:
-    """List the keys of all rows, each once."""
-    return list(dict.fromkeys(key for row in rows for key in row))

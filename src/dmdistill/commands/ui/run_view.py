@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dmdistill.commands.distill.report import curves_figure
+from dmdistill.commands.distill.pictures import curves_figure
 from dmdistill.commands.info.run_status import describe_run
 from dmdistill.training.metrics_log import read_metrics
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.report import draw_comparison
+from dmdistill.commands.distill.pictures import draw_comparison
 from dmdistill.commands.options import change
 from dmdistill.commands.presets import from_preset
 from dmdistill.commands.reproduce.ablation.experiment import Experiment, prepare_experiment
