@@ -67,7 +67,9 @@ def weights(config):
 def test_diffusers_draws_the_same_image(lesson):
     """By its own pipeline, scheduler, tokenizer and text encoder, guided."""
     config = lesson()
-    teaching.teach(config)
+    taught = teaching.teach(config)
+    assert taught("a dark wide bag", count=2).shape == (2, 1, 16, 16)
+    assert "text-to-image" in (config.out / "teacher" / "README.md").read_text()
     teacher = load_teacher(str(config.out))
     assert (teacher.name, teacher.shape, teacher.licence) == ("fashion-text", (4, 4, 4), "MIT")
     assert (teacher.feature_extractor, teacher.solver, teacher.steps) == ("fashion-classifier", "pndm", 50)

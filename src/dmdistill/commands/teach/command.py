@@ -79,11 +79,11 @@ def train(config: TeachConfig, recipe: Recipe, teacher: Teacher, data: LabelledI
     if not done:
         run.stop("teach", trainer)
     card = teacher_card(averaged, option_values(config))
-    recipe.save(config.out / "teacher", averaged, card=card, dtype=DTYPES[output.save_dtype])
+    taught = recipe.save(config.out / "teacher", averaged, card=card, dtype=DTYPES[output.save_dtype])
     file = config.out / "samples" / "teacher.png"
     save_samples(averaged, file, seed=config.seed)
     run.print(f"teacher in {config.out / 'teacher'}, samples in {file}")
-    return averaged
+    return taught
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,9 @@ def build_optimizer(denoiser: Denoiser, config: TeachConfig) -> NetworkOptimizer
 
 
 def save_samples(teacher: Teacher, file: Path, *, seed: int) -> None:
-    """Save a grid of forty images, of each class in turn."""
+    """Save a grid of forty images, of each class in turn, or of captions at equal distances."""
     rng = torch.Generator(teacher.device).manual_seed(seed)
     z, _ = teacher.sample_noise(40, rng=rng)
-    classes = len(teacher.conditions or [None])
-    save_grid(file, teacher.images(z, teacher.condition(torch.arange(40) % classes)), columns=10)
+    conditions = len(teacher.conditions or [None])
+    index = torch.arange(40) * max(conditions // 40, 1) % conditions
+    save_grid(file, teacher.images(z, teacher.condition(index)), columns=10)

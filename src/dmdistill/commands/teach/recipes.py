@@ -69,8 +69,8 @@ class Recipe(ABC):
         """Draw n training times, fp32, on the device of `rng`."""
 
     @abstractmethod
-    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
-        """Write a folder that `load_model` loads, with weights in `dtype`."""
+    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> Teacher:
+        """Write a folder that `load_model` loads, with weights in `dtype`, and return the teacher, ready for use."""
 
 
 class EDMRecipe(Recipe):
@@ -122,8 +122,9 @@ class EDMRecipe(Recipe):
             .exp()
         )
 
-    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
+    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> Teacher:
         save_model(folder, teacher, card=card, dtype=dtype)
+        return teacher
 
 
 class DDPMRecipe(Recipe):
@@ -193,7 +194,7 @@ class DDPMRecipe(Recipe):
         """Draw timesteps uniformly."""
         return self.schedule.sample_t(n, rng=rng)
 
-    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
+    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> Teacher:
         """Write a network's folder of diffusers, with its scheduler and our metadata."""
         scheduler = diffusers().DDIMScheduler(
             prediction_type=self.config.prediction,
@@ -213,6 +214,7 @@ class DDPMRecipe(Recipe):
                 temporary / METADATA_FILE, {key: value for key, value in teacher.config.items() if key != "kind"}
             )
             (temporary / "README.md").write_text(card, encoding="utf-8")
+        return teacher
 
 
 def label_space(data: LabelledImages) -> LabelSpace | None:

@@ -28,6 +28,8 @@ from dmdistill.io.errors import import_optional
 from dmdistill.io.folders import new_folder
 from dmdistill.models.autoencoder import VAE
 from dmdistill.models.diffusers_folder import METADATA_FILE
+from dmdistill.models.diffusers_pipeline import load_diffusers
+from dmdistill.models.diffusers_text import PipelineText
 from dmdistill.models.model import Teacher
 from dmdistill.models.quiet import quiet
 from dmdistill.training.optimizer import NetworkOptimizer
@@ -59,6 +61,7 @@ class StableDiffusionRecipe(Recipe):
             shape=shape,
             conditions=captions,
             autoencoder=autoencoder,
+            text=PipelineText(self.config.out / "teacher"),  # which is there when the teacher is
             licence=data.licence,
             feature_extractor=data.feature_extractor,
             solver="pndm",
@@ -176,8 +179,8 @@ class StableDiffusionRecipe(Recipe):
             run.stop("teach", trainer)
         model.eval().requires_grad_(False)
 
-    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> None:
-        """Write the pipeline, with our metadata."""
+    def save(self, folder: Path, teacher: Teacher, *, card: str, dtype: torch.dtype) -> Teacher:
+        """Write the pipeline, with our metadata, and load it."""
         network, autoencoder, captions = cast(Any, (teacher.network, teacher.autoencoder, teacher.conditions))
         parts = {"unet": network.unet.model, "text_encoder": network.text_encoder, "vae": autoencoder.model}
         plain: dict[str, Any] = {"device": "cpu", "dtype": dtype, "memory_format": torch.contiguous_format}
@@ -193,6 +196,7 @@ class StableDiffusionRecipe(Recipe):
             metadata = {key: value for key, value in teacher.config.items() if key != "kind"}
             write_json(temporary / METADATA_FILE, metadata)
             (temporary / "README.md").write_text(card, encoding="utf-8")
+        return cast(Teacher, load_diffusers(str(folder)).to(teacher.device, teacher.denoiser.precision))
 
 
 def check_images(data: LabelledImages, source: Path) -> None:
