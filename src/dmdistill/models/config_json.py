@@ -15,12 +15,13 @@ from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 
 __all__ = [
+    "SAMPLING_KEYS",
     "STUDENT_KEYS",
     "check_arguments",
     "check_config",
     "check_memory",
+    "check_sampling_keys",
     "check_student",
-    "check_student_keys",
     "read_config",
     "read_object",
 ]
@@ -75,6 +76,7 @@ SAMPLING = {
     "steps": (is_count, "an integer from 1"),
     "guidance": (lambda value: is_number(value) and 0 <= value <= MAX_GUIDANCE, f"a number from 0 to {MAX_GUIDANCE:g}"),
 }
+SAMPLING_KEYS = STUDENT_KEYS | {"guidance": SAMPLING["guidance"]}  # of a folder of diffusers, all optional
 ARGUMENTS = {  # by the annotation of a parameter
     "int": (lambda value: is_count(value, 0), "an integer from 0"),
     "float": (is_number, "a finite number"),
@@ -149,7 +151,7 @@ def check_student(config: dict[str, Any]) -> None:
     for key in ("name", "teacher"):
         if not is_text(config.get(key)):
             raise ValueError(f"{key} is {config.get(key)!r:.200}, expected a text of one line")
-    check_student_keys(config)
+    check_sampling_keys(config)
     lora = config.get("lora") or {"rank": 1}
     if not isinstance(lora, dict) or lora.keys() - {"rank", "alpha"}:
         raise ValueError(f"lora is {lora!r:.200}, expected a rank and an alpha")
@@ -159,9 +161,9 @@ def check_student(config: dict[str, Any]) -> None:
         raise ValueError(f"alpha of lora is {lora['alpha']!r:.200}, expected a number")
 
 
-def check_student_keys(config: dict[str, Any]) -> None:
-    """Raise ValueError for wrong values of a student's times, transition, guidance and size of images."""
-    for key, (check, expected) in STUDENT_KEYS.items():
+def check_sampling_keys(config: dict[str, Any]) -> None:
+    """Raise ValueError for wrong values of what sampling takes: a student's times and so on, a teacher's guidance."""
+    for key, (check, expected) in SAMPLING_KEYS.items():
         if key in config and not check(config[key]):
             raise ValueError(f"{key} is {config[key]!r:.200}, expected {expected}")
 

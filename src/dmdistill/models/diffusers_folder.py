@@ -9,7 +9,7 @@ from typing import Any
 from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 from dmdistill.io.errors import first_line, import_optional
-from dmdistill.models.config_json import STUDENT_KEYS, check_student_keys, read_object
+from dmdistill.models.config_json import SAMPLING_KEYS, check_sampling_keys, read_object
 from dmdistill.models.single_file import is_single_file, single_file_folder
 
 __all__ = [
@@ -96,8 +96,9 @@ def read_scheduler_config(folder: Path) -> dict[str, Any]:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Read dmdistill.json: teacher or student, its name, classes, licence and feature extractor, all of them optional.
 
-    Of an exported student of several steps it has the times and the transition, of one of another size of images or
-    embedded guidance than usual these, and of one whose network is this package's own the network's entries.
+    Of a teacher it may have the guidance scale. Of an exported student it has the times and the transition if there
+    are several steps, size and embedded guidance where they are not the usual ones, and the network's entries if the
+    network is this package's own.
     """
     file = folder / METADATA_FILE
     metadata = read_object(file)
@@ -112,10 +113,10 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             '"licence": "...", "feature_extractor": "..."}'
         )
     try:
-        check_student_keys(metadata)
+        check_sampling_keys(metadata)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return {key: metadata[key] for key in (*TEXTS, "classes", *STUDENT_KEYS, *PARTS) if metadata.get(key)}
+    return {key: metadata[key] for key in (*TEXTS, "classes", *SAMPLING_KEYS, *PARTS) if metadata.get(key)}
 
 
 def read_licence(folder: Path) -> str:

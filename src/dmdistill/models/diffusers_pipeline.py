@@ -117,6 +117,7 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
         text=find_text_encoder(folder),
         solver=schedule.solver,
         steps=schedule.steps,
+        guidance=metadata.get("guidance", 1.0),
         clipping=schedule.clipping,
         licence=metadata.get("licence") or read_licence(folder),
         feature_extractor=metadata.get("feature_extractor"),

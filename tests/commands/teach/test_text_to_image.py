@@ -73,6 +73,7 @@ def test_diffusers_draws_the_same_image(lesson):
     teacher = load_teacher(str(config.out))
     assert (teacher.name, teacher.shape, teacher.licence) == ("fashion-text", (4, 4, 4), "MIT")
     assert (teacher.feature_extractor, teacher.solver, teacher.steps) == ("fashion-classifier", "pndm", 50)
+    assert teacher.guidance == 3
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(config.out / "teacher")
     pipeline.set_progress_bar_config(disable=True)
     assert len(pipeline.tokenizer.tokenize("a photo of")) == 3

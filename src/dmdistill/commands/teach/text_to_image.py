@@ -41,6 +41,7 @@ LEVELS = 3  # of the autoencoder, whose latents have a quarter of the image's si
 LATENT_CHANNELS = 4
 HEADS = 4
 LATENT_NOISE = 0.1  # added to latents in training the autoencoder, so that near latents decode alike
+GUIDANCE = 3.0  # of the teacher, as in the paper's run on LAION-Aesthetics 6.25+
 LATENT_PENALTY = 1e-3  # on their squares, so that they do not grow beyond that noise
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion
 BATCH = 500  # images encoded at once
@@ -66,9 +67,11 @@ class StableDiffusionRecipe(Recipe):
             feature_extractor=data.feature_extractor,
             solver="pndm",
             steps=50,
+            guidance=GUIDANCE,
             config={
                 "kind": "teacher",
                 "name": data.name,
+                "guidance": GUIDANCE,
                 "licence": data.licence,
                 "feature_extractor": data.feature_extractor,
             },
