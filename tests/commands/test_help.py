@@ -78,7 +78,7 @@ def test_help_of_the_program_lists_the_commands(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("serve runs/sd", "unknown command 'serve', expected one of distill, "),
+        ("serve runs/sd", "unknown command 'serve', expected one of demo, "),
         ("distil", "unknown command 'distil'; did you mean 'distill'?"),
         ("train", "unknown command 'train'; did you mean 'distill'?"),
         ("--steps 3 distill", "--steps stands before the command"),

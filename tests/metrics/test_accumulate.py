@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmdistill.metrics.accumulate import FeatureAccumulator
-from dmdistill.metrics.extraction import ClipScoring, FeatureExtraction
+from dmdistill.metrics.extraction import FeatureExtraction, PromptScoring
 from dmdistill.metrics.inception_score import ClassScores
 from dmdistill.metrics.registry import compute_metrics
 from helpers.feature_statistics import extract
@@ -110,7 +110,7 @@ def test_clip_scores_are_averaged_with_prompts_in_turn():
     images = torch.zeros(10, 3, 2, 5, dtype=torch.uint8)
     images[:, 0, 0, 0] = 255
     images[4, 0] = 255
-    scoring = ClipScoring(Score(), ["red", "blue", "green", "grey"])
+    scoring = PromptScoring("clip", Score(), ["red", "blue", "green", "grey"])
     for rows in (range(3), range(3, 10)):
         scoring.add(images[rows], rows)
     found = scoring.accumulator.statistics()

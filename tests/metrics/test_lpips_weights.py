@@ -133,7 +133,7 @@ def test_files_with_other_tensors_are_named(sources, tmp_path, error_line):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["fashion"], "convert fashion: give the folder to write as well"),
+        (["fashion"], "convert fashion: give the folder or file to write as well"),
         (["fashion", "out", "--heads", "vgg.pth"], "--vgg16 and --heads are for `dmdistill convert lpips`"),
         (["lpips", "--save-dtype", "fp16"], "--save-dtype fp16 is for teachers"),
     ],

@@ -21,7 +21,7 @@ from helpers.runs import logged_values, skip_figures, student_bytes
 
 
 def test_a_feature_extractor_measures_a_run_and_picks_the_best_state(feature_extractor, judged, settings):
-    config = settings(teacher=judged, evaluate_images=40, lr=0.02)
+    config = settings(teacher=judged, evaluate_images=40, lr=0.05)
     student = distill(config)
     found = {(row["step"], key): row[key] for row in read_metrics(config.out) for key in row if "frechet" in key}
     step, key = min(found, key=found.get)

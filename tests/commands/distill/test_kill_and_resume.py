@@ -152,7 +152,7 @@ def read_only():
 
 def test_a_read_only_run_is_one_line(complete, read_only, monkeypatch, capsys):
     teacher = load_teacher(complete.teacher)
-    monkeypatch.setattr(command, "load_teacher", lambda _: teacher)
+    monkeypatch.setattr(command, "load_teacher", lambda _, **__: teacher)
     folder = read_only(complete.out)
     monkeypatch.chdir(folder)
     config = change(complete, teacher="tiny", out=folder, resume=folder)  # its folder is another user's

@@ -34,7 +34,7 @@ WEIGHTS = ("teacher", "generator", "fake score", "EMAs")
 @pytest.fixture
 def settings(monkeypatch):
     """A plan of six steps for a device of a stated speed, by default for a teacher of two convolutions."""
-    monkeypatch.setattr(LOAD_TEACHER, lambda name: convolutions() if not name else load_teacher(name))
+    monkeypatch.setattr(LOAD_TEACHER, lambda name, **_: convolutions() if not name else load_teacher(name))
 
     def build(**changes):
         base = configure(
@@ -215,7 +215,7 @@ def test_a_teacher_without_weights_is_planned_as_one_with(settings, monkeypatch)
     found = []
     for device in ("cpu", "meta"):
         config = settings()
-        monkeypatch.setattr(LOAD_TEACHER, lambda _, device=device: text_teacher(device))
+        monkeypatch.setattr(LOAD_TEACHER, lambda _, device=device, **__: text_teacher(device))
         found.append(plan(config).numbers())
     assert found[0] == found[1]
     with pytest.raises(ValueError, match=r"meta device.*--peak-tflops"):
@@ -262,7 +262,7 @@ def test_the_parts_add_up(settings, tmp_path):
 def test_latents_are_sampled_by_the_batch_of_all_processes(settings, monkeypatch):
     """As many at once as the run samples, and in its probe: 16 of 32, not 4."""
     latents, base = dataclasses.replace(convolutions(), autoencoder=nn.Identity()), settings(batch=32, batch_reg=8)
-    monkeypatch.setattr(LOAD_TEACHER, lambda _: latents)
+    monkeypatch.setattr(LOAD_TEACHER, lambda _, **__: latents)
     one, eight = (plan(change(base, processes=processes)) for processes in (1, 8))
     sampling = [estimate.memory["sampling"] for estimate in (one, eight)]
     assert sampling[0]["activations"] == sampling[1]["activations"]
