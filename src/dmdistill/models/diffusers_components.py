@@ -49,6 +49,7 @@ def load_component(folder: Path, class_name: str) -> Any:
         raise ValueError(f"{folder} cannot be loaded as a {class_name}: {first_line(error)}") from None
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(missing)} weights of a {class_name}, first {missing[0]!r}")
+    model.register_to_config(_name_or_path="")  # else exports would name a folder of this machine
     return model
 
 
