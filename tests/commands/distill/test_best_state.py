@@ -11,9 +11,10 @@ from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.evaluate.command import evaluate
 from dmdistill.commands.evaluate.config import EvaluateConfig
-from dmdistill.commands.evaluate.generated_images import generate_images
+from dmdistill.commands.evaluate.generated_images import GeneratedImages, generate_images
 from dmdistill.commands.options import ComputeOptions, change
 from dmdistill.metrics.classifier_features import load_classifier_features
+from dmdistill.models.load import load_teacher
 from dmdistill.training.metrics_log import read_metrics
 from helpers.configs import CPU
 from helpers.feature_statistics import frechet_to_real
@@ -74,3 +75,13 @@ def test_a_run_in_reduced_precision_ends_with_its_report(judged, settings, monke
     distill(config)
     report = json.loads((config.out / "report.json").read_text())
     assert report["student"]["images"] == report["teacher"]["images"] == 12
+
+
+def test_images_of_a_model_that_was_cast_to_bf16_have_an_identity(judged):
+    """By which an interrupted report finds what it has measured."""
+    teacher = load_teacher(judged).to("cpu", torch.bfloat16)
+    whole = GeneratedImages(teacher, 4, seed=0).digest()
+    cast = GeneratedImages(teacher.cast_weights(), 4, seed=0).digest()
+    assert {parameter.dtype for parameter in teacher.network.parameters()} == {torch.float32, torch.bfloat16}
+    assert cast != whole
+    assert GeneratedImages(teacher, 4, seed=0).digest() == cast
