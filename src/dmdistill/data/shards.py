@@ -211,7 +211,7 @@ def read_header(file: Path) -> tuple[dict[str, str], dict[str, int]]:
 
 
 def open_for_rows(file: Path) -> FileIO:
-    """Open a file of which single rows will be read, without reading ahead where the system can be told so."""
+    """Open a file of which single rows will be read, without read-ahead where the system can switch it off."""
     stream = FileIO(file)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

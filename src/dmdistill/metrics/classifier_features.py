@@ -100,7 +100,7 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
 
 
 def read_config(file: Path) -> tuple[str, dict[str, int], int | None]:
-    """Read name, network and resolution (None where there is none) of a classifier's config.json.
+    """Read name, network and resolution (optional, else None) of a classifier's config.json.
 
     ValueError, naming the file, for unexpected values, or where its checksum differs.
     """

@@ -1,4 +1,4 @@
-"""The web server of the page, on this machine only unless told otherwise."""
+"""The web server of the page, by default for this machine only."""
 
 from __future__ import annotations
 
