@@ -116,7 +116,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         check_sampling_keys(metadata)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return {key: metadata[key] for key in (*TEXTS, "classes", *SAMPLING_KEYS, *PARTS) if metadata.get(key)}
+    return {
+        key: metadata[key]
+        for key in (*TEXTS, "classes", *SAMPLING_KEYS, *PARTS)
+        if metadata.get(key) not in (None, "", [])
+    }
 
 
 def read_licence(folder: Path) -> str:

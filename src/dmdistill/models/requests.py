@@ -22,7 +22,7 @@ class Request:
     count: int
 
     def index(self, conditions: Conditions | None) -> Tensor | None:
-        """Return the number of each image's condition, integers (count,): those asked for, or all, in turn."""
+        """Return the number of each image's condition, integers (count,): the request's labels, or all, in turn."""
         if conditions is None:
             return None
         choices = torch.tensor(self.labels or range(len(conditions)))

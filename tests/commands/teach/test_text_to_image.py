@@ -22,6 +22,7 @@ from dmdistill.io.file_hashes import hash_files
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.training.signals import TrainingStopped
 from helpers.configs import configure
+from helpers.tiny_pipelines import tiny_stable_diffusion
 
 
 @pytest.fixture(scope="session")
@@ -150,3 +151,19 @@ def test_images_that_it_cannot_learn_from_are_refused(which, lesson, captioned, 
     with pytest.raises(ValueError, match=message):
         teaching.teach(config)
     assert not config.out.exists()
+
+
+@pytest.mark.parametrize(("scale", "guidance", "evaluations"), [(None, 1.0, 51), (0, 0, 102), (2.5, 2.5, 102)])
+def test_a_folder_may_name_the_guidance_of_its_teacher(scale, guidance, evaluations, tmp_path):
+    folder = tiny_stable_diffusion(tmp_path / "pipeline")
+    if scale is not None:
+        (folder / "dmdistill.json").write_text(f'{{"guidance": {scale}}}')
+    teacher = load_teacher(str(folder))
+    assert (teacher.guidance, teacher.evaluations) == (guidance, evaluations)
+
+
+def test_a_guidance_that_cannot_be_is_refused(tmp_path):
+    folder = tiny_stable_diffusion(tmp_path / "pipeline")
+    (folder / "dmdistill.json").write_text('{"guidance": "much"}')
+    with pytest.raises(ValueError, match="guidance is 'much', expected a number"):
+        load_teacher(str(folder))
