@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from dmdistill.core.schedules import Flow as Flow
     from dmdistill.core.schedules import NoiseSchedule as NoiseSchedule
     from dmdistill.core.solvers import ddim as ddim
+    from dmdistill.core.solvers import dpmpp as dpmpp
     from dmdistill.core.solvers import heun as heun
     from dmdistill.core.solvers import pndm as pndm
     from dmdistill.core.terms import Adversarial as Adversarial
@@ -121,7 +122,7 @@ MODULES = {
     "core.objective": ["Objective"],
     "core.samples": ["Batch", "Samples"],
     "core.schedules": ["EDM", "VP", "Flow", "NoiseSchedule"],
-    "core.solvers": ["ddim", "heun", "pndm"],
+    "core.solvers": ["ddim", "dpmpp", "heun", "pndm"],
     "core.terms": [
         "Adversarial",
         "DistributionMatching",

@@ -11,7 +11,7 @@ from torch import nn
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import EDM, VP, Flow
-from dmdistill.core.solvers import SOLVERS, ddim, evaluations, heun, pndm
+from dmdistill.core.solvers import SOLVERS, ddim, dpmpp, evaluations, heun, pndm
 from dmdistill.models.gaussian_mixture import GaussianMixture
 
 BINS = 2**14  # enough for the steps below to divide, so that rounding to bins does not hide an order
@@ -57,6 +57,10 @@ def order(solver, exact, target):
         ("heun", "edm", 1.8, 2.3),
         ("heun", "flow", 1.8, 2.3),
         ("heun", "smooth", 1.8, 2.3),
+        ("dpmpp", "edm", 1.8, 2.3),
+        ("dpmpp", "flow", 1.8, 2.3),
+        ("dpmpp", "smooth", 1.8, 2.3),
+        ("dpmpp", "linear", 1.4, 1.8),  # its first steps are far apart in ln(alpha/sigma), on which it extrapolates
         ("ddim", "edm", 0.9, 1.1),
         ("ddim", "flow", 0.9, 1.1),
         ("ddim", "smooth", 0.9, 1.1),
@@ -74,7 +78,7 @@ def test_order_of_convergence(mixture, limit, solver, schedule, low, high):
 def test_all_solvers_make_the_same_image_of_the_same_noise(mixture, limit, schedule):
     exact, z, target = mixture(FINE[schedule]), noise(3, 2, 3, 5), limit(mixture, schedule)
     assert target.std() > 0.3  # images, not noise and not a mean
-    for name, steps, bound in (("heun", 512, 1e-4), ("pndm", 512, 1e-4), ("ddim", 2048, 3e-3)):
+    for name, steps, bound in (("heun", 512, 1e-4), ("dpmpp", 2048, 2e-3), ("pndm", 512, 1e-4), ("ddim", 2048, 3e-3)):
         if (name, schedule) != ("pndm", "flow"):
             assert (SOLVERS[name](exact, z, steps=steps) - target).abs().max() < bound
 
@@ -89,7 +93,7 @@ def test_one_gaussian_in_closed_form(solver, schedule):
     alpha, sigma = line.alpha(t), line.sigma(t)
     target = m + s * (line.prior_std * z - alpha * m) / ((alpha * s) ** 2 + sigma**2).sqrt()
     image = SOLVERS[solver](exact, z, steps=1024)
-    bound = 1e-2 if solver == "ddim" else 2e-5
+    bound = {"ddim": 1e-2, "dpmpp": 1e-3}.get(solver, 2e-5)
     assert (image - target).abs().max() < bound
 
 
@@ -101,6 +105,9 @@ SCALED_LINEAR = VP((1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000).double() 
     [  # of the std of detail of .02, .05 and .1, at 50 steps; in brackets what ending at equal steps would keep
         ("pndm", SCALED_LINEAR, (0.95, 1.09, 1.02)),  # (0.19, 0.43, 0.71)
         ("pndm", VP.linear_betas(), (1.05, 0.97, 1.01)),  # (0.36, 0.72, 0.93)
+        ("dpmpp", SCALED_LINEAR, (0.53, 0.78, 0.97)),
+        ("dpmpp", VP.linear_betas(), (0.71, 0.96, 1.14)),
+        ("dpmpp", Flow(shift=3.0), (0.71, 1.15, 1.33)),
         ("ddim", SCALED_LINEAR, (0.51, 0.66, 0.74)),  # (0.15, 0.35, 0.58)
         ("ddim", VP.linear_betas(), (0.58, 0.65, 0.78)),  # (0.25, 0.53, 0.74)
         ("ddim", Flow(shift=3.0), (0.42, 0.62, 0.78)),  # (0.31, 0.60, 0.78); Euler's method
@@ -135,6 +142,26 @@ def test_heun_is_algorithm_1_of_edm(mixture):
             x_next = x + (t[i + 1] - t[i]) * (d + d_next) / 2
         x = x_next
     torch.testing.assert_close(heun(exact, z, steps=18), x, rtol=0, atol=1e-10)
+
+
+def test_dpmpp_is_algorithm_2_of_its_paper(schedules, mixture):
+    """Lu et al. (2022, DPM-Solver++), step by step; the last step, whose h is infinite, is of first order."""
+    schedule, z = schedules["vp"], noise(3, 2, 3, 5)
+    exact, abar = mixture(schedule), [1.0, *(schedules["vp"].alpha(torch.arange(1000).double()) ** 2).tolist()]
+    t = [*range(999, -1, -111)]
+    alpha = [math.sqrt(abar[now + 1]) for now in t]
+    sigma = [math.sqrt(1 - abar[now + 1]) for now in t]
+    lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]
+    predict = lambda x, i: exact(x, torch.full((3,), t[i]).double())  # noqa: E731
+    x, buffer = z, []
+    for i in range(1, len(t)):
+        buffer.append(predict(x, i - 1))
+        h, data = lam[i] - lam[i - 1], buffer[-1]
+        if i > 1:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            data = (1 + 1 / (2 * r)) * buffer[-1] - 1 / (2 * r) * buffer[-2]
+        x = sigma[i] / sigma[i - 1] * x - alpha[i] * (math.exp(-h) - 1) * data
+    torch.testing.assert_close(dpmpp(exact, z, steps=10), predict(x, len(t) - 1), rtol=0, atol=1e-10)
 
 
 def test_ddim_is_eq_12_of_ddim(schedules, mixture):

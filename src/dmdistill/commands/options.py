@@ -52,8 +52,9 @@ class ComputeOptions:
 class SolverOptions:
     """The teacher's ODE solver and its classifier-free guidance."""
 
-    solver: Literal["heun", "ddim", "pndm"] | None = None
-    """ODE solver. Of N steps heun takes 2 N - 1 evaluations, ddim N, pndm N + 1. The default is the teacher's own."""
+    solver: Literal["heun", "dpmpp", "ddim", "pndm"] | None = None
+    """ODE solver; dpmpp is DPM-Solver++(2M). In N steps heun takes 2 N - 1 evaluations, pndm N + 1, the others N. The
+    default is the teacher's own."""
     solver_steps: int | None = None
     """Solver steps. The default is the teacher's own."""
     guidance: float | None = None

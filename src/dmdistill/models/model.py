@@ -220,7 +220,7 @@ class Teacher(Model):
     """A pretrained diffusion model and the deterministic solver that samples it.
 
     Attributes:
-        solver: "heun", "ddim" or "pndm".
+        solver: "heun", "dpmpp", "ddim" or "pndm".
         steps: of the solver.
         guidance: the scale of classifier-free guidance; 1 is without.
         clipping: of predicted images in sampling, as the teacher's scheduler clips them; None for none. It is no part
