@@ -17,7 +17,7 @@ FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in TEMPLATES]
 TIERS = [["core", "networks", "distributed"], ["io"], ["data", "training"], ["metrics"], ["models"], ["commands"]]
 COMMAND_TIERS = [
     ["options", "presets", "help_text", "unknown_words"],
-    ["run_folder", "prompts"],
+    ["run_folder", "prompts", "solver_options"],
     ["pairs", "teach", "evaluate", "sample", "export", "convert", "classifier"],
     ["distill", "bench"],
     ["plan", "reproduce", "info", "list_presets", "completion", "demo"],

@@ -7,7 +7,7 @@ import torch
 
 from dmdistill.commands.cli import main
 from dmdistill.commands.options import SolverOptions
-from dmdistill.commands.pairs.command import embedded_guidance, with_solver_options
+from dmdistill.commands.solver_options import embedded_guidance, with_solver_options
 from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.load import load_model, load_teacher
 

@@ -89,7 +89,7 @@ def test_help_of_the_program_lists_the_commands(arguments, capsys):
         ("distill --lora_rank 3", "did you mean --lora-student?"),
         ("teach --ema 3", "did you mean --ema-halflife?"),
         ("distill --weight-deacy 3", "did you mean --weight-decay?"),
-        ("sample fashion --guidance 3", "sample has no option --guidance, which is one of distill, pairs"),
+        ("export fashion --guidance 3", "export has no option --guidance, which is one of distill, pairs"),
         ("distill --xyzzy", "distill has no option --xyzzy. All options: dmdistill distill --help-all"),
     ],
 )

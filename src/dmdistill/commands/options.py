@@ -40,7 +40,7 @@ class ComputeOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the networks; auto uses bf16 where the hardware is faster in it. Weights and losses stay in fp32."""
     threads: int = 0
-    """CPU threads; 0 uses all. With 1 the same seed gives the same student, bit for bit."""
+    """CPU threads; 0 uses all. With 1 the same seed gives the same result, bit for bit."""
 
     def check(self) -> None:
         """Raise a ValueError for a number of threads that torch cannot start."""
@@ -58,9 +58,10 @@ class SolverOptions:
     solver_steps: int | None = None
     """Solver steps. The default is the teacher's own."""
     guidance: float | None = None
-    """Scale of classifier-free guidance, in the pairs and in mu_real; 1 is none. Of Flux-dev, its embedded guidance."""
+    """Scale of classifier-free guidance, also in the pairs and in mu_real; 1 is none. Of Flux-dev, its embedded
+    guidance."""
     true_guidance: float | None = None
-    """Scale of classifier-free guidance on top of an embedded guidance, as of Flux-dev, at twice the evaluations."""
+    """Scale of classifier-free guidance on top of an embedded one (Flux-dev), at twice the evaluations."""
 
     def check(self) -> None:
         """Raise a ValueError for a number that the option cannot have."""

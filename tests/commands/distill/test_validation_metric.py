@@ -19,7 +19,7 @@ from dmdistill.commands.evaluate.command import evaluate
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.options import ComputeOptions, SolverOptions, change
-from dmdistill.commands.pairs.command import with_solver_options
+from dmdistill.commands.solver_options import with_solver_options
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import from_uint8, to_uint8
 from dmdistill.data.pairs import open_pairs

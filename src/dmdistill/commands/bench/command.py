@@ -14,9 +14,9 @@ from dmdistill.commands.bench.compare import BenchmarkCase, compare, compile_cas
 from dmdistill.commands.bench.config import BenchConfig
 from dmdistill.commands.bench.timers import device_clock
 from dmdistill.commands.options import SolverOptions, check
-from dmdistill.commands.pairs.command import with_solver_options
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.commands.run_folder import setup_compute
+from dmdistill.commands.solver_options import with_solver_options
 from dmdistill.core.solvers import SOLVERS
 from dmdistill.io.atomic import check_writable, write_json
 from dmdistill.io.errors import first_line

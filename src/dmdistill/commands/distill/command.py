@@ -25,10 +25,10 @@ from dmdistill.commands.distill.teacher_check import TeacherCheck
 from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import check, flag_name, option_values
-from dmdistill.commands.pairs.command import check_guidable, embedded_guidance, with_solver_options
 from dmdistill.commands.presets import recommended_presets
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
+from dmdistill.commands.solver_options import check_guidable, embedded_guidance, with_solver_options
 from dmdistill.core.schedules import Flow
 from dmdistill.data.augmentation import AUGMENT_LABELS
 from dmdistill.data.image_sources import check_images

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dmdistill.commands.options import ComputeOptions, ImageSizeOptions, require, require_at_least
+from dmdistill.commands.options import ComputeOptions, ImageSizeOptions, SolverOptions, require, require_at_least
 
 __all__ = ["EvaluateConfig"]
 
@@ -33,15 +33,15 @@ class EvaluateConfig:
     clip: str | None = None
     """CLIP model of transformers, a folder or a hub id. The paper's is laion/CLIP-ViT-bigG-14-laion2B-39B-b160k."""
     resizing: Literal["tensorflow", "clean"] = "tensorflow"
-    """Resizing to Inception's 299 pixels: tensorflow as in FIDs of CIFAR-10 and ImageNet, clean as in those of COCO."""
+    """Resizing to Inception's 299 pixels: tensorflow as for CIFAR-10 and ImageNet, clean as for COCO."""
     prompts: str | None = None
-    """Prompts of a text-to-image model: a .txt of one prompt a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
+    """Prompts, of a text-to-image model: a .txt of one a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     images: int | None = None
     """Number of images. By default 10000 are generated, and all of a set of images are measured."""
     batch: int | None = None
     """Images generated at once. By default 500 small ones, fewer large ones."""
     side: int | None = None
-    """Side in pixels. All images are cropped to the square in the middle and resized by Lanczos: 256 for COCO."""
+    """Side in pixels that the middle square of every image is resized to, by Lanczos: 256 for COCO."""
     skip_corrupt: bool = False
     """Skip images that cannot be read."""
     seed: int = 1
@@ -49,6 +49,8 @@ class EvaluateConfig:
     json: Path | None = None
     """File to write the report to."""
     image_size: Annotated[ImageSizeOptions, OmitArgPrefixes] = field(default_factory=ImageSizeOptions)
+    ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
+    """Of a teacher that is measured: its ODE solver and its guidance."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Device, precision and threads."""
 

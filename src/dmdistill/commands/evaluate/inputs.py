@@ -11,6 +11,7 @@ from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.generated_images import GeneratedImages, sampling_batch_size
 from dmdistill.commands.evaluate.reference_cache import Reference, open_reference
 from dmdistill.commands.prompts import with_prompts
+from dmdistill.commands.solver_options import refuse_solver_options, with_sampling_options
 from dmdistill.data.image_sources import ImageSource, is_images, open_images
 from dmdistill.data.prompt_files import read_prompts
 from dmdistill.metrics.classifier_features import ClassifierFeatures, load_classifier_features
@@ -64,7 +65,9 @@ def open_evaluation(
         source: images of that model, in place of generating them.
     """
     if model is None and not is_images(config.model):
-        model = load(config.model, config, device, precision)
+        model = with_sampling_options(load(config.model, config, device, precision), config.ode)
+    if model is None:
+        refuse_solver_options(config.ode, f"{config.model} is a set of images")
     if source is None:
         options = {"side": config.side, "skip_corrupt": config.skip_corrupt}
         source = generated(model, config, config.seed) if model is not None else open_images(config.model, **options)

@@ -9,6 +9,7 @@ from dmdistill.commands.options import check
 from dmdistill.commands.prompts import with_prompt_texts, with_prompts
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.commands.sample.config import SampleConfig
+from dmdistill.commands.solver_options import with_sampling_options
 from dmdistill.data.image_tensors import save_grid
 from dmdistill.io.atomic import check_writable
 from dmdistill.models.load import load_model
@@ -24,7 +25,7 @@ def sample(config: SampleConfig) -> Tensor:
     """
     check(config)
     check_writable(config.out)
-    model = load_model(config.model, size=config.image_size.size)
+    model = with_sampling_options(load_model(config.model, size=config.image_size.size), config.ode)
     check_conditions(config, model)
     device, precision = setup_compute(config.compute)
     if config.prompt:

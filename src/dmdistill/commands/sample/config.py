@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from dmdistill.commands.options import ComputeOptions, ImageSizeOptions, require
+from dmdistill.commands.options import ComputeOptions, ImageSizeOptions, SolverOptions, require
 
 __all__ = ["SampleConfig"]
 
@@ -43,6 +43,8 @@ class SampleConfig:
     seed: int = 0
     """Random seed of the noise."""
     image_size: Annotated[ImageSizeOptions, OmitArgPrefixes] = field(default_factory=ImageSizeOptions)
+    ode: Annotated[SolverOptions, OmitArgPrefixes] = field(default_factory=SolverOptions)
+    """Of a teacher: its ODE solver and its guidance."""
     compute: Annotated[ComputeOptions, OmitArgPrefixes] = field(default_factory=ComputeOptions)
     """Where and how to compute."""
 

@@ -20,11 +20,12 @@ from dmdistill.commands.distill.initialization import load_start
 from dmdistill.commands.distill.real_data import load_real_images
 from dmdistill.commands.evaluate.generated_images import generate_images
 from dmdistill.commands.options import SolverOptions, flag_name, option_values
-from dmdistill.commands.pairs.command import make_teacher_pairs, with_solver_options
+from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.presets import from_preset, from_run
 from dmdistill.commands.reproduce.ablation.equal_compute import count_operations, match_compute
 from dmdistill.commands.reproduce.config import ReproduceConfig
 from dmdistill.commands.run_folder import setup_compute
+from dmdistill.commands.solver_options import with_solver_options
 from dmdistill.data.image_tensors import to_uint8
 from dmdistill.data.pairs import PairDataset
 from dmdistill.data.real_images import RealImages
