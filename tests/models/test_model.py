@@ -172,7 +172,7 @@ def test_a_network_that_fails_in_fp32_too_keeps_its_precision(capsys):
 def test_a_model_is_shown_in_one_line():
     assert (
         repr(load_model("fashion"))
-        == "Teacher('fashion', images 1 x 28 x 28, 10 classes, 1.61 M parameters, evaluations=35)"
+        == "Teacher('fashion', images 1 x 28 x 28, 10 classes, 1.61 M parameters, evaluations=24)"
     )
     assert repr(own(SongUNet(**SIZES, model_channels=32))).startswith(
         "Student('own', images 3 x 8 x 8, unconditional, "

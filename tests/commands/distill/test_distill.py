@@ -126,7 +126,8 @@ def test_a_run_writes_all_of_its_files(settings, tiny_teacher, figures):
         *("checkpoints", "comparison.png", "config.toml", "metrics.jsonl", "pairs"),
         *("report.json", "report.png", "samples", "student"),
     }
-    assert sorted(file.name for file in (config.out / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
+    names = ["start.png", "step-000003.png", "step-000006.png"]
+    assert sorted(file.name for file in (config.out / "samples").iterdir()) == names
     assert from_run(DistillConfig, config.out) == change(config, resume=config.out)
 
     written = json.loads((config.out / "report.json").read_text())

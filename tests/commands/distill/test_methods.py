@@ -162,7 +162,11 @@ def test_options_that_contradict_a_method_are_refused_by_their_flags(options, fl
 @pytest.mark.parametrize(
     ("method", "options", "flag"),
     [
-        ("sid", {"guidance": 2.0}, "--guidance 2 with --method sid.* without guidance; use --method dmd2"),
+        (
+            "sid",
+            {"guidance": 2.0},
+            "--method sid with a guidance scale of 2.* give --guidance 1.* or use --method dmd2",
+        ),
         ("decoupled-dmd", {"guidance": 1.0}, "--guidance above 1"),
         ("dmd2", {"time_shift": 3.0}, "--time-shift 3, .* not a flow"),
         ("dmd2", {"student_timesteps": (2.5, 0.0)}, "--student-timesteps 2.5 0, expected times from 0.002 to 80"),

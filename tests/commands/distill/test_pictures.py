@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.pictures import captions, draw_comparison, draw_curves, side_by_side
-from dmdistill.models.load import load_model
+from dmdistill.core.generators import Generator
+from dmdistill.data.image_tensors import make_grid
+from dmdistill.models.load import load_model, load_teacher
 
 
 def test_panels_have_curves_and_axes_that_fit(tmp_path, monkeypatch):
@@ -40,3 +44,15 @@ def test_images_of_a_comparison_keep_their_size_and_have_gaps_and_captions(tiny_
     texts = captions(teacher, 12, letters=15)
     assert len(texts) == 12
     assert texts[0] == teacher.conditions.names[0]
+
+
+def test_the_first_picture_has_the_teacher_above_its_untrained_student(settings, tiny_teacher):
+    config = settings(lambda_reg=0.0, solver_steps=None, report_images=0)
+    distill(config)
+    teacher = load_teacher(str(tiny_teacher))
+    z, cond = teacher.sample_inputs(128, rng=torch.Generator().manual_seed(config.seed + 1))
+    z, cond = z[:16], cond[:16]
+    own = Generator(teacher.denoiser).sample(z, cond)
+    expected = [row for both in zip(teacher.generate(z, cond).split(8), own.split(8), strict=True) for row in both]
+    with Image.open(config.out / "samples" / "start.png") as picture:
+        assert np.array_equal(picture, make_grid(torch.cat(expected), columns=8))

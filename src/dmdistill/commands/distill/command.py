@@ -108,8 +108,8 @@ def check_guidance(config: DistillConfig, teacher: Teacher) -> None:
         raise ValueError(f"--method {config.method} needs a guided teacher: give {flag} above 1")
     if not guidance and teacher.guidance != 1:
         raise ValueError(
-            f"--guidance {teacher.guidance:g} with --method {config.method}, expected 1: SiD is defined here without "
-            "guidance; use --method dmd2 for a guided teacher"
+            f"--method {config.method} with a guidance scale of {teacher.guidance:g}, expected 1: give --guidance 1, "
+            "as SiD is defined here without guidance, or use --method dmd2"
         )
 
 
@@ -193,6 +193,10 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
     if config.resume is not None:
         trainer.restore()
+    if config.logging.sample_every and not trainer.step:
+        file = monitor.save_start()
+        if run.processes.is_main:
+            run.print(f"teacher and untrained student, in rows: {file}")
     with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, option_values(config)):
         done = trainer.fit(distillation.iterate, hooks=monitor.hooks, name="distilling")
     if not done:

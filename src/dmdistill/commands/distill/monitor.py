@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from dmdistill.training.trainer import Trainer
 
 __all__ = ["TEACHER_IMAGES", "Monitor", "build_probe"]
 
-TEACHER_IMAGES = 16  # of its solver, where a run has no data: as many evaluations as a step or two of DMD2
+TEACHER_IMAGES = 16  # of its solver: as many evaluations as a step or two of DMD2
+ROW = 8  # images of a row of a sample grid
 PREFIX = "frechet_"  # before the name of an EMA, in metrics.jsonl
 
 
@@ -74,13 +76,26 @@ class Monitor:
         ]
 
     @torch.no_grad()
+    def save_start(self) -> Path:
+        """Save samples/start.png: rows of the teacher's images, each above the untrained student's of that noise."""
+        images, cond = self.teacher_images.x, self.teacher_images.cond
+        columns = min(ROW, len(images))
+        own = self.candidates()[-1][1].sample(self.probe.z[: len(images)], cond)
+        pairs = torch.stack([images, own])[:, : len(images) // columns * columns].unflatten(1, (-1, columns))
+        grid = self.distillation.teacher.decode(pairs.transpose(0, 1).flatten(0, 2))
+        file = self.config.out / "samples" / "start.png"
+        if self.processes.is_main:
+            save_grid(file, grid, columns=columns)
+        return file
+
+    @torch.no_grad()
     def save_samples(self, step: int) -> dict[str, float]:
         """Save a sample grid of the last EMA."""
         grid = self.candidates()[-1][1].sample(self.probe.z, self.probe.cond)[:64]
         images = self.distillation.teacher.decode(grid)
         if self.processes.is_main:
             file = self.config.out / "samples" / f"step-{step:06d}.png"
-            save_grid(file, images, columns=8)
+            save_grid(file, images, columns=ROW)
             if self.trainer.logger is not None:
                 self.trainer.logger.log_image(step, file)
         return {}
@@ -104,16 +119,19 @@ class Monitor:
         return row | self.teacher_figures | {"fake_lag": fake_lag(losses, self.teacher_figures["teacher_loss"])}
 
     @cached_property
+    def teacher_images(self) -> Samples:
+        """The teacher's images of the first noise of the probe, made by its solver."""
+        teacher, probe = self.distillation.teacher, self.probe
+        count = min(TEACHER_IMAGES, len(probe.z))
+        cond = None if probe.cond is None else probe.cond[:count]
+        return Samples(teacher.generate(probe.z[:count], cond), cond, count)
+
+    @cached_property
     def teacher_figures(self) -> dict[str, float]:
         """The figures of images of the teacher's distribution: of the run's data, else of a few of its own."""
         run, probe = self.distillation, self.probe
         images = run.batches.reference_images(len(probe.z))
-        if images is None:
-            count = min(TEACHER_IMAGES, len(probe.z))
-            cond = None if probe.cond is None else probe.cond[:count]
-            with torch.no_grad():
-                images = Samples(run.teacher.generate(probe.z[:count], cond), cond, count)
-        return probe.measure_teacher(run.teacher.denoiser, images)
+        return probe.measure_teacher(run.teacher.denoiser, self.teacher_images if images is None else images)
 
     def candidates(self) -> list[tuple[str, Generator]]:
         """Return the generator's EMAs by name, or the generator itself without EMAs."""

@@ -19,7 +19,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.initialization import load_start
 from dmdistill.commands.distill.real_data import load_real_images
 from dmdistill.commands.evaluate.generated_images import generate_images
-from dmdistill.commands.options import SolverOptions, flag_name, option_values
+from dmdistill.commands.options import flag_name, option_values
 from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.presets import from_preset, from_run
 from dmdistill.commands.reproduce.ablation.equal_compute import count_operations, match_compute
@@ -119,11 +119,10 @@ def prepare_experiment(config: ReproduceConfig, preset: str) -> Experiment:
     ValueError where `config.start` is not a student of the teacher, before any image is made.
     """
     device, precision = setup_compute(config.compute)
-    solver = SolverOptions(guidance=config.guidance)
-    changes: dict[str, Any] = {"ode": solver, "compute": config.compute, "start": config.start}
-    changes |= {} if config.steps is None else {"steps": config.steps}
+    changes: dict[str, Any] = {"compute": config.compute, "start": config.start}
+    changes |= {name: value for name in ("steps", "guidance") if (value := getattr(config, name)) is not None}
     full = from_preset(DistillConfig, preset, pairs=config.out / "pairs", **changes)
-    teacher = with_solver_options(load_teacher(full.teacher), solver)
+    teacher = with_solver_options(load_teacher(full.teacher), full.ode)
     load_start(full, teacher)
     real_images = None if config.data is None else load_real_images(config.data, teacher, device=device)
     teacher.to(device, precision)
