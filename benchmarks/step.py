@@ -28,7 +28,7 @@ from resident import peak_resident_size, resident_size, run_json
 from rich.console import Console
 from rich.table import Table
 from step_cases import CASES, make_batch
-from step_tricks import SAVES_MEMORY, TRICKS, Ours, applicable_tricks
+from step_tricks import SAVES_MEMORY, TRICKS, Ours, applicable_tricks, default_allocator
 from torch import Tensor, nn
 
 from dmdistill.commands.bench.timers import Spread, device_clock, time_call
@@ -188,6 +188,7 @@ def build(setting: Setting, *, data: bool = True) -> Iterator[tuple[Implementati
                 stack.enter_context(TRICKS[setting.trick](ours))
             yield ours, run.ledger
             return
+        stack.enter_context(default_allocator())
         teacher.denoiser.to(device)
         ledger = None
         if not data:
@@ -261,7 +262,8 @@ def time_in_turns(
             batch = make_batch(plain.teacher, setting.batch, fake_steps=fake_steps)
             for kind, implementation in (("plain", plain), ("ours", ours)):
                 flops[iteration][kind] = operations(implementation, one)
-                works[iteration, kind] = (nullcontext, partial(implementation.step, batch))
+                context = default_allocator if kind == "plain" else nullcontext
+                works[iteration, kind] = (context, partial(implementation.step, batch))
             for trick in applicable_tricks(ours) if tricks and fake_steps == 1 else []:
                 works["tricks", trick] = (partial(TRICKS[trick], ours), partial(ours.step, batch))
         taken: dict[tuple[str, str], list[float]] = {key: [] for key in works}

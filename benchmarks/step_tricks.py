@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmdistill.commands.distill.config import DistillConfig
@@ -20,8 +22,9 @@ from dmdistill.core.samples import Batch
 from dmdistill.models.model import Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
 from dmdistill.networks.residual_block import UNetBlock
+from dmdistill.training.device import reuse_memory
 
-__all__ = ["SAVES_MEMORY", "TRICKS", "Ours", "applicable_tricks"]
+__all__ = ["SAVES_MEMORY", "TRICKS", "Ours", "applicable_tricks", "default_allocator"]
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,33 @@ def set_memory_format(ours: Ours, memory_format: torch.memory_format) -> None:
 
 
 @contextmanager
-def without_checkpointing(ours: Ours) -> Iterator[None]:
-    networks = (ours.generator, ours.fake)
-    for block in (block for network in networks for block in network.modules() if isinstance(block, UNetBlock)):
-        del block.first, block.second  # the class's own again
+def with_checkpointing(kind: str, ours: Ours) -> Iterator[None]:
+    set_checkpointing(ours, kind)
     yield
-    for network in networks:
-        CHECKPOINTING["norms"](network)
+    set_checkpointing(ours, "auto")
+
+
+def set_checkpointing(ours: Ours, kind: str) -> None:
+    """Checkpoint the activations of the trained networks in another way."""
+    for network in (ours.generator, ours.fake):
+        for block in (block for block in network.modules() if isinstance(block, UNetBlock)):
+            for name in ("first", "second"):
+                vars(block).pop(name, None)  # the class's own again
+        CHECKPOINTING[kind](network)
+
+
+@contextmanager
+def default_allocator(ours: Ours | None = None) -> Iterator[None]:
+    """Have glibc's allocator as it is by itself."""
+    reuse_memory(32 << 20)
+    yield
+    reuse_memory()
+
+
+@contextmanager
+def without_plain_attention(ours: Ours) -> Iterator[None]:
+    with patch("dmdistill.networks.residual_block.attention", F.scaled_dot_product_attention):
+        yield
 
 
 class HalvesGenerator(nn.Module):
@@ -203,26 +226,31 @@ TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
     "bf16 inside the networks": without_autocast,
     "channels_last": without_channels_last,
     "the teacher's weights cast once": without_cast_weights,
-    "norms and SiLU recomputed": without_checkpointing,
+    "norms and SiLU recomputed": partial(with_checkpointing, "none"),
+    "norms and SiLU kept": partial(with_checkpointing, "norms"),
+    "attention by plain products": without_plain_attention,
+    "memory kept by the allocator": default_allocator,
     "G(z) and G(z_ref) in one call": without_joint_generation,
     "guidance in one call": without_joint_guidance,
     "fused AdamW": without_fused_adamw,
     "EMA in one operation": without_foreach_average,
     "no waiting for the device": with_device_checks,
 }
+ON_CPU = ("norms and SiLU kept", "attention by plain products", "memory kept by the allocator")
 SAVES_MEMORY = (  # optimisations without which memory is measured
     "bf16 inside the networks",
     "the teacher's weights cast once",
     "norms and SiLU recomputed",
+    "norms and SiLU kept",
+    "memory kept by the allocator",
 )
 
 
 def applicable_tricks(ours: Ours) -> list[str]:
     """List the optimisations that apply: without guidance, bf16 or our own U-Net some change nothing."""
-    idle = [] if isinstance(ours.distillation.real, GuidedDenoiser) else [without_joint_guidance]
-    idle += [without_autocast, without_cast_weights] if ours.precision is None else []
-    norms = ours.run.config.memory.checkpointing == "norms"
-    idle += (
-        [] if norms and any(isinstance(block, UNetBlock) for block in ours.fake.modules()) else [without_checkpointing]
-    )
-    return [name for name, trick in TRICKS.items() if trick not in idle]
+    idle = [] if isinstance(ours.distillation.real, GuidedDenoiser) else ["guidance in one call"]
+    idle += ["bf16 inside the networks", "the teacher's weights cast once"] if ours.precision is None else []
+    idle += ["norms and SiLU recomputed"] if ours.teacher.device.type == "cpu" else ON_CPU
+    if not any(isinstance(block, UNetBlock) for block in ours.fake.modules()):
+        idle += ["norms and SiLU recomputed", *ON_CPU[:2]]
+    return [name for name in TRICKS if name not in idle]

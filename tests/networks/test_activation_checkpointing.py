@@ -90,6 +90,16 @@ def test_a_copy_asks_its_own_blocks(what, case):
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("meta", 2)])
+def test_auto_computes_norms_again_on_a_gpu_only(device, times):
+    net, ask, _ = song()
+    CHECKPOINTING["auto"](net.to(device))
+    asked = []
+    net.dec["4x4_in0"].norm0.register_forward_hook(lambda *_: asked.append(1))
+    ask(net, torch.randn(2, 3, 8, 8, device=device), torch.rand(2, device=device)).sum().backward()
+    assert len(asked) == times
+
+
 def test_a_network_without_blocks_is_refused():
     with pytest.raises(ValueError, match="--checkpointing blocks: Linear has neither"):
         CHECKPOINTING["blocks"](nn.Linear(2, 3))

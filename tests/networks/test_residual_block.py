@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dmdistill.networks.layers import group_norm
-from dmdistill.networks.residual_block import UNetBlock
+from dmdistill.networks.residual_block import UNetBlock, attention
 
 NORM = partial(group_norm, group_channels=2)
 
@@ -22,15 +23,31 @@ def block(into, out, emb, **settings):
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_attention_is_the_plain_formula(heads):
+@pytest.mark.parametrize("trains", [False, True])
+def test_attention_is_the_plain_formula(trains, heads):
     """softmax(q k / sqrt c) v per head of c channels, where channel i's q, k and v are qkv's 3 i, 3 i + 1, 3 i + 2."""
-    made, x = block(6, 6, 4, attends=True, heads=heads), torch.randn(2, 6, 3, 5)
+    made, x = block(6, 6, 4, attends=True, heads=heads).requires_grad_(trains), torch.randn(2, 6, 3, 5)
     qkv = made.qkv(made.norm2(x)).flatten(2)
     parts = []
     for q, k, v in zip(*(qkv[:, i::3].chunk(heads, dim=1) for i in range(3)), strict=True):
         share = (torch.einsum("bcq,bck->bqk", q, k) / math.sqrt(6 / heads)).softmax(2)
         parts.append(torch.einsum("bqk,bck->bcq", share, v))
     torch.testing.assert_close(made.attend(x), made.proj(torch.cat(parts, dim=1).reshape(x.shape)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", [49, 256, 257])
+def test_attention_in_training_is_torchs_within_rounding(positions, dtype):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, positions, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    weight = torch.randn(2, 3, positions, 8, dtype=dtype)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    found, expected = attention(*inputs), F.scaled_dot_product_attention(*exact)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    mine = [found, *torch.autograd.grad(found, inputs, weight)]
+    theirs = [expected, *torch.autograd.grad(expected, exact, weight.double())]
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one - other).norm() < tolerance * other.norm()
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(32, 0), (64, 1), (100, 1), (192, 3), (576, 9)])

@@ -19,7 +19,7 @@ from dmdistill.commands.presets import write_config
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
 from dmdistill.io.atomic import atomic_write
 from dmdistill.io.folders import check_new_folder, exclusive_folder, removed_if_useless
-from dmdistill.training.device import choose_device, choose_precision
+from dmdistill.training.device import choose_device, choose_precision, reuse_memory
 from dmdistill.training.signals import TrainingStopped
 from dmdistill.training.trainer import Trainer
 
@@ -37,11 +37,16 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # of --save-dtype
 
 
 def setup_compute(compute: ComputeOptions) -> tuple[torch.device, torch.dtype | None]:
-    """Set the CPU's threads and, with bf16, TF32 and cuDNN's benchmark mode. Returns the device and the precision."""
+    """Set a CPU's threads and allocator and, with bf16, TF32 and cuDNN's benchmark mode.
+
+    Returns the device and the precision.
+    """
     compute.check()
     if compute.threads:
         torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
+    if device.type == "cpu":
+        reuse_memory()
     precision = choose_precision(compute.precision, device)
     if precision is not None:  # then fp32 is for sums; where fp32 is requested, nothing is rounded to TF32
         torch.set_float32_matmul_precision("high")

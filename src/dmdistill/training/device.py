@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 
 from dmdistill.io.errors import first_line
 
-__all__ = ["choose_device", "choose_precision", "is_out_of_memory"]
+__all__ = ["choose_device", "choose_precision", "is_out_of_memory", "reuse_memory"]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -56,6 +59,21 @@ def is_intel() -> bool:
     """Whether this CPU is Intel's."""
     file = Path("/proc/cpuinfo")
     return "GenuineIntel" in (file.read_text() if file.is_file() else platform.processor())
+
+
+def reuse_memory(largest: int = 1 << 29) -> None:
+    """Let glibc's malloc keep the memory of freed tensors for the next ones; with another C library do nothing.
+
+    By default it returns that of large tensors to Linux, which then clears every page anew, step by step.
+
+    Args:
+        largest: bytes of a tensor whose memory is kept. Of unused memory at most twice as much is kept, glibc's own
+            rule, by which it goes up to 32 MiB.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        malloc = ctypes.CDLL(None)
+        malloc.mallopt(M_MMAP_THRESHOLD, largest)
+        malloc.mallopt(M_TRIM_THRESHOLD, 2 * largest)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
