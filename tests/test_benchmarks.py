@@ -134,6 +134,10 @@ def test_rows_of_growth_are_measured_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "run_json", run_json)
     axes = {"batch": [2, 8, 32]}
     growth.measure_missing(tmp_path / "rows.jsonl", {"batch": [8]})
-    growth.print_tables(growth.measure_missing(tmp_path / "rows.jsonl", axes), axes)
+    rows = growth.measure_missing(tmp_path / "rows.jsonl", axes)
+    growth.print_table(rows, axes)
+    growth.draw(tmp_path / "rows.png", rows, axes)
     assert [setting["batch"] for setting in asked] == [8, 2, 32]
     assert capsys.readouterr().out.count("| 2.00 |") == 2
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    assert growth.measure_setting({"pairs": 3}).keys() == {"seconds", "bytes"}
