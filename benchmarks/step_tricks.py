@@ -21,6 +21,7 @@ from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
 from dmdistill.core.samples import Batch
 from dmdistill.models.model import Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
+from dmdistill.networks.layers import GroupNorm
 from dmdistill.networks.residual_block import UNetBlock
 from dmdistill.training.device import reuse_memory
 
@@ -150,6 +151,12 @@ def without_plain_attention(ours: Ours) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_fp32_norms(ours: Ours) -> Iterator[None]:
+    with patch.object(GroupNorm, "forward", nn.GroupNorm.forward):
+        yield
+
+
 class HalvesGenerator(nn.Module):
     """Generator that takes the images of fresh noise and those of the pairs' noise, as many, in a call each."""
 
@@ -229,6 +236,7 @@ TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
     "norms and SiLU recomputed": partial(with_checkpointing, "none"),
     "norms and SiLU kept": partial(with_checkpointing, "norms"),
     "attention by plain products": without_plain_attention,
+    "norms of small groups in fp32": without_fp32_norms,
     "memory kept by the allocator": default_allocator,
     "G(z) and G(z_ref) in one call": without_joint_generation,
     "guidance in one call": without_joint_guidance,
@@ -236,7 +244,12 @@ TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
     "EMA in one operation": without_foreach_average,
     "no waiting for the device": with_device_checks,
 }
-ON_CPU = ("norms and SiLU kept", "attention by plain products", "memory kept by the allocator")
+ON_CPU = (
+    "norms and SiLU kept",
+    "attention by plain products",
+    "norms of small groups in fp32",
+    "memory kept by the allocator",
+)
 SAVES_MEMORY = (  # optimisations without which memory is measured
     "bf16 inside the networks",
     "the teacher's weights cast once",
@@ -253,4 +266,7 @@ def applicable_tricks(ours: Ours) -> list[str]:
     idle += ["norms and SiLU recomputed"] if ours.teacher.device.type == "cpu" else ON_CPU
     if not any(isinstance(block, UNetBlock) for block in ours.fake.modules()):
         idle += ["norms and SiLU recomputed", *ON_CPU[:2]]
+    norms = (module for module in ours.fake.modules() if isinstance(module, GroupNorm))
+    if ours.precision is None or not any(norm.num_channels < 16 * norm.num_groups for norm in norms):
+        idle += ["norms of small groups in fp32"]
     return [name for name in TRICKS if name not in idle]

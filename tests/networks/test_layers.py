@@ -4,8 +4,15 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from dmdistill.networks.layers import ConvolutionDown, FourierEmbedding, PositionalEmbedding, Resample, group_norm
+from dmdistill.networks.layers import (
+    ConvolutionDown,
+    FourierEmbedding,
+    PositionalEmbedding,
+    Resample,
+    group_norm,
+)
 
 
 @pytest.mark.parametrize("endpoint", [True, False])
@@ -90,3 +97,18 @@ def test_filters_that_do_not_resample_are_refused(taps):
 )
 def test_groups_divide_the_channels(channels, least, groups):
     assert group_norm(channels, least).num_groups == groups
+
+
+@pytest.mark.parametrize("least", [4, 16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_group_norm_in_bf16_is_that_of_fp64_within_rounding(memory_format, least):
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 6, 5).to(torch.bfloat16, memory_format=memory_format).requires_grad_()
+    norm, weight = group_norm(32, least), torch.randn(2, 32, 6, 5).bfloat16()
+    exact = nn.GroupNorm(32 // least, 32, eps=norm.eps).double()
+    found, expected = norm(x), exact(double := x.detach().double().requires_grad_())
+    assert (found.dtype, found.stride()) == (x.dtype, x.stride())
+    gradients = torch.autograd.grad(found, [x, *norm.parameters()], weight)
+    theirs = torch.autograd.grad(expected, [double, *exact.parameters()], weight.double())
+    for one, other in zip([found, *gradients], [expected, *theirs], strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()

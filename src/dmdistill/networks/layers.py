@@ -13,6 +13,7 @@ from torch import Tensor, nn
 __all__ = [
     "ConvolutionDown",
     "FourierEmbedding",
+    "GroupNorm",
     "PositionalEmbedding",
     "Resample",
     "convolution",
@@ -32,7 +33,18 @@ def group_norm(channels: int, group_channels: int = 4, *, eps: float = 1e-6) -> 
     """Return a group norm of as many groups as divide the channels, at most 32, of at least `group_channels` each."""
     most = max(1, min(32, channels // group_channels))
     groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return GroupNorm(groups, channels, eps=eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """A group norm that on a CPU computes small groups in fp32, several times faster than PyTorch does in bf16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise images (B C H W), in their dtype."""
+        small = self.num_channels < 16 * self.num_groups
+        if small and input.device.type == "cpu" and input.dtype == torch.bfloat16:
+            return super().forward(input.float()).to(input.dtype)
+        return super().forward(input)
 
 
 def is_filter(name: str) -> bool:
