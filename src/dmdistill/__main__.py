@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dmdistill.training.signals import exit_on_interrupt
+from dmdistill.training.signals import exit_if_closed, exit_on_interrupt
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line. Ctrl-C while modules are imported ends it in one line."""
+    """Run the command line. Ctrl-C while modules are imported ends it in one line, a closed stdout without any."""
     with exit_on_interrupt():
         from dmdistill.commands import cli
-    cli.main()
+    with exit_if_closed():
+        cli.main()
 
 
 if __name__ == "__main__":

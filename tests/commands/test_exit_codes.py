@@ -33,6 +33,29 @@ def test_a_signal_is_the_exit_code(number, code, tiny_teacher, tmp_path, monkeyp
     assert printed.out.endswith(f"stopped after step 2, saved; resume with: dmdistill distill --resume {out}\n")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["distill", "--help-all"],
+        ["presets", "fashion"],
+        ["completion", "bash"],
+        ["info", "MODEL"],
+        ["sample", "MODEL"],
+    ],
+    ids=" ".join,
+)
+def test_output_that_nobody_reads_ends_silently(command, tiny_teacher, tmp_path):
+    """Printed by Python or by rich; the latter's own exit code is 1."""
+    words = [str(tiny_teacher) if word == "MODEL" else word for word in command]
+    words += ["--count", "1"] if "sample" in words else []
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path}
+    process = subprocess.Popen([sys.executable, "-m", "dmdistill", *words], **options)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
 def test_a_closed_stdout_is_that_of_a_broken_pipe(tiny_teacher, tmp_path):
     command = [sys.executable, "-m", "dmdistill", *RUN, "--teacher", str(tiny_teacher), "--steps", "300"]
     options = ["--log-every", "1", "--sample-every", "1000", "--evaluate-every", "1000", "--out", str(tmp_path / "run")]

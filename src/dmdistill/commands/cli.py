@@ -96,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(config)
         module = importlib.import_module(f"{COMMANDS[name].config.__module__.removesuffix('.config')}.command")
         getattr(module, COMMANDS[name].function)(config)
+    except BrokenPipeError:  # of stdout: `exit_if_closed` is around
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DMDISTILL_DEBUG"):
             raise

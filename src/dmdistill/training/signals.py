@@ -1,4 +1,4 @@
-"""Signals, and a closed stdout, that end training after the present step, with a checkpoint."""
+"""Signals, and a closed stdout, that end training after the present step, with a checkpoint, or another command."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = [
     "StopEvent",
     "TrainingStopped",
+    "exit_if_closed",
     "exit_on_interrupt",
     "interrupt_event",
     "interrupt_if_closed",
@@ -111,6 +112,23 @@ def interrupt_if_closed(show: Callable[..., None], event: StopEvent) -> Callable
             event.stop(SIGPIPE)
 
     return guarded
+
+
+@contextmanager
+def exit_if_closed() -> Iterator[None]:
+    """Within the block, output that nobody reads, as that to `| head`, ends the process silently with exit code 141."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise  # rich makes the one into the other, of code 1
+        with (
+            suppress(OSError, ValueError),
+            open(os.devnull, "w") as nothing,
+        ):  # else Python flushes again, and complains
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        raise SystemExit(128 + SIGPIPE) from None
 
 
 @contextmanager
