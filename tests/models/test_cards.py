@@ -1,13 +1,18 @@
-"""Model cards name the method and its paper."""
+"""Model cards name the method and its paper, the task and what a model makes; settings are short."""
 
 import re
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dmdistill.commands.distill.method_options import METHODS
 from dmdistill.models import cards
-from dmdistill.models.cards import describe_distillation
+from dmdistill.models.cards import describe_distillation, export_card, student_card, teacher_card
+from dmdistill.models.load import load_teacher
+from helpers.tiny_models import save_student
 
 
 def test_every_method_is_cited_as_in_the_docs():
@@ -39,3 +44,65 @@ def test_every_method_is_cited_as_in_the_docs():
 )
 def test_a_card_names_the_teacher_the_method_and_the_run(settings, text):
     assert text in describe_distillation(settings)
+
+
+SETTINGS = {
+    "teacher": "/home/me/x",
+    "steps": 7,
+    "lr": 5e-5,
+    "betas": (0.9, 0.999),
+    "match": False,
+    "start": None,
+    "student_timesteps": (),
+    "device": "cpu",
+    "out": Path("/home/me/run"),
+    "lora_student": 0,
+}
+
+
+def head_and_body(card):
+    _, head, body = card.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def test_settings_are_toml_without_those_that_say_nothing(tiny_teacher):
+    _, body = head_and_body(teacher_card(load_teacher(str(tiny_teacher)), SETTINGS))
+    (block,) = re.findall(
+        r"<details><summary>7 settings</summary>\n\n```toml\n(.*?)```\n\n</details>\n", body, flags=re.S
+    )
+    assert tomllib.loads(block) == {
+        "teacher": "x",
+        "steps": 7,
+        "lr": 5e-5,
+        "betas": [0.9, 0.999],
+        "match": False,
+        "out": "run",
+        "lora_student": 0,
+    }
+
+
+def test_the_task_is_that_of_the_model(tiny_teacher, tiny_pipeline, tmp_path):
+    """The hub has one for text and one for no condition at all, none for classes."""
+    classes = load_teacher(str(tiny_teacher))
+    models = {"classes": classes, "none": replace(classes, conditions=None)}
+    models["text"] = load_teacher(str(tiny_pipeline("stable_diffusion")))
+    heads = {name: head_and_body(teacher_card(model, {}))[0] for name, model in models.items()}
+    assert {name: head.get("pipeline_tag") for name, head in heads.items()} == {
+        "classes": None,
+        "none": "unconditional-image-generation",
+        "text": "text-to-image",
+    }
+    assert heads["classes"]["tags"] == ["class-conditional-image-generation"]
+    head, _ = head_and_body(export_card(save_student(str(tiny_teacher), tmp_path / "student"), "", {}))
+    assert ("pipeline_tag" in head, head["tags"]) == (False, ["class-conditional-image-generation"])
+
+
+def test_what_a_model_makes_is_in_words(tiny_teacher, tiny_pipeline, tmp_path):
+    _, own = head_and_body(student_card(save_student(str(tiny_teacher), tmp_path / "own"), SETTINGS))
+    assert "Images: 8 x 8, 1 channel. Conditioned on 10 classes: ant, bee" in own
+    assert "is needed as well" not in own
+    _, text = head_and_body(
+        student_card(save_student(str(tiny_pipeline("stable_diffusion")), tmp_path / "sd"), SETTINGS)
+    )
+    assert re.search(r"Latents: \d+ x \d+, 4 channels\. Conditioned on prompts\.\n", text)
+    assert "This folder holds the network only: that teacher is needed as well." in text

@@ -20,6 +20,9 @@ LICENCES = (  # as the hub names them
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "bsd-3-clause"),
 )
 
+UNPUBLISHED = ("resume", "device", "threads", "log_every", "log_to", "sample_every", "save_every", "keep")
+"""Options that change no weight, and are left out of the settings of a card."""
+
 METHODS = {
     "dmd": "distribution matching distillation (DMD; Yin et al., CVPR 2024)",
     "dmd2": "DMD2 (Yin et al., NeurIPS 2024)",
@@ -74,6 +77,8 @@ def student_card(student: Student, settings: dict[str, Any]) -> str:
     text = f"{describe_steps(student)}, distilled {describe_distillation(settings)}"
     if rank := settings["lora_student"]:
         text += f". This folder holds LoRA weights of rank {rank} for that teacher, which is needed as well"
+    elif "teacher" in student.config:
+        text += ". This folder holds the network only: that teacher is needed as well"
     return model_card(student, f"{text}.", settings)
 
 
@@ -108,26 +113,44 @@ def describe_steps(student: Student) -> str:
 def model_card(model: Model, summary: str, settings: dict[str, Any]) -> str:
     """Return the card of a teacher or a student."""
     channels, height, width = model.shape
-    images = f"{'Images' if model.autoencoder is None else 'Latents'}: {height} x {width}, {channels} channel(s)."
-    conditions = f"Conditioned on {model.conditions}." if model.conditions is not None else ""
+    images = f"{'Images' if model.autoencoder is None else 'Latents'}: {height} x {width}"
+    conditions = "prompts" if model.text is not None else model.conditions
     return f"""---
 license: {model.licence.lower()}
 library_name: dmdistill
-pipeline_tag: {"unconditional-image-generation" if model.text is None else "text-to-image"}
+{task_lines(model)}
 ---
 
 # {model.name}
 
-{summary} {model.num_parameters / 1e6:.2f} M parameters. {images} {conditions}
+{summary} {model.num_parameters / 1e6:.2f} M parameters. {images}, \
+{channels} channel{"s" if channels > 1 else ""}.{f" Conditioned on {conditions}." if conditions else ""}
 
 {PYTHON_USE if model.text is None else TEXT_USE}
 
 ## Settings
 
-```json
-{json.dumps(public_settings(settings), indent=2, default=str)}
-```
-"""
+{settings_block(settings)}"""
+
+
+def task_lines(model: Model) -> str:
+    """Return the lines of a card's header on what a model does. The hub has no task of images by class, but any tag."""
+    if model.text is not None:
+        return "pipeline_tag: text-to-image"
+    if model.conditions is not None:
+        return "tags:\n- class-conditional-image-generation"
+    return "pipeline_tag: unconditional-image-generation"
+
+
+def settings_block(settings: dict[str, Any]) -> str:
+    """Return settings as a folded block of TOML, without those that have no value or change no weight."""
+    values = {key: value for key, value in public_settings(settings).items() if key not in UNPUBLISHED}
+    lines = [
+        f"{key} = {json.dumps(value, default=str)}" for key, value in values.items() if value not in (None, "", (), [])
+    ]
+    return "\n".join(
+        [f"<details><summary>{len(lines)} settings</summary>", "", "```toml", *lines, "```", "", "</details>", ""]
+    )
 
 
 def export_card(student: Student, use: str, report: dict[str, Any]) -> str:
@@ -146,7 +169,7 @@ def export_card(student: Student, use: str, report: dict[str, Any]) -> str:
     return f"""---
 {licence_lines(student.licence)}
 library_name: diffusers
-pipeline_tag: {"text-to-image" if student.text is not None else "unconditional-image-generation"}
+{task_lines(student)}
 {base}---
 
 # {student.name}
@@ -160,10 +183,7 @@ with dmdistill. Licence of the weights, as of the teacher's: {student.licence}.
 {given}{quality_table([report[who] for who in ("teacher", "student") if who in report])}
 ## Settings of the distillation
 
-```json
-{json.dumps(settings, indent=2, default=str)}
-```
-"""
+{settings_block(settings)}"""
 
 
 def licence_lines(licence: str) -> str:
@@ -220,7 +240,4 @@ Accuracy {metrics["accuracy"]:.2%} on the {metrics["test_images"]} test images. 
 
 ## Settings
 
-```json
-{json.dumps(settings, indent=2, default=str)}
-```
-"""
+{settings_block(settings)}"""

@@ -121,7 +121,11 @@ def test_a_run_writes_all_of_its_files(settings, tiny_teacher, figures):
     config = settings(solver_steps=None, pair_count=8)
     student = distill(config)
     assert (tiny_teacher / "model.safetensors").read_bytes() == before
-    assert (student.name, student.evaluations, student.config["kind"]) == ("tiny-student", 1, "student")
+    assert (student.name, student.evaluations, student.config["kind"]) == (
+        f"tiny-student-{config.out.name}",
+        1,
+        "student",
+    )
     assert {file.name for file in config.out.iterdir()} == {
         *("checkpoints", "comparison.png", "config.toml", "metrics.jsonl", "pairs"),
         *("report.json", "report.png", "samples", "student"),
@@ -132,7 +136,7 @@ def test_a_run_writes_all_of_its_files(settings, tiny_teacher, figures):
 
     written = json.loads((config.out / "report.json").read_text())
     assert [written[who]["evaluations_per_image"] for who in ("teacher", "student")] == [35, 1]
-    assert [written[who]["model"] for who in ("teacher", "student")] == ["tiny", "tiny-student"]
+    assert [written[who]["model"] for who in ("teacher", "student")] == ["tiny", student.name]
     assert written["seconds"]["distillation"] == pytest.approx(read_metrics(config.out)[-1]["seconds"], abs=0.01)
     assert written["seconds"]["pairs"] > 0
     assert written["teacher"]["seconds_per_image"] > written["student"]["seconds_per_image"] > 0

@@ -240,7 +240,7 @@ def test_a_real_run_is_described(tiny_teacher, tmp_path, capsys, monkeypatch, er
     capsys.readouterr()
     main(["info", str(run)])
     printed = capsys.readouterr().out
-    for text in ("tiny-student, a student", "loss_kl", "4 of 4", "verdict", "x faster"):
+    for text in ("tiny-student-run, a student", "loss_kl", "4 of 4", "verdict", "x faster"):
         assert text in printed
     rows = read_metrics(run)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)

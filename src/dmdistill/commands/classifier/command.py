@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dmdistill.commands.classifier.config import ClassifierConfig
-from dmdistill.commands.options import check
+from dmdistill.commands.options import check, option_values
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled_images
@@ -129,4 +128,4 @@ def save(
     about = {"kind": "feature_extractor", "name": extractor.name, "network": network, **resolution, **results}
     write_json(config.out / "config.json", add_checksum(about))
     with atomic_write(config.out / "README.md") as temporary:
-        temporary.write_text(classifier_card(extractor, results, asdict(config)), encoding="utf-8")
+        temporary.write_text(classifier_card(extractor, results, option_values(config)), encoding="utf-8")

@@ -67,7 +67,7 @@ def convert_teacher(out: Path, config: ConvertConfig) -> None:
         teacher = load_teacher(config.model)
         if "network" not in teacher.config:
             raise ValueError(f"{config.model} has a network of another package, which needs no conversion")
-        card = teacher_card(teacher, {"converted from": config.model, "save_dtype": config.save_dtype})
+        card = teacher_card(teacher, {"converted_from": config.model, "save_dtype": config.save_dtype})
         save_model(folder, teacher, card=card, dtype=DTYPES[config.save_dtype])
     megabytes = (out / "model.safetensors").stat().st_size / 1e6
     say(f"{teacher.name}: {megabytes:.1f} MB of {config.save_dtype} weights, with config.json and README.md, in {out}")

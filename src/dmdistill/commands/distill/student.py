@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dmdistill.commands.distill.config import DistillConfig
@@ -14,7 +15,7 @@ __all__ = ["build_student"]
 
 
 def build_student(config: DistillConfig, teacher: Teacher, generator: Generator, *, average: str, step: int) -> Student:
-    """Build the student of a trained generator, frozen.
+    """Build the student of a trained generator, frozen, named after its teacher and its run.
 
     Args:
         config: the options of its distillation.
@@ -23,7 +24,8 @@ def build_student(config: DistillConfig, teacher: Teacher, generator: Generator,
         average: the EMA that it is.
         step: of the run.
     """
-    name = f"{teacher.name}-student"
+    run = re.sub(r"[^\w.-]+", "-", config.out.resolve().name)
+    name = f"{teacher.name}-student-{run}"
     inherited = {key: teacher.config.get(key) for key in (*INHERITED_KEYS, "licence", "feature_extractor")}
     inherited |= {key: teacher.config[key] for key in ("image_size", "embedded_guidance") if key in teacher.config}
     distilled = {"average": average, "step": step, **option_values(config), "teacher": teacher_name(config, teacher)}
