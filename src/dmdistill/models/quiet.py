@@ -1,14 +1,27 @@
-"""Loading without the messages of the libraries that load."""
+"""Loading, and commands, without the messages of the libraries that they use."""
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-__all__ = ["quiet"]
+__all__ = ["quiet", "quiet_libraries"]
+
+RMS_NORM = "Mismatch dtype between input and weight"  # of torch, for bf16 images and fp32 weights, as autocast has them
+
+
+def quiet_libraries() -> None:
+    """Silence what diffusers and transformers, once they are imported, and torch say to developers, not to users.
+
+    $DIFFUSERS_VERBOSITY and $TRANSFORMERS_VERBOSITY, where they are set, are followed.
+    """
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    warnings.filterwarnings("ignore", message=RMS_NORM)
 
 
 @contextmanager

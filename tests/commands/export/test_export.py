@@ -393,7 +393,7 @@ def test_the_card_describes_the_student(student, tmp_path):
         assert "base_model" not in head
         assert "distilled from the teacher 'tiny' by distribution matching distillation (DMD; Yin et al.," in body
         assert "Licence of the weights, as of the teacher's: MIT." in body
-        assert '"steps": 7' in body
+        assert "steps = 7" in body
         assert "| tiny-student | 1 | 2.5 | 500 |" in body
         assert '"this folder, or its name on the hub", torch_dtype=torch.float32' in body
         assert str(student.parent) not in (out / "README.md").read_text()
@@ -552,10 +552,14 @@ def test_the_card_of_lora_weights_imports_first_and_names_where_the_teacher_goes
     assert snippet(tmp_path / "out")["image"].size == (16, 16)
 
 
-def test_what_cannot_be_exported_is_one_clear_line(student, tiny_teacher, tmp_path, error_line):
+def test_what_cannot_be_exported_is_one_clear_line(student, tiny_teacher, tiny_pipeline, tmp_path, error_line):
     out = tmp_path / "out"
     assert "is a teacher, expected a student" in error_line("export", tiny_teacher, out)
     assert "unknown model 'nothing'" in error_line("export", "nothing", out)
+    exported = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "exported")
+    (exported / "dmdistill.json").write_text('{"kind": "student", "name": "mine"}')
+    assert "mine names no teacher" in error_line("export", exported, out)
+    shutil.rmtree(exported)
     assert not out.exists()
     assert "already exists: choose another folder" in error_line("export", student, student)
     (tmp_path / "file").write_text("")

@@ -82,7 +82,11 @@ class PipelineUse:
 
 def find_pipeline(student: Student) -> PipelineUse:
     """Return the pipeline of a student's teacher. ValueError where it would not generate the student's images."""
-    teacher = str(student.config.get("teacher"))
+    teacher = str(student.config.get("teacher", ""))
+    if not teacher:
+        raise ValueError(
+            f"{student.name} names no teacher: what `dmdistill export` wrote is a pipeline of diffusers already"
+        )
     source = resolve_folder(teacher) if not is_python_function(teacher) else Path(teacher)
     pipeline_class = str(read_index(source).get("_class_name", "of an unknown class"))
     check_supported(student, teacher, pipeline_class)
