@@ -133,7 +133,7 @@ def test_every_value_has_a_label_and_every_metric_its_own_value():
     x = statistics(Named(), pictures(60))
     classes = ClassScores()
     classes.add(torch.eye(4).repeat(5, 1))
-    x, options = replace(x, classes=classes), MetricOptions(kid_subset_size=50)
+    x, options = replace(x, classes=classes), MetricOptions(kid_subset_size=50, prompts=("a", "b"))
     found = compute_metrics([name for name in METRICS if name not in BY_PROMPT], x, x, rng=rng(), options=options)
     for name, mean in zip(BY_PROMPT, (30.0, 0.5), strict=True):
         scores = FeatureStatistics(f"{name}-1", name, Statistics(torch.tensor([mean]), torch.zeros(1, 1), 9))

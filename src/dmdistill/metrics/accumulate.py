@@ -11,7 +11,7 @@ from dmdistill.data.seeds import derive_seed
 from dmdistill.metrics.frechet import Moments, Statistics
 from dmdistill.metrics.inception_score import ClassScores
 
-__all__ = ["CAPACITY", "FeatureAccumulator", "FeatureStatistics"]
+__all__ = ["CAPACITY", "FeatureAccumulator", "FeatureStatistics", "sample_numbers"]
 
 CAPACITY = 10_000  # images whose features are stored: 80 MB of Inception's
 PENDING = 32  # batches between two merges into the stored features, each of which copies them
@@ -73,7 +73,7 @@ class FeatureAccumulator:
         """
         self.moments.add(features)
         if self.capacity:
-            seeds = [derive_seed(0, first + i, KEY) for i in range(len(features))]
+            seeds = [sampling_key(first + i) for i in range(len(features))]
             self.pending.append((features.detach().float().cpu(), torch.tensor(seeds, dtype=torch.float64)))
         if len(self.pending) >= PENDING:
             self.merge()
@@ -110,3 +110,14 @@ class FeatureAccumulator:
             features=self.features if self.capacity else None,
             classes=self.classes if int(self.classes.counts.sum()) else None,
         )
+
+
+def sample_numbers(count: int, size: int) -> Tensor:
+    """Return the numbers (size,) of the images that are stored of images 0 ... count - 1, in the order of features."""
+    keys = torch.tensor([sampling_key(number) for number in range(count)], dtype=torch.float64)
+    return keys.sort(stable=True).indices[:size]
+
+
+def sampling_key(number: int) -> int:
+    """Return the key of an image: those with the least are stored."""
+    return derive_seed(0, number, KEY)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dmdistill.io.errors import did_you_mean
-from dmdistill.metrics.accumulate import FeatureStatistics
+from dmdistill.metrics.accumulate import FeatureStatistics, sample_numbers
+from dmdistill.metrics.diversity import prompt_diversity
 from dmdistill.metrics.frechet import frechet_distance
 from dmdistill.metrics.kid import kernel_inception_distance
 from dmdistill.metrics.precision_recall import density_coverage, precision_recall
@@ -34,11 +35,13 @@ class MetricOptions:
     Attributes:
         kid_subsets: random subsets of the kernel distance.
         kid_subset_size: images in each.
+        prompts: prompt i % len(prompts) belongs to generated image i; for the diversity within a prompt only.
         device: where distances between stored features are computed.
     """
 
     kid_subsets: int = 100
     kid_subset_size: int = 1000
+    prompts: Sequence[str] = ()
     device: torch.device | str = "cpu"
 
 
@@ -111,6 +114,17 @@ def inception_score(inputs: Comparison) -> dict[str, float]:
     return dict(zip(("is", "is_std"), inputs.generated.classes.score(), strict=True))
 
 
+def diversity(inputs: Comparison) -> dict[str, float]:
+    """Compute the diversity within a prompt."""
+    features, prompts = inputs.generated.features, inputs.options.prompts
+    if features is None or not prompts:
+        raise ValueError("diversity needs features of single images, and their prompts")
+    first = {text: number for number, text in reversed([*enumerate(prompts)])}
+    groups = torch.tensor([first[text] for text in prompts])
+    numbers = sample_numbers(inputs.generated.statistics.count or len(features), len(features))
+    return {"diversity": prompt_diversity(features.to(inputs.options.device), groups[numbers % len(prompts)])}
+
+
 def prompt_score(inputs: Comparison) -> dict[str, float]:
     """Return the mean of a score by prompts, named by the metric: clip or alignment."""
     return {inputs.metric: float(inputs.generated.statistics.mean)}
@@ -126,8 +140,9 @@ class Metric:
         extractor: the network whose features or scores it is defined for; None for any feature extractor.
         lower_is_better: the direction.
         needs_reference: needs reference images, or their statistics. (A classifier has statistics of its own.)
-        needs_features: needs features of single images of both sets, not only their statistics.
+        needs_features: needs features of single images, not only their statistics; of both sets with needs_reference.
         needs_classes: needs class probabilities.
+        needs_prompts: needs the prompts of the images.
         min_images: images of each set.
     """
 
@@ -138,6 +153,7 @@ class Metric:
     needs_reference: bool = True
     needs_features: bool = True
     needs_classes: bool = False
+    needs_prompts: bool = False
     min_images: int = 2
 
 
@@ -165,8 +181,18 @@ METRICS = {
         needs_classes=True,
         min_images=10,
     ),
-    "clip": Metric("CLIP score", prompt_score, extractor="clip", needs_reference=False, needs_features=False),
-    "alignment": Metric("alignment", prompt_score, extractor="alignment", needs_reference=False, needs_features=False),
+    "diversity": Metric("diversity within a prompt", diversity, needs_reference=False, needs_prompts=True),
+    "clip": Metric(
+        "CLIP score", prompt_score, extractor="clip", needs_reference=False, needs_features=False, needs_prompts=True
+    ),
+    "alignment": Metric(
+        "alignment",
+        prompt_score,
+        extractor="alignment",
+        needs_reference=False,
+        needs_features=False,
+        needs_prompts=True,
+    ),
 }
 BY_PROMPT = ("clip", "alignment")  # metrics that score images by their prompts
 SPREADS = {"kid": "kid_error", "is": "is_std"}  # values that a metric has besides its own

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import zipfile
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -387,6 +389,20 @@ def test_prompts_belong_to_pictures_by_number(photos, tmp_path, monkeypatch):
     assert run(photos, batch=7, **settings)["metrics"] == {"clip": 1.0}
 
 
+def test_diversity_is_that_of_the_pictures_of_each_prompt(photos, network, tmp_path):
+    """A prompt stands for as many pictures as there are lines of it, wherever they stand; batches change nothing."""
+    prompts = [f"prompt {number * number % 7}" for number in range(60)]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    units = F.normalize(network(open_images(str(photos)).images(range(60))).double())
+    means = []
+    for text in set(prompts):
+        mine = units[[i for i, one in enumerate(prompts) if one == text]]
+        pairs = [1 - float(a @ b) for a, b in combinations(mine, 2)]
+        means.append(sum(pairs) / len(pairs))
+    found = run(photos, metrics="diversity", prompts=str(tmp_path / "prompts.txt"), batch=7)
+    assert found["metrics"] == {"diversity": pytest.approx(sum(means) / len(means), rel=1e-3)}
+
+
 def test_damaged_pictures_are_left_out_and_counted(photos, network, capsys):
     for name in ("003.png", "017.png"):
         (photos / name).write_bytes(b"no picture")
@@ -419,6 +435,7 @@ def given(student, photos, tmp_path):
     (tmp_path / "damaged" / "004.png").write_bytes(b"no picture")
     np.savez(tmp_path / "x.npz", mu=np.zeros(6), sigma=np.eye(6))
     (tmp_path / "prompts.txt").write_text("a\nb\n")
+    (tmp_path / "three.txt").write_text("a\nb\nc\n")
     names = {"STUDENT": student, "PHOTOS": photos}
     return lambda word: str(names.get(word) or (tmp_path / word if (tmp_path / word).exists() else word))
 
@@ -433,6 +450,11 @@ def given(student, photos, tmp_path):
         ("STUDENT --metrics clip", "--metrics clip needs --clip"),
         ("STUDENT --metrics clip --clip x", "--metrics clip needs the images' prompts: give --prompts"),
         ("PHOTOS --metrics clip --clip x --prompts prompts.txt", "--prompts has 2 prompts for 60 images"),
+        ("PHOTOS --metrics diversity", "--metrics diversity needs the images' prompts: give --prompts"),
+        (
+            "three --metrics diversity --prompts three.txt",
+            "diversity compares images of one prompt, and 3 images have as",
+        ),
         ("STUDENT --metrics frechet", "--metrics frechet: tiny-student has no feature extractor"),
         (
             "STUDENT --reference large",

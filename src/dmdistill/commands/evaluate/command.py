@@ -16,7 +16,7 @@ from dmdistill.commands.options import check
 from dmdistill.commands.run_folder import setup_compute
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
 from dmdistill.io.atomic import check_writable, write_json
-from dmdistill.metrics.registry import BY_PROMPT, METRICS, parse_metrics
+from dmdistill.metrics.registry import METRICS, parse_metrics
 from dmdistill.models.model import Model
 
 __all__ = ["evaluate", "measure", "seconds_per_image"]
@@ -43,7 +43,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
         raise ValueError(f"--metrics {comparing[0]} compares with real images: give them by --reference DATA")
     if "clip" in metrics and config.clip is None:
         raise ValueError("--metrics clip needs --clip MODEL, the folder or hub id of a CLIP model of transformers")
-    for name in (name for name in BY_PROMPT if name in metrics):
+    for name in (name for name in metrics if METRICS[name].needs_prompts):
         if config.prompts is None:
             raise ValueError(f"--metrics {name} needs the images' prompts: give --prompts FILE, with one on each line")
         if config.skip_corrupt:

@@ -100,7 +100,8 @@ def compute_group(
             f"{features.name} has {len(features.statistics.mean)}: expected statistics of the same features"
         )
     stored = [len(one.features) for one in (features, reference) if one is not None and one.features is not None]
-    options = MetricOptions(kid_subset_size=min([KID_SUBSET, *stored]), device=evaluation.device)
+    size, prompts = min([KID_SUBSET, *stored]), evaluation.prompts
+    options = MetricOptions(kid_subset_size=size, prompts=prompts, device=evaluation.device)
     rng = torch.Generator().manual_seed(evaluation.config.seed)
     return compute_metrics(evaluation.metrics_in(extractor), features, reference, rng=rng, options=options)
 

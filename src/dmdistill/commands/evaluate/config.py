@@ -24,8 +24,8 @@ class EvaluateConfig:
     reference: str | None = None
     """Real images to compare with: a set of images, EDM's statistics (.npz), or model:NAME for a model's images."""
     metrics: str | None = None
-    """Comma-separated: fid, frechet, kid, precision, recall, density, coverage, is, clip, alignment (of
-    Fashion-MNIST's captions). Default: fid or frechet."""
+    """Comma-separated: fid, frechet, kid, precision, recall, density, coverage, is, diversity (within a prompt), clip,
+    alignment (with Fashion-MNIST's captions). Default: fid or frechet."""
     feature_extractor: str | None = None
     """Classifier whose features replace Inception's: a name (fashion-classifier) or a folder."""
     inception: Path | None = None

@@ -15,7 +15,7 @@ from dmdistill.commands.solver_options import refuse_solver_options, with_sampli
 from dmdistill.data.image_sources import ImageSource, is_images, open_images
 from dmdistill.data.prompt_files import read_prompts
 from dmdistill.metrics.classifier_features import ClassifierFeatures, load_classifier_features
-from dmdistill.metrics.registry import BY_PROMPT, METRICS, parse_metrics
+from dmdistill.metrics.registry import METRICS, parse_metrics
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
 
@@ -39,7 +39,7 @@ class Evaluation:
     reference: Reference | None
     classifier: ClassifierFeatures | None  # of --feature-extractor, else the model's own
     metrics: Sequence[str]
-    prompts: Sequence[str]  # of the images, for metrics that score images by their prompts
+    prompts: Sequence[str]  # of the images in turn, for metrics that need them
 
     def metrics_in(self, extractor: str) -> list[str]:
         """List the metrics in the features of "inception", of the "classifier", or in a score: "clip", "alignment"."""
@@ -84,7 +84,7 @@ def open_evaluation(
         reference=reference,
         classifier=classifier,
         metrics=metrics,
-        prompts=read_prompts(config.prompts) if config.prompts is not None and set(BY_PROMPT) & set(metrics) else [],
+        prompts=read_prompts(str(config.prompts)) if any(METRICS[name].needs_prompts for name in metrics) else [],
     )
     check_counts(evaluation)
     check_shapes(evaluation)
@@ -150,16 +150,21 @@ def check_counts(evaluation: Evaluation) -> None:
         raise ValueError(
             f"--metrics {in_classifier[0]}: {source.name} has no feature extractor; name one by --feature-extractor"
         )
-    prompts = len(evaluation.prompts)
-    if prompts and evaluation.model is None and prompts != len(source):
-        raise ValueError(f"--prompts has {prompts} prompts for {len(source)} images, expected one for each")
+    prompts, count = evaluation.prompts, evaluation.count
+    if prompts and evaluation.model is None and len(prompts) != len(source):
+        raise ValueError(f"--prompts has {len(prompts)} prompts for {len(source)} images, expected one for each")
+    if "diversity" in evaluation.metrics and len({prompts[i % len(prompts)] for i in range(count)}) == count:
+        raise ValueError(
+            f"--metrics diversity compares images of one prompt, and {count} images have as many prompts: give more "
+            "--images, or fewer prompts"
+        )
     reference_count = reference.count if reference is not None else None
     for name in evaluation.metrics:
         metric = METRICS[name]
         for owner, count in ((source.name, evaluation.count), (config.reference, reference_count)):
             if count is not None and count < metric.min_images:
                 raise ValueError(f"--metrics {name} needs at least {metric.min_images} images, {owner} has {count}")
-        if metric.needs_features and reference_count is None:
+        if metric.needs_features and metric.needs_reference and reference_count is None:
             raise ValueError(f"--metrics {name} needs images, --reference {config.reference} has only statistics")
 
 
