@@ -64,10 +64,8 @@ def open_evaluation(
         model: in place of loading config.model.
         source: images of that model, in place of generating them.
     """
-    if model is None and not is_images(config.model):
-        model = with_sampling_options(load(config.model, config, device, precision), config.ode)
     if model is None:
-        refuse_solver_options(config.ode, f"{config.model} is a set of images")
+        model = open_model(config, device, precision)
     if source is None:
         options = {"side": config.side, "skip_corrupt": config.skip_corrupt}
         source = generated(model, config, config.seed) if model is not None else open_images(config.model, **options)
@@ -89,6 +87,14 @@ def open_evaluation(
     check_counts(evaluation)
     check_shapes(evaluation)
     return evaluation
+
+
+def open_model(config: EvaluateConfig, device: torch.device, precision: torch.dtype | None) -> Model | None:
+    """Load config.model; None for a set of images. ValueError for solver options of anything but a teacher."""
+    if not is_images(config.model):
+        return with_sampling_options(load(config.model, config, device, precision), config.ode)
+    refuse_solver_options(config.ode, f"{config.model} is a set of images")
+    return None
 
 
 def load(name: str, config: EvaluateConfig, device: torch.device, precision: torch.dtype | None) -> Model:
