@@ -24,10 +24,8 @@ GB = 1e9
 PARTS = ("teacher", "generator", "fake score", "gathered", "gradients", "optimizer", "EMAs", "activations")
 
 
-def count_cost(
-    name: str, *, student_rank: int, fake_rank: int, checkpointing: str, processes: int = 1
-) -> tuple[Cost, int]:
-    """Count a step of the full objective with guidance, and the host's memory before networks are sharded."""
+def count_cost(name: str, *, student_rank: int, fake_rank: int, checkpointing: str, processes: int = 1) -> Cost:
+    """Count a step of the full objective with guidance."""
     options = {"batch": 4, "batch_reg": 2, "pair_count": 2, "steps": 2, "ema_halflives": (2.0,)}
     memory = {"lora_student": student_rank, "lora_fake": fake_rank, "checkpointing": checkpointing, "strategy": "fsdp"}
     config = change(DistillConfig(teacher=name), **options, **memory)
@@ -35,7 +33,7 @@ def count_cost(
     teacher.denoiser.precision = torch.bfloat16
     device, precision = torch.device("cpu"), torch.bfloat16
     with dry_run(config, teacher, device=device, precision=precision, data=False, processes=processes) as run:
-        return run.count(run.distillation.phases.phases[-1]), run.host_bytes
+        return run.count(run.distillation.phases.phases[-1])
 
 
 if __name__ == "__main__":
@@ -47,15 +45,15 @@ if __name__ == "__main__":
         f"GB at the peak of a step, one process of {options.processes}, 4 generated latents and 2 pairs, fp32 weights, "
         "bf16 activations\n"
     )
-    columns = ["teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "host, before", "TFLOP"]
+    columns = ["teacher", "student", "fake score", "checkpointing", *PARTS, "sum", "TFLOP"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name in options.names:
         for ranks in ((0, 0), (0, 64), (64, 64)):
             for checkpointing in ("none", "blocks"):
                 settings = {"student_rank": ranks[0], "fake_rank": ranks[1], "checkpointing": checkpointing}
-                found, host = count_cost(name, **settings, processes=options.processes)
+                found = count_cost(name, **settings, processes=options.processes)
                 sizes = [found.memory.get(part, 0) / GB for part in PARTS]
-                sizes += [sum(found.memory.values()) / GB, host / GB]
+                sizes.append(sum(found.memory.values()) / GB)
                 words = [name, *(f"rank {rank}" if rank else "all weights" for rank in ranks), checkpointing]
                 figures = [*(f"{size:.1f}" for size in sizes), f"{found.flops / 1e12:.0f}"]
                 print(f"| {' | '.join(words + figures)} |", flush=True)

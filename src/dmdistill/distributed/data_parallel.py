@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from dmdistill.distributed.stored_weights import read_shards
 
 __all__ = [
     "NOT_PARALLEL",
@@ -57,7 +58,7 @@ class Parallelism:
         return torch.device("cpu") if self.is_sharded else device
 
     def shard(self, network: nn.Module) -> None:
-        """Shard a complete network in place, onto the device of its process group; do nothing without a sharder."""
+        """Shard a network in place, onto the device of its process group; do nothing without a sharder."""
         if self.sharder is not None:
             self.sharder(network)
 
@@ -119,7 +120,8 @@ class Replicated(DistributedDataParallel):
 def shard_network(network: nn.Module) -> None:
     """Shard a network in place by FSDP2: each of its blocks, and the parameters outside of blocks.
 
-    Wherever the network was, only one block at a time is complete on the device of the process group.
+    Wherever the network was, only one block at a time is complete on the device of the process group. Of parameters on
+    the meta device each process reads its shards from their files.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -130,6 +132,7 @@ def shard_network(network: nn.Module) -> None:
     for module in [*blocks(network), network]:
         untie_frozen(module)  # else FSDP2 moves another network's weights to the device too
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    read_shards(network, torch.device(device))
 
 
 def untie_frozen(module: nn.Module) -> None:

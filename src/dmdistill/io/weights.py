@@ -54,6 +54,9 @@ def check_weights(weights: dict[str, Tensor], network: nn.Module, file: Path) ->
 
 
 def copy_weights(weights: dict[str, Tensor], network: nn.Module) -> None:
-    """Copy weights of any precision into a network, which they were checked for and which keeps its own precision."""
-    state = saved_state(network)
-    network.load_state_dict({name: tensor.to(state[name].dtype) for name, tensor in weights.items()}, strict=False)
+    """Copy weights of any precision into a network, which they were checked for and which keeps its own precision.
+
+    What is on the meta device stays there.
+    """
+    state = {name: tensor for name, tensor in saved_state(network).items() if not tensor.is_meta}
+    network.load_state_dict({name: weights[name].to(own.dtype) for name, own in state.items()}, strict=False)

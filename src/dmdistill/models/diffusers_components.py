@@ -9,14 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmdistill.distributed.stored_weights import StoredWeights, parameters_on_meta
 from dmdistill.io.errors import first_line, import_optional
 from dmdistill.models.autoencoder import VAE
 from dmdistill.models.config_json import check_memory
-from dmdistill.models.diffusers_folder import read_component_config, read_index, resolve_folder, weights_variant
+from dmdistill.models.diffusers_folder import (
+    read_component_config,
+    read_index,
+    resolve_folder,
+    weights_files,
+    weights_variant,
+)
 from dmdistill.models.quiet import quiet
 from dmdistill.networks.parameter_budget import build_on_meta
 
-__all__ = ["build_sketch", "count_weights", "load_autoencoder", "load_component", "load_pipeline_autoencoder"]
+__all__ = [
+    "build_sketch",
+    "count_weights",
+    "load_autoencoder",
+    "load_component",
+    "load_lazily",
+    "load_pipeline_autoencoder",
+]
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
@@ -50,7 +64,40 @@ def load_component(folder: Path, class_name: str) -> Any:
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(missing)} weights of a {class_name}, first {missing[0]!r}")
     model.register_to_config(_name_or_path="")  # else exports would name a folder of this machine
+    if (stored := find_weights(folder, model)) is not None:
+        stored.attach(model)
     return model
+
+
+def load_lazily(folder: Path, class_name: str) -> Any:
+    """Build a component whose weights stay in their files, for a network that is going to be sharded.
+
+    Returns None where the files hold other names or shapes than the class has, which only the library can convert.
+    """
+    kind: Any = getattr(import_optional("diffusers", str(folder), extra="diffusers"), class_name)
+    with quiet("diffusers"), parameters_on_meta():
+        model = kind.from_config(read_component_config(folder))
+    if (stored := find_weights(folder, model)) is None:
+        return None
+    stored.attach(model)
+    with torch.no_grad(), stored.open() as read:
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_meta:  # a buffer
+                tensor.copy_(read(name))
+    return model
+
+
+def find_weights(folder: Path, model: nn.Module) -> StoredWeights | None:
+    """Find the files of a component's weights; None where their names or shapes are not those of the component."""
+    from safetensors import safe_open
+
+    shapes, files = {}, {}
+    for file in weights_files(folder):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                shapes[name], files[name] = weights.get_slice(name).get_shape(), file
+    own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return StoredWeights(files) if shapes == own else None
 
 
 def build_sketch(folder: Path, class_name: str) -> Any:

@@ -23,6 +23,7 @@ __all__ = [
     "read_metadata",
     "read_scheduler_config",
     "resolve_folder",
+    "weights_files",
     "weights_variant",
 ]
 
@@ -137,9 +138,19 @@ def weights_variant(folder: Path) -> str | None:
 
     ValueError where there are no safetensors.
     """
-    matches = [match for file in sorted(folder.glob("*.safetensors")) if (match := WEIGHTS.fullmatch(file.name))]
-    variants = [match[1] or match[2] for match in matches]
-    usable = [variant for variant in variants if variant != "non_ema"]
+    usable = [variant for variant in file_variants(folder).values() if variant != "non_ema"]
     if not usable:
         raise ValueError(f"{folder} holds no .safetensors: other weight files can run code and are not read")
     return None if None in usable else usable[0]
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """List the files of the variant of a component's safetensors that is read. ValueError where there are none."""
+    variant = weights_variant(folder)
+    return [file for file, other in file_variants(folder).items() if other == variant]
+
+
+def file_variants(folder: Path) -> dict[Path, str | None]:
+    """Return the variant of each file of a component's weights, None for the usual one."""
+    files = {file: WEIGHTS.fullmatch(file.name) for file in sorted(folder.glob("*.safetensors"))}
+    return {file: match[1] or match[2] for file, match in files.items() if match}

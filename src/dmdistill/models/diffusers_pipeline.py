@@ -16,7 +16,7 @@ from dmdistill.io.errors import first_line
 from dmdistill.io.weights import copy_weights
 from dmdistill.models.autoencoder import VAE
 from dmdistill.models.config_json import check_memory
-from dmdistill.models.diffusers_components import build_sketch, load_component, load_pipeline_autoencoder
+from dmdistill.models.diffusers_components import build_sketch, load_component, load_lazily, load_pipeline_autoencoder
 from dmdistill.models.diffusers_folder import (
     METADATA_FILE,
     read_component_config,
@@ -50,7 +50,7 @@ OTHER_INPUT = "is not supported: the network has an input besides image, time, c
 LEARNED_VARIANCE = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # which may predict it, too
 
 
-def load_diffusers(source: str, *, size: ImageSize | None = None) -> Model:
+def load_diffusers(source: str, *, size: ImageSize | None = None, lazy: bool = False) -> Model:
     """Load a teacher from a pipeline's folder, a network's with scheduler/ in it, a single file or a hub id.
 
     A student that `dmdistill export` wrote is a student again.
@@ -58,6 +58,7 @@ def load_diffusers(source: str, *, size: ImageSize | None = None) -> Model:
     Args:
         source: the name of the folder, file or repository.
         size: of the images, of a pipeline of latents; None for that of the network's training or of the student.
+        lazy: leave the weights in their files where that can be, for a network that is going to be sharded.
 
     Raises:
         ValueError: naming the component, where one is missing, unknown, damaged or of a kind that cannot be distilled,
@@ -71,7 +72,7 @@ def load_diffusers(source: str, *, size: ImageSize | None = None) -> Model:
         return model
     if size is not None:
         metadata["image_size"] = list(size)
-    teacher = load_pipeline(source, folder, metadata)
+    teacher = load_pipeline(source, folder, metadata, lazy=lazy)
     if metadata.get("kind") == "student":
         return Student.from_teacher(teacher, teacher.denoiser, teacher.config)
     return teacher
@@ -86,7 +87,7 @@ def load_exported_network(folder: Path, config: dict[str, Any]) -> Model:
     return model
 
 
-def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teacher:
+def load_pipeline(source: str, folder: Path, metadata: dict[str, Any], *, lazy: bool) -> Teacher:
     """Load the folder of a source as a teacher."""
     network_folder, class_name = find_network(folder)
     sketch = build_sketch(network_folder, class_name)
@@ -98,7 +99,8 @@ def load_pipeline(source: str, folder: Path, metadata: dict[str, Any]) -> Teache
     distilled = metadata.get("kind") == "student"
     schedule = read_folder_schedule(folder, tokens=shape[1] * shape[2] // 4, distilled=distilled)
     check_forward(sketch, class_name, shape, network_folder)
-    model = drop_guidance_embedding(load_component(network_folder, class_name), network_folder / "config.json")
+    model = load_lazily(network_folder, class_name) if lazy else None
+    model = drop_guidance_embedding(model or load_component(network_folder, class_name), network_folder / "config.json")
     network = WRAPPERS[class_name](model).eval().requires_grad_(False)
     network.time_scale = schedule.time_scale
     if "embedded_guidance" in metadata:
@@ -131,7 +133,11 @@ def drop_guidance_embedding(model: Any, file: Path) -> Any:
     ValueError, naming the file of the config, for one with weights, as consistency models have it.
     """
     if model.config.get("time_cond_proj_dim") is not None:
-        if model.time_embedding.cond_proj.weight.any():
+        weight = model.time_embedding.cond_proj.weight
+        if weight.is_meta:
+            with model.stored_weights.open() as read:
+                weight = read("time_embedding.cond_proj.weight")
+        if weight.any():
             raise ValueError(f"{file}: time_cond_proj_dim {model.config.time_cond_proj_dim!r} {OTHER_INPUT}")
         model.time_embedding.cond_proj = None
         model.register_to_config(time_cond_proj_dim=None)

@@ -74,16 +74,23 @@ def unknown_layer(name: str, known: Sequence[str]) -> str:
 
 @torch.no_grad()
 def add_head(
-    denoiser: Denoiser, z: Tensor, cond: Condition | None, *, layers: Sequence[str] = (), kind: str = "learned"
+    denoiser: Denoiser,
+    z: Tensor,
+    cond: Condition | None,
+    *,
+    layers: Sequence[str] = (),
+    kind: str = "learned",
+    features_from: Denoiser | None = None,
 ) -> DenoiserWithHead:
     """Add a new discriminator head to a denoiser. Its weights are drawn from torch's global generator.
 
     Args:
-        denoiser: the denoiser, whose features are computed once, for their shapes.
+        denoiser: the denoiser.
         z: noise of one image, 1 ....
         cond: its condition.
         layers: names of layers of its network; by default those that the network names.
         kind: of the head, "learned" or "mean" (SiDA's).
+        features_from: a denoiser with features of the same shapes, which are computed once; None for this one.
 
     Raises:
         ValueError: there are no such layers.
@@ -92,8 +99,9 @@ def add_head(
     known = dict(denoiser.net.named_modules())
     if unknown := [name for name in names if name not in known]:
         raise ValueError(unknown_layer(unknown[0], [name for name in known if name]))
-    t = z.new_full((len(z),), denoiser.schedule.t_max)
-    features = capture_features(denoiser.net, names, lambda: denoiser(z, t, cond))
+    source = features_from or denoiser
+    t = z.new_full((len(z),), source.schedule.t_max)
+    features = capture_features(source, [f"net.{name}" for name in names], lambda: source(z, t, cond))
     with z.device:
         head = build_head(features, kind)
     return DenoiserWithHead(denoiser, head, names)

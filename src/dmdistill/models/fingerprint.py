@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
+from dmdistill.distributed.stored_weights import iterate_state
 from dmdistill.io.checksums import tensor_bytes
 from dmdistill.models.model import Model
 
@@ -22,13 +24,12 @@ def fingerprint(model: Model) -> str:
     """
     denoiser, sha = model.denoiser, hashlib.sha256()
     modules = [model.network, *([model.autoencoder] if isinstance(model.autoencoder, nn.Module) else [])]
-    values: list[Any] = [tensor for module in modules for _, tensor in sorted(module.state_dict().items())]
-    values += [value for _, value in sorted(vars(denoiser.schedule).items())]
+    values: list[Any] = [value for _, value in sorted(vars(denoiser.schedule).items())]
     values += [getattr(denoiser, "sigma_data", None), getattr(model.network, "time_scale", 1.0)]
     values += [type(denoiser).__name__, type(denoiser.schedule).__name__, getattr(model, "clipping", None)]
     if (scale := model.config.get("embedded_guidance")) is not None:
         values.append(float(scale))
-    for value in values:
+    for value in chain(*map(iterate_state, modules), values):
         if isinstance(value, Tensor):
             sha.update(tensor_bytes(value))
         else:

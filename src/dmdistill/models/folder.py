@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from dmdistill.core.denoisers import Denoiser, EDMDenoiser
 from dmdistill.core.schedules import EDM
 from dmdistill.data.conditions import LabelSpace
+from dmdistill.distributed.stored_weights import StoredWeights, parameters_on_meta
 from dmdistill.io.atomic import atomic_write, read_safetensors, write_json
 from dmdistill.io.checksums import add_checksum, note_unverified
 from dmdistill.io.errors import first_line
@@ -32,12 +34,19 @@ CLASSES = {  # by the key of config.json: no other class is built
 FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def load_folder(folder: Path) -> Model:
-    """Load a model's folder. ValueError, naming the file, where one is missing, cut short or of something else."""
+def load_folder(folder: Path, *, lazy: bool = False) -> Model:
+    """Load a model's folder. ValueError, naming the file, where one is missing, cut short or of something else.
+
+    Args:
+        folder: of the model.
+        lazy: leave the weights in their file, for a network that is going to be sharded.
+    """
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config, weights = read_config(config_file), read_safetensors(weights_file)
-    model = build_model(config, weights, config_file=config_file, weights_file=weights_file)
+    with parameters_on_meta() if lazy else nullcontext():
+        model = build_model(config, weights, config_file=config_file, weights_file=weights_file)
     copy_weights(weights, model.network)
+    StoredWeights(dict.fromkeys(weights, weights_file)).attach(model.network)
     note_unverified(config_file, weights_file)
     return model
 

@@ -34,7 +34,9 @@ FORMS = (
 )
 
 
-def load_model(name: str, *, teacher: Teacher | None = None, size: ImageSize | None = None) -> Model:
+def load_model(
+    name: str, *, teacher: Teacher | None = None, size: ImageSize | None = None, lazy: bool = False
+) -> Model:
     """Load a teacher or a student, frozen and in evaluation mode.
 
     Args:
@@ -44,40 +46,42 @@ def load_model(name: str, *, teacher: Teacher | None = None, size: ImageSize | N
         teacher: that a student is built on if its folder holds LoRA weights only, or a network that is not ours;
             None for the one that its config.json names.
         size: (height, width) of the images in pixels, of a latent model of diffusers; None for the model's own.
+        lazy: leave the network on the meta device and its weights in their safetensors, from which `shard_network`
+            reads them. Where they are in no such files, the network is loaded as ever.
 
     Raises:
         ValueError: for an unknown name, and for missing, truncated, damaged or foreign files, which it names.
     """
-    model = find_model(name, teacher, size)
+    model = find_model(name, teacher, size, lazy=lazy)
     check_fixed_size(model, size)
     model.denoiser.eval().requires_grad_(False)
     return model
 
 
-def load_teacher(name: str, *, size: ImageSize | None = None) -> Teacher:
+def load_teacher(name: str, *, size: ImageSize | None = None, lazy: bool = False) -> Teacher:
     """Load a teacher by a name, and of a size, that `load_model` takes. ValueError where it is a student's."""
-    model = load_model(name, size=size)
+    model = load_model(name, size=size, lazy=lazy)
     if not isinstance(model, Teacher):
         raise ValueError(f"{name} is a student, expected a teacher: give the model that it was distilled from")
     return model
 
 
-def find_model(name: str, teacher: Teacher | None, size: ImageSize | None) -> Model:
+def find_model(name: str, teacher: Teacher | None, size: ImageSize | None, *, lazy: bool) -> Model:
     """Load what a name stands for."""
     if name in bundled_models():
-        return load_folder(bundled_models()[name])
+        return load_folder(bundled_models()[name], lazy=lazy)
     if name in NAMES:
         return load_edm(download_checkpoint(name))
     path = Path(name)
     if path.is_file() and path.suffix == ".pkl":
         return load_edm(path)
     if is_single_file(name):
-        return load_diffusers(name, size=size)
+        return load_diffusers(name, size=size, lazy=lazy)
     for folder in (path, path / "student", path / "teacher"):
         if is_diffusers(folder):
-            return load_diffusers(str(folder), size=size)
+            return load_diffusers(str(folder), size=size, lazy=lazy)
         if (folder / "config.json").is_file():
-            return load_own_folder(folder, teacher, size)
+            return load_own_folder(folder, teacher, size, lazy=lazy)
     if (python := re.fullmatch(r"(.+)\.py(:\w+)?", name)) and Path(f"{python[1]}.py").is_file():
         parts = Path(python[1]).parts
         module = ".".join(parts) if not {"/", ".."} & {*parts} else parts[-1]
@@ -88,7 +92,7 @@ def find_model(name: str, teacher: Teacher | None, size: ImageSize | None) -> Mo
         return load_python_function(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".pkl":
         try:
-            return load_diffusers(name, size=size)
+            return load_diffusers(name, size=size, lazy=lazy)
         except ValueError as error:
             if path.parent.is_dir():  # owner/name of the hub looks just like a path
                 raise ValueError(f"there is no folder {name}, and as a name of the hub: {error}") from None
@@ -112,12 +116,12 @@ def describe_path(path: Path) -> str:
     return "holds no config.json, student/ or teacher/: not the folder of a model or run"
 
 
-def load_own_folder(folder: Path, teacher: Teacher | None, size: ImageSize | None) -> Model:
+def load_own_folder(folder: Path, teacher: Teacher | None, size: ImageSize | None, *, lazy: bool) -> Model:
     """Load a folder of ours; onto its teacher, where it holds LoRA weights or a network that is not ours."""
     file = folder / "config.json"
     config = read_config(file)
     if not config.get("lora" if config.get("network") else "teacher"):
-        return load_folder(folder)
+        return load_folder(folder, lazy=lazy)
     if size is not None:
         config["image_size"] = list(size)
     student = build_on_teacher(config, file, teacher)

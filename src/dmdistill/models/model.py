@@ -149,7 +149,8 @@ class Model(ABC):
             precision: dtype of the network's forward pass, by autocast; None for the weights' own.
             network_device: where the network goes instead, such as the CPU before it is sharded.
         """
-        self.denoiser.to(network_device or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if self.device.type != "meta":  # weights that stay in their files until they are sharded
+            self.denoiser.to(network_device or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
         if precision is not None and not isinstance(self.network, UNet | DiffusersWrapper):
             self.fall_back_to_fp32()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dmdistill.networks.copying import copy_sharing_frozen
@@ -41,13 +44,27 @@ def add_lora(network: Network, *, rank: int, alpha: float | None = None) -> Netw
         raise ValueError(f"LoRA of rank {rank}, expected at most {widest}, the channels of the widest layer")
     adapted = copy_sharing_frozen(network)
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=names)  # pyright: ignore[reportArgumentType]
-    inject_adapter_in_model(config, adapted)
+    with memory_free_weights([adapted.get_submodule(name) for name in names]):  # peft puts A and B where W is
+        inject_adapter_in_model(config, adapted)
     del adapted.peft_config  # which only peft's own model classes need
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(is_adapter(name))
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+@contextmanager
+def memory_free_weights(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Replace weights on the meta device, within the block, by zeros on the CPU that are one number in memory."""
+    weights: list[tuple[Any, Tensor]] = [(layer, layer.weight) for layer in layers if layer.weight.is_meta]  # type: ignore[misc]
+    for layer, weight in weights:
+        layer.weight = nn.Parameter(torch.zeros((), dtype=weight.dtype).expand(weight.shape), requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in weights:
+            layer.weight = weight
 
 
 def find_target_layers(network: nn.Module) -> list[str]:

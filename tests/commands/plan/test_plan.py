@@ -335,6 +335,9 @@ def test_the_memory_of_sharded_networks_is_planned_by_part(settings):
     sharded, step = estimate.memory, "matching, regression"
     assert 3 <= estimate.host / full[step]["teacher"] < 3.1  # the teacher and two copies
     assert sharded["pairs, not sharded"]["teacher"] == full[step]["teacher"]
+    files = {"processes": 2, "strategy": "fsdp", "teacher": "fashion"}
+    assert plan(settings(**files, lambda_reg=0.0)).host == 0  # shards are read
+    assert plan(settings(**files)).host == sum(p.nbytes for p in load_teacher("fashion").network.parameters())
     assert sharded["pairs, not sharded"]["activations"] == sharded["sampling"]["activations"]
     assert "pairs, not sharded" not in plan(settings(processes=2, strategy="fsdp", lambda_reg=0.0)).memory
     assert sharded[step]["gathered"] > 0

@@ -7,6 +7,7 @@ optimizers, train, write the student, report.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -44,7 +45,7 @@ from dmdistill.training.loggers import logging_to, require_logger
 from dmdistill.training.nonfinite import OutputMonitor
 from dmdistill.training.trainer import Trainer
 
-__all__ = ["check_distill", "distill"]
+__all__ = ["check_distill", "distill", "load_configured_teacher", "reads_shards"]
 
 CPU = torch.device("cpu")
 
@@ -61,7 +62,7 @@ def distill(config: DistillConfig) -> Student | None:
         config = keep_phases(config)
         extension = describe_extension(config)
         check_distill(config, processes)
-        teacher = load_configured_teacher(config)
+        teacher = load_configured_teacher(config, lazy=reads_shards(config, processes))
         with open_run(config, processes) as run:
             torch.manual_seed(config.seed)
             if extension and processes.is_main:
@@ -143,9 +144,15 @@ def check_matching_guidance(config: DistillConfig, teacher: Teacher) -> None:
         )
 
 
-def load_configured_teacher(config: DistillConfig) -> Teacher:
-    """Load the teacher, with its solver options."""
-    teacher = with_solver_options(load_teacher(config.teacher, size=config.image_size.size), config.ode)
+def reads_shards(config: DistillConfig, processes: ProcessGroup) -> bool:
+    """Whether each process reads its shards of the teacher's weights; those of a student to start from are whole."""
+    return config.memory.strategy == "fsdp" and processes.world_size > 1 and config.start is None
+
+
+def load_configured_teacher(config: DistillConfig, *, lazy: bool = False) -> Teacher:
+    """Load the teacher, with its solver options; `lazy` as in `load_model`."""
+    teacher = load_teacher(config.teacher, size=config.image_size.size, lazy=lazy)
+    teacher = with_solver_options(teacher, config.ode)
     check_guidance(config, teacher)
     check_time_shift(config, teacher)
     check_augmentation(config, teacher)
@@ -175,7 +182,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     run.lock()
     batch = sampling_batch_size(teacher, config.batch)
     if pairs is None and config.regression.lambda_reg > 0:
-        pairs = make_own_pairs(config, teacher, run, batch=batch, network_device=network_device)
+        pairs = make_own_pairs(config, teacher, run, partial(load_configured_teacher, config), network_device)
     distillation = set_up(
         config,
         teacher,
@@ -194,9 +201,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     if config.resume is not None:
         trainer.restore()
     if config.logging.sample_every and not trainer.step:
-        file = monitor.save_start()
-        if run.processes.is_main:
-            run.print(f"teacher and untrained student, in rows: {file}")
+        run.print(f"teacher and untrained student, in rows: {monitor.save_start()}")
     with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, option_values(config)):
         done = trainer.fit(distillation.iterate, hooks=monitor.hooks, name="distilling")
     if not done:

@@ -134,7 +134,7 @@ class MemoryOptions:
     accumulate: int = 1
     """Gradient-accumulation steps: microbatches that a process computes one after the other for one update."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How processes hold networks: ddp replicates them, fsdp (FSDP2) shards every weight."""
+    """How processes hold networks: ddp replicates them, fsdp (FSDP2) shards each weight; a process reads its shards."""
     lora_student: int = 0
     """Rank of the student's LoRA adapters; 0 trains all its weights."""
     lora_fake: int = 0

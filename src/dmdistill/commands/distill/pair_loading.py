@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 
 from dmdistill.commands.distill.config import DistillConfig
+from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.data.pairs import PairDataset, open_pairs
@@ -39,7 +43,11 @@ def open_given_pairs(config: DistillConfig, teacher: Teacher) -> PairDataset | N
 
 
 def make_own_pairs(
-    config: DistillConfig, teacher: Teacher, run: RunFolder, *, batch: int, network_device: torch.device
+    config: DistillConfig,
+    teacher: Teacher,
+    run: RunFolder,
+    load: Callable[[], Teacher],
+    network_device: torch.device,
 ) -> PairDataset:
     """Make the run's own pairs, in its folder.
 
@@ -47,13 +55,25 @@ def make_own_pairs(
         config: how many, and the seed.
         teacher: the teacher.
         run: its folder and device.
-        batch: pairs made at once.
+        load: loads the teacher whole, for pairs that are missing, where this one's weights stay in their files.
         network_device: where the teacher's network goes afterwards.
     """
+
+    def load_whole() -> Teacher:
+        if teacher.device.type != "meta":
+            return teacher
+        return replace(load(), conditions=teacher.conditions).to(run.device, run.precision)
+
     teacher.to(run.device, run.precision)
     count, seed = config.pair_set.pair_count, config.seed
     folder = config.out / "pairs"
-    pairs = make_teacher_pairs(teacher, folder, count=count, seed=seed, batch=batch, processes=run.processes)
+    options = {
+        "count": count,
+        "seed": seed,
+        "batch": sampling_batch_size(teacher, config.batch),
+        "processes": run.processes,
+    }
+    pairs = make_teacher_pairs(teacher, folder, **options, device=run.device, load=load_whole)
     teacher.to(run.device, run.precision, network_device=network_device)
     if run.device.type == "cuda":
         torch.cuda.empty_cache()  # for shards, and for what NCCL takes

@@ -91,7 +91,8 @@ def set_up(
 
     Args:
         config: the options.
-        teacher: the teacher, on its device, or in the host's memory where it will be sharded.
+        teacher: the teacher, on its device; where it will be sharded, in the host's memory or, with its weights in
+            files, on the meta device.
         generator: the generator, there too.
         fake: the fake score, there too.
         distance: of the regression.
@@ -102,6 +103,8 @@ def set_up(
     """
     check_pair_count(config, pairs, parallel)
     phases = PhaseSchedule(config)
+    if read_shards := teacher.device.type == "meta":  # the first, as a discriminator looks at features of it
+        parallel.shard(teacher.denoiser)
     head = None
     if phases.has_gan:
         fake, head = add_discriminator(config, teacher, fake)
@@ -111,7 +114,8 @@ def set_up(
     memory = config.memory
     if not (parallel.is_sharded or memory.lora_student or memory.lora_fake):
         teacher.cast_weights()
-    parallel.shard(teacher.denoiser)
+    if not read_shards:
+        parallel.shard(teacher.denoiser)
     if memory.compile:
         for denoiser in (generator.denoiser, fake, teacher.denoiser):
             denoiser.net.compile(dynamic=False)  # in place: names of weights stay
@@ -177,7 +181,13 @@ def add_discriminator(
     inputs = teacher.move_inputs(*teacher.sample_inputs(1, rng=rng))
     kind = "mean" if config.method == "sida" else "learned"
     on_teacher = options.discriminator == "teacher"
-    judge = add_head(teacher.denoiser if on_teacher else fake, *inputs, layers=options.discriminator_layers, kind=kind)
+    judge = add_head(
+        teacher.denoiser if on_teacher else fake,
+        *inputs,
+        layers=options.discriminator_layers,
+        kind=kind,
+        features_from=teacher.denoiser,
+    )
     if not on_teacher:
         return judge, None
     return fake, HeadDiscriminator(teacher.denoiser, judge.head, judge.layers)

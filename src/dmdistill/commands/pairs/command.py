@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -55,6 +57,8 @@ def make_teacher_pairs(
     shard_size: int = 2000,
     batch: int = 500,
     processes: ProcessGroup = SINGLE_PROCESS,
+    device: torch.device | None = None,
+    load: Callable[[], Teacher] | None = None,
 ) -> PairDataset:
     """Make a teacher's pairs on its device; those that the folder has already are kept.
 
@@ -66,7 +70,10 @@ def make_teacher_pairs(
         shard_size: pairs per file.
         batch: pairs made at once.
         processes: that make them together.
+        device: of the noise; None for the teacher's.
+        load: returns the teacher that makes missing pairs; None for this one.
     """
+    load_once = cache(load or (lambda: teacher))
     check_space(folder, count, teacher.shape)
     settings = PairSettings(
         teacher=fingerprint(teacher),
@@ -83,9 +90,9 @@ def make_teacher_pairs(
         folder,
         settings,
         draw=lambda n, rng: teacher.sample_noise(n, rng=rng),
-        generate=lambda z, index: teacher.generate(z, teacher.condition(index)),
+        generate=lambda z, index: load_once().generate(z, load_once().condition(index)),
         batch=batch,
-        device=teacher.device,
+        device=device or teacher.device,
         track=track_rows,
         processes=processes,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dmdistill.commands.distill.command import check_distill, load_configured_teacher
+from dmdistill.commands.distill.command import check_distill, load_configured_teacher, reads_shards
 from dmdistill.commands.distill.diagnostics import BINS
 from dmdistill.commands.distill.monitor import TEACHER_IMAGES
 from dmdistill.commands.options import change, check
@@ -18,6 +18,7 @@ from dmdistill.core.solvers import evaluations
 from dmdistill.data.pairs import open_pairs
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import ProcessGroup
+from dmdistill.distributed.stored_weights import is_stored
 from dmdistill.io.atomic import check_writable, write_json
 
 __all__ = ["plan"]
@@ -46,7 +47,7 @@ def plan(config: PlanConfig) -> Estimate:
         memory = {name: cost.memory for name, cost in costs.items()}
         if run.host_bytes and makes_pairs(config):
             memory[PAIRS] = {"teacher": run.teacher_bytes, "activations": costs[SAMPLING].memory["activations"]}
-        host = run.host_bytes
+        host = host_bytes(config, run)
     if config.peak_tflops is not None:
         speed = stated_speed(config, config.peak_tflops, costs)
     else:
@@ -91,6 +92,13 @@ def single_process_config(config: PlanConfig) -> PlanConfig:
 def makes_pairs(config: PlanConfig) -> bool:
     """Whether the run makes its own pairs."""
     return config.regression.lambda_reg > 0 and config.pair_set.pairs is None
+
+
+def host_bytes(config: PlanConfig, run: DryRun) -> int:
+    """Return the size of whole networks in a process' host memory: of all, or of a teacher that makes pairs, or 0."""
+    if not (is_stored(run.teacher.network) and reads_shards(config, ProcessGroup(world_size=config.processes))):
+        return run.host_bytes
+    return run.teacher_bytes if makes_pairs(config) else 0
 
 
 def stated_speed(config: PlanConfig, peak_tflops: float, costs: dict[str, Cost]) -> Speed:

@@ -32,7 +32,7 @@ class Estimate:
         batch_reg: pairs of one process's step; 0 without a regression.
         memory: bytes by part at the peak of one process, for each phase, for sampling and, before networks are sharded,
             for pairs that the run makes itself.
-        host: most bytes of unsharded networks in the host's memory of a process; 0 where nothing is sharded.
+        host: most bytes of whole networks in the host's memory of a process that shards them; 0 where there are none.
         flops_per_step: of one process, by phase; a multiplication and an addition are two operations.
         work: the parts of the run, in their order.
         speed: where the speed comes from, in words.
@@ -92,7 +92,7 @@ def summary(estimate: Estimate) -> list[str]:
         f"{estimate.hours:.3g} hours, {estimate.hours * estimate.processes:.3g} device-hours, {estimate.speed}"
     ]
     if estimate.host:
-        lines.append(f"each builds its networks in {estimate.host / 1e9:.3g} GB of the host's memory and shards them")
+        lines.append(f"each has whole networks of {estimate.host / 1e9:.3g} GB in the host's memory first")
     lines.append(
         "not counted: workspace of kernels, feature extractors; of communication its time and the backend's own buffers"
     )
