@@ -101,6 +101,8 @@ def test_what_a_model_makes_is_in_words(tiny_teacher, tiny_pipeline, tmp_path):
     _, own = head_and_body(student_card(save_student(str(tiny_teacher), tmp_path / "own"), SETTINGS))
     assert "Images: 8 x 8, 1 channel. Conditioned on 10 classes: ant, bee" in own
     assert "is needed as well" not in own
+    guided = replace(load_teacher(str(tiny_teacher)), guidance=1.6)
+    assert "in 18 steps at guidance scale 1.6 (70 network evaluations per image)" in teacher_card(guided, {})
     _, text = head_and_body(
         student_card(save_student(str(tiny_pipeline("stable_diffusion")), tmp_path / "sd"), SETTINGS)
     )

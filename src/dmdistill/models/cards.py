@@ -64,7 +64,8 @@ def teacher_card(teacher: Teacher, settings: dict[str, Any]) -> str:
     """
     kind = "with EDM preconditioning" if isinstance(teacher.denoiser, EDMDenoiser) else "of diffusers"
     text = f"A diffusion model {kind}, sampled by {teacher.solver} in {teacher.steps} steps"
-    return model_card(teacher, f"{text} ({teacher.evaluations} network evaluations per image).", settings)
+    guidance = f" at guidance scale {teacher.guidance:g}" if teacher.guidance != 1 else ""
+    return model_card(teacher, f"{text}{guidance} ({teacher.evaluations} network evaluations per image).", settings)
 
 
 def student_card(student: Student, settings: dict[str, Any]) -> str:
