@@ -401,6 +401,9 @@ def test_diversity_is_that_of_the_pictures_of_each_prompt(photos, network, tmp_p
         means.append(sum(pairs) / len(pairs))
     found = run(photos, metrics="diversity", prompts=str(tmp_path / "prompts.txt"), batch=7)
     assert found["metrics"] == {"diversity": pytest.approx(sum(means) / len(means), rel=1e-3)}
+    settings = {"prompts": str(tmp_path / "prompts.txt"), "feature_extractor": "fashion-classifier"}
+    other = run(photos, metrics="diversity", **settings)
+    assert (list(other["metrics"]), other["compared_with"]) == (["diversity_fashion-classifier"], None)
 
 
 def test_damaged_pictures_are_left_out_and_counted(photos, network, capsys):

@@ -83,7 +83,8 @@ def describe_reference(evaluation: Evaluation) -> str | None:
     if reference is not None:
         count = reference.count if reference.statistics is None else reference.statistics.count
         texts.append(f"{reference.name} ({count} images)" if count else reference.name)
-    if classifier is not None and evaluation.metrics_in("classifier") and (reference is None or not reference.source):
+    compared = [name for name in evaluation.metrics_in("classifier") if not METRICS[name].needs_prompts]
+    if classifier is not None and compared and (reference is None or not reference.source):
         count = classifier.reference.count
         texts.append(f"the {f'{count} ' if count else ''}images that {classifier.name} was trained on")
     return " and ".join(texts) or None
