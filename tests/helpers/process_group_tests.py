@@ -14,6 +14,7 @@ CONTEXT.set_forkserver_preload(
     [
         "torch",
         "torch._dynamo",
+        "torch.distributed.checkpoint",
         "torch.distributed.fsdp",
         "torch.distributed.tensor",
         "dmdistill.commands.distill.command",

@@ -4,6 +4,7 @@ import torch
 
 from dmdistill.commands.distill import report
 from dmdistill.commands.evaluate import command as evaluation
+from dmdistill.training.checkpoints import write_single_file
 from dmdistill.training.metrics_log import read_metrics
 
 
@@ -32,7 +33,9 @@ def losses(folder):
 
 def weights(folder, step=4):
     """All weights of the networks and EMAs, and AdamW's moments."""
-    updates = torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["updates"]
+    sharded = folder / "checkpoints" / f"step-{step:08d}"
+    file = write_single_file(sharded) if sharded.exists() else sharded.with_suffix(".pt")
+    updates = torch.load(file, weights_only=True)["updates"]
     found = []
     for update in updates.values():
         for tensors in (update["network"], *update["emas"], *update["optimizer"]["state"].values()):

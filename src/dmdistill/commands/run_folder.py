@@ -118,7 +118,7 @@ class RunFolder:
     def has_results(self) -> bool:
         """Whether the run, or a part of it in a folder of its own, has a checkpoint, or it has a row of its log."""
         log = self.folder / "metrics.jsonl"
-        checkpoints = (self.folder.glob(f"{part}checkpoints/*.pt") for part in ("", "*/"))
+        checkpoints = (self.folder.glob(f"{part}checkpoints/step-*") for part in ("", "*/"))
         return any(map(any, checkpoints)) or (log.is_file() and log.stat().st_size > 0)
 
     def print(self, text: str) -> None:

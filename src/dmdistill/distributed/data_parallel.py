@@ -171,8 +171,8 @@ def local_tensor(tensor: Any) -> Any:
 
 
 def shard_like(tensor: Tensor, shard: Any) -> Tensor:
-    """Shard a tensor that every process has in full as `shard` is; return it as it is if that is not sharded."""
-    if not is_sharded_tensor(shard):
+    """Shard a tensor that every process has in full as `shard` is; or return it, if that is not or it is sharded."""
+    if is_sharded_tensor(tensor) or not is_sharded_tensor(shard):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -160,6 +160,17 @@ class NetworkOptimizer:
         ):
             group["lr"] = base * factor(self.count)
 
+    def tensor_like(self, name: str) -> Tensor:
+        """Return an empty tensor for the weight or moment that `state_dict` has under a name like emas/0/net.weight.
+
+        KeyError, IndexError or ValueError for a name that is not in it.
+        """
+        kind, _, rest = name.partition("/")
+        if kind == "optimizer":
+            return torch.empty_like(self.parameters[int(rest.split("/")[1])].detach())
+        own = dict(self.network.named_parameters(remove_duplicate=False))
+        return torch.empty_like(own[rest if kind == "network" else rest.partition("/")[2]].detach())
+
     def shard_moments(self, index: int, moments: dict[str, Tensor]) -> dict[str, Tensor]:
         """Shard AdamW's state of a parameter as the parameter is, in the memory layout that its kernel relies on."""
         like = self.parameters[index].detach()

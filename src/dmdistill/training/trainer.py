@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.errors import first_line
-from dmdistill.training.checkpoints import Checkpoints, map_tensors, read_checkpoint
+from dmdistill.training.checkpoints import Checkpoints, read_checkpoint, read_shards
 from dmdistill.training.metrics_log import MetricsLog
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
 from dmdistill.training.progress import progress_bar
+from dmdistill.training.sharded_state import split_shards
 from dmdistill.training.signals import StopEvent, interrupt_event, interrupt_if_closed
 
 __all__ = ["Stateful", "Trainer"]
@@ -120,7 +120,7 @@ class Trainer:
             except BaseException:
                 self.checkpoints.wait_quietly()
                 raise
-            self.processes.on_main(self.checkpoints.wait)
+            self.checkpoints.wait_together(self.processes)
         return completed
 
     def train(
@@ -210,7 +210,7 @@ class Trainer:
         """
         number = self.processes.all_max(FAILED if self.checkpoints.failed else interrupted.number)
         if number == FAILED:
-            self.processes.on_main(self.checkpoints.wait)
+            self.checkpoints.wait_together(self.processes)
         return number
 
     def rewind(self) -> None:
@@ -255,8 +255,11 @@ class Trainer:
             "updates": {name: update.state_dict() for name, update in self.updates.items()},
             "stateful": {name: one.state_dict() for name, one in self.stateful.items()},
         }
-        state = map_tensors(Parallelism(self.processes).full_tensor, state)
-        self.processes.on_main(lambda: self.checkpoints.write(self.step, state))
+        state["updates"] = split_shards(state["updates"], shards := {})
+        if shards:
+            self.checkpoints.write_shards(self.step, state, shards)
+        else:
+            self.processes.on_main(lambda: self.checkpoints.write(self.step, state))
 
     def load(self) -> bool:
         """Return to the newest checkpoint; False if there is none. ValueError if it is another run's."""
@@ -271,7 +274,8 @@ class Trainer:
             self.rng.set_state(state["rng"])
             self.metrics_log.checksum = state["log"]
             for name, update in self.updates.items():
-                update.load_state_dict(state["updates"][name])
+                part = state["updates"][name], file, state, f"/{name}/"
+                update.load_state_dict(read_shards(*part, update.tensor_like, self.processes))
             for name in self.stateful.keys() & state["stateful"].keys():
                 self.stateful[name].load_state_dict(state["stateful"][name])
         except (KeyError, TypeError, RuntimeError) as error:
@@ -289,7 +293,7 @@ class Trainer:
         file = self.processes.on_main(find)
         if file is None:
             return None
-        return newest[0] if newest else (file, read_checkpoint(file))
+        return newest[0] if newest else (file, read_checkpoint(file, verify_shards=False))
 
     def print(self, text: str) -> None:
         """Print one line for the user."""
