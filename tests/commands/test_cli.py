@@ -350,7 +350,12 @@ def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(tiny_teacher, tmp_path
     given = ["--teacher", tiny_teacher, "--lambda-reg", "0", "--out", tmp_path / "run", *QUICK]
     kept = ["run", "run/config.toml", "run/metrics.jsonl", "run/checkpoints", "run/samples"]
     with small_disk(9000):
-        refused("distill", *given, match="2.pt cannot be written", kept=[*kept, "run/samples/step-000002.png"])
+        refused(
+            "distill",
+            *given,
+            match="2.pt cannot be written",
+            kept=[*kept, "run/samples/start.png", "run/samples/step-000002.png"],
+        )
 
 
 def spoil(model):

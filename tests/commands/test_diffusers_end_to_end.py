@@ -105,7 +105,7 @@ def test_every_command_runs_for_every_kind_of_teacher(kind, teacher, tmp_path, c
         with pytest.raises(SystemExit) as caught:
             run("export", "run", "out")
         assert caught.value.code == 2
-        assert "own-student cannot be exported: its network, a Net" in capsys.readouterr().err
+        assert "own-student-run cannot be exported: its network, a Net" in capsys.readouterr().err
         return
     run("export", "run", "out")
     if not lora:

@@ -84,7 +84,11 @@ def stored_parts(network: nn.Module) -> Iterator[tuple[str, nn.Module, StoredWei
 def iterate_state(network: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors of a network's state dict in the order of their names, one by one from files if on meta."""
     with ExitStack() as stack:
-        parts = [(prefix, stack.enter_context(stored.open())) for prefix, _, stored in stored_parts(network)]
+        parts = [
+            (prefix, stack.enter_context(stored.open()))
+            for prefix, module, stored in stored_parts(network)
+            if any(parameter.is_meta for parameter in module.parameters())
+        ]
         for name, tensor in sorted(network.state_dict().items()):
             prefix, read = next((part for part in parts if name.startswith(part[0])), ("", None))
             if tensor.is_meta and read is not None:

@@ -200,8 +200,8 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
     if config.resume is not None:
         trainer.restore()
-    if config.logging.sample_every and not trainer.step:
-        run.print(f"teacher and untrained student, in rows: {monitor.save_start()}")
+    if config.logging.sample_every and not trainer.step and (file := monitor.save_start()):
+        run.print(f"teacher and untrained student, in rows: {file}")
     with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, option_values(config)):
         done = trainer.fit(distillation.iterate, hooks=monitor.hooks, name="distilling")
     if not done:

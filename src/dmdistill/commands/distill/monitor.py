@@ -76,16 +76,20 @@ class Monitor:
         ]
 
     @torch.no_grad()
-    def save_start(self) -> Path:
-        """Save samples/start.png: rows of the teacher's images, each above the untrained student's of that noise."""
+    def save_start(self) -> Path | None:
+        """Save samples/start.png: rows of the teacher's images, each above the untrained student's of that noise.
+
+        Return the file; None where there are NaN, and in all processes but the first.
+        """
         images, cond = self.teacher_images.x, self.teacher_images.cond
         columns = min(ROW, len(images))
         own = self.candidates()[-1][1].sample(self.probe.z[: len(images)], cond)
         pairs = torch.stack([images, own])[:, : len(images) // columns * columns].unflatten(1, (-1, columns))
         grid = self.distillation.teacher.decode(pairs.transpose(0, 1).flatten(0, 2))
+        if not (self.processes.is_main and grid.isfinite().all()):  # training names the network with NaN, and the time
+            return None
         file = self.config.out / "samples" / "start.png"
-        if self.processes.is_main:
-            save_grid(file, grid, columns=columns)
+        save_grid(file, grid, columns=columns)
         return file
 
     @torch.no_grad()
