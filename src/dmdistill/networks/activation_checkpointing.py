@@ -23,7 +23,7 @@ def checkpoint_norms(network: nn.Module, *, on_cpu: bool = True) -> None:
 
     Args:
         network: the network, on any device, from which it may move.
-        on_cpu: whether blocks do so where they compute on a CPU, which spends a quarter of a step on it.
+        on_cpu: whether blocks do so where they compute on a CPU, which takes a sixth more time for it.
     """
     wrapper = recompute if on_cpu else recompute_on_gpu
     for block in network.modules():

@@ -141,7 +141,7 @@ class MemoryOptions:
     """Rank of the fake score's LoRA adapters; 0 trains all its weights."""
     checkpointing: Literal["auto", "none", "norms", "blocks"] = "auto"
     """Activation checkpointing: norms halves the memory of our U-Nets; blocks saves most, for a third more time; auto
-    is none on a CPU, where norms takes a quarter more time, and norms on a GPU."""
+    is none on a CPU, where norms takes a sixth more time, and norms on a GPU."""
     compile: bool = False
     """Compile the networks by torch.compile: minutes at the start, then faster steps; losses change by rounding."""
 
