@@ -59,9 +59,8 @@ def test_a_network_starts_as_it_was_and_its_adapters_matter(case):
     net, ask = case
     before, names = ask(net), list(net.state_dict())
     adapted = add_lora(net, rank=2)
-    torch.testing.assert_close(
-        ask(adapted), before, rtol=1e-5, atol=1e-5
-    )  # attention is computed otherwise in training
+    with torch.no_grad():  # in training attention is computed in another way, and rounded in another
+        assert torch.equal(ask(adapted), ask(net))
     assert (ask(moved(adapted)) - before).abs().max() > 1e-3
     assert torch.equal(ask(net), before)
     assert list(net.state_dict()) == names
@@ -143,8 +142,8 @@ def test_adapters_of_half_precision_weights_are_fp32(case):
     adapted = add_lora(half, rank=2)
     assert {tensor.dtype for tensor in adapter_weights(adapted).values()} == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(case[1](adapted), case[1](half), rtol=1e-2, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(case[1](adapted), case[1](half))
 
 
 def test_merged_is_the_same_without_adapters(case):
