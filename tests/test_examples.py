@@ -1,4 +1,4 @@
-"""The examples are true: one model under four parameterisations, a comparison of runs, and the notebook."""
+"""The examples are true: one model under four parameterisations, a network of one's own, curves, and the notebook."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from dmdistill.commands.convert.config import ConvertConfig
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.options import ComputeOptions, SolverOptions, change
+from dmdistill.commands.presets import from_preset
 from dmdistill.core.generators import Generator
 from dmdistill.data.image_tensors import save_grid
 from dmdistill.models.load import load_model, load_teacher
@@ -21,7 +22,7 @@ from helpers.configs import configure
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from examples import compare_runs, parameterisations
+from examples import compare_runs, own_model, parameterisations
 
 OTHERS = ("eps", "v", "velocity")
 SMALL = {  # sizes in the notebook -> in its test
@@ -75,7 +76,7 @@ def test_own_teachers_are_checked(tmp_path, monkeypatch):
         ("mine_for_a_test:bare", "expected a function that is annotated"),
         ("os:abort", "expected a function that is annotated"),
         ("mine_for_a_test:four", "no attribute 'four'"),
-        ("no_such_module:teacher", "No module named 'no_such_module'"),
+        ("no_such_module:teacher", "there is no module 'no_such_module'"),
         ("mine_for_a_test:wants", "TypeError: .* missing 1 required positional argument"),
         ("mine_for_a_test:fails", r"ZeroDivisionError: division by zero \(.*mine_for_a_test.py, line 14\)"),
         ("broken_for_a_test:teacher", "SyntaxError: .*broken_for_a_test.py, line 1"),
@@ -118,6 +119,31 @@ def test_runs_are_compared_side_by_side(tmp_path):
     compare_runs.compare([tmp_path / "one", tmp_path / "other"], tmp_path / "compared.png")
     with Image.open(tmp_path / "compared.png") as picture:
         assert picture.width > 600
+
+
+def test_a_network_of_ones_own_is_trained_and_distilled(tmp_path, monkeypatch):
+    """Two steps of each: its weights are read anew by the teacher, and the student's images are finite."""
+    monkeypatch.setattr(own_model, "WEIGHTS", tmp_path / "own-model.pt")
+    images, labels = own_model.draw_images(2)
+    assert images.shape == (20, 1, 28, 28)
+    assert labels.unique(return_counts=True)[1].tolist() == [2] * 10
+    network = own_model.train(images, labels, steps=2, batch=4)
+    torch.save(network.state_dict(), own_model.WEIGHTS)
+    teacher = load_teacher("examples.own_model:teacher")
+    assert all(map(torch.equal, teacher.network.state_dict().values(), network.state_dict().values()))
+    quick = {"steps": 2, "batch": 2, "batch_reg": 2, "pair_count": 2, "match_from": 0.0, "warmup": 1}
+    distill(
+        from_preset(
+            DistillConfig,
+            "small-network",
+            teacher="examples.own_model:teacher",
+            out=tmp_path / "run",
+            report_images=0,
+            sample_every=9,
+            **quick,
+        )
+    )
+    assert load_model(str(tmp_path / "run"))(labels=[3], count=2).isfinite().all()
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

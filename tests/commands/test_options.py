@@ -169,18 +169,40 @@ def test_presets_are_recommended_for_their_teacher_method_and_steps(teacher, met
 @pytest.mark.parametrize(
     ("method", "hint"),
     [
-        ("sid", "made for this teacher: --preset cifar10-sid"),
+        ("sid", "made for such a teacher: --preset cifar10-sid"),
         ("dmd2", "`dmdistill presets` shows what others need"),
     ],
 )
 def test_a_run_without_preset_names_those_of_its_teacher_and_method(method, hint):
-    from dmdistill.commands.distill.command import print_recommendation
+    from dmdistill.commands.distill.hints import describe_options
 
-    said: list[str] = []
     config = from_method(DistillConfig, method, teacher="edm-cifar10-32x32-cond-vp")
-    run: Any = SimpleNamespace(print=said.append)
-    print_recommendation(config, run)
-    assert said == [f"no preset: cautious defaults, --lr 1e-05 for 10000 steps; {hint}"]
+    teacher: Any = SimpleNamespace(guidance=1.0, config={}, num_parameters=10**6)
+    assert list(describe_options(config, teacher)) == [
+        f"no preset: cautious defaults, --lr 1e-05 for 10000 steps; {hint}"
+    ]
+
+
+@pytest.mark.parametrize(("parameters", "hint"), [(10**6, "--preset small-network"), (10**7, "what others need")])
+def test_a_small_network_has_a_preset(parameters, hint):
+    from dmdistill.commands.distill.hints import describe_options
+
+    config = DistillConfig(teacher="mine:teacher", preset="")
+    teacher: Any = SimpleNamespace(guidance=1.0, config={}, num_parameters=parameters)
+    (line,) = describe_options(config, teacher)
+    assert line.endswith(hint)
+
+
+def test_what_a_user_may_not_expect_is_said():
+    from dmdistill.commands.distill.hints import describe_options
+
+    config = from_preset(DistillConfig, "fashion", steps=20, lr=1e-3, warmup=40, ema_halflives=())
+    teacher: Any = SimpleNamespace(guidance=1.0, config={"guidance": 3.0})
+    assert list(describe_options(config, teacher)) == [
+        "guidance 1, in place of the teacher's own 3",
+        "--warmup 40 is not over after 20 steps: the learning rate reaches 0.0005 of --lr 0.001",
+        "the student is the generator itself, no average of its weights: --ema-halflives is empty",
+    ]
 
 
 def write(folder, text):

@@ -1,4 +1,4 @@
-"""The text-to-image models of the repository follow their prompts."""
+"""The text-to-image models of the repository follow their prompts, and are known by name."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dmdistill.data.fashion_captions import ATTRIBUTES, CLASS_WORDS
 from dmdistill.data.image_tensors import to_uint8
 from dmdistill.metrics.alignment import Alignment
 from dmdistill.metrics.classifier_features import load_classifier_features
-from dmdistill.models.load import load_model
+from dmdistill.models.load import absolute_name, load_model
 from dmdistill.models.model import Student, Teacher
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -31,3 +31,38 @@ def test_the_text_teacher_is_guided():
     teacher = load_model(str(MODELS / "fashion-text"))
     assert isinstance(teacher, Teacher)
     assert (teacher.guidance, teacher.evaluations, teacher.shape) == (3.0, 102, (4, 8, 8))
+
+
+def test_models_of_the_folder_models_are_known_by_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(MODELS.parent)
+    assert load_model("fashion-text").name == "fashion-text"
+    assert absolute_name("fashion-text") == str(MODELS / "fashion-text")
+    assert absolute_name("fashion") == "fashion"
+    with pytest.raises(ValueError, match="unknown model 'fashion-tex'; did you mean 'fashion-text'"):
+        load_model("fashion-tex")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="unknown model 'fashion-text'; did you mean 'fashion-"):
+        load_model("fashion-text")
+    monkeypatch.setenv("DMDISTILL_MODELS", str(MODELS))
+    assert load_model("fashion-text").guidance == 3.0
+    assert load_model("cifar10-tiny").shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipelin", "unknown model 'pipelin'; did you mean 'pipeline'"),
+        ("pipeline/unet", "pipeline/unet is a component of the pipeline pipeline: give that folder instead"),
+        (
+            "nowhere:teacher",
+            r"there is no module 'nowhere' in the current folder, .*, nor among the installed packages",
+        ),
+        ("needs_more:teacher", r"ModuleNotFoundError: No module named 'nowhere' \(.*needs_more.py, line 1\)"),
+    ],
+)
+def test_a_name_that_is_nearly_right_gets_a_hint(name, message, monkeypatch, tmp_path):
+    (tmp_path / "pipeline").symlink_to(MODELS / "fashion-text")
+    (tmp_path / "needs_more.py").write_text("import nowhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^.{{0,40}}{message}"):
+        load_model(name)

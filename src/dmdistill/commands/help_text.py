@@ -140,6 +140,8 @@ def command_help(name: str, kind: type, config: Any = None, *, everything: bool 
     words = [one.values if one.required else f"[{one.values}]" for one in positional]
     parts = [" ".join(["usage: dmdistill", name, *words, "[OPTIONS]"])]
     parts.append(textwrap.fill(" ".join(inspect.getdoc(kind).split()), width, break_on_hyphens=False))  # type: ignore[union-attr]
+    if preset := getattr(config, "preset", None):
+        parts.append(f"The defaults shown are those of --preset {preset}.")
     groups = {} if everything else EVERYDAY.get(name, {})
     if groups:
         known = {option.name: option for option in options}

@@ -93,7 +93,7 @@ def known_flags(kind: type) -> list[str]:
 def hint_at(flag: str, command: str, configs: Mapping[str, type]) -> str:
     """Say which option was probably meant, which commands have it, or how all are listed."""
     known = known_flags(configs[command])
-    usual = FLAGS.get(flag, "")
+    usual = f"{flag}s" if f"{flag}s" in known else FLAGS.get(flag, "")
     longer = [one for one in known if one.startswith(f"{flag}-")]
     near = [usual] if usual.split(" ")[0] in known else longer or difflib.get_close_matches(flag, known, cutoff=0.65)
     others = [name for name, kind in configs.items() if flag in known_flags(kind)]

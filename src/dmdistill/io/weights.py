@@ -14,13 +14,16 @@ from dmdistill.networks.lora import adapter_weights
 
 __all__ = ["bundled_models", "check_weights", "copy_weights", "load_weights", "save_weights"]
 
+MODEL_FILES = ("config.json", "model_index.json")  # of a folder of ours, and of a pipeline of diffusers
+
 
 def bundled_models() -> dict[str, Path]:
     """Return the folders, by name, of the models inside the package and of those in $DMDISTILL_MODELS."""
     roots = [Path(str(resources.files("dmdistill"))) / "bundled"]
     if own := os.environ.get("DMDISTILL_MODELS"):
         roots.append(Path(own).expanduser())
-    return {file.parent.name: file.parent for root in roots for file in sorted(root.glob("*/config.json"))}
+    folders = [folder for root in roots if root.is_dir() for folder in sorted(root.iterdir())]
+    return {one.name: one for one in folders if any((one / file).is_file() for file in MODEL_FILES)}
 
 
 def save_weights(file: Path, network: nn.Module, *, dtype: torch.dtype = torch.float32) -> None:

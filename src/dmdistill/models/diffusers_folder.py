@@ -87,6 +87,8 @@ def read_scheduler_config(folder: Path) -> dict[str, Any]:
     """Read the scheduler's config. ValueError if it is missing."""
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
+        if (folder.parent / "model_index.json").is_file():
+            raise ValueError(f"{folder} is a component of the pipeline {folder.parent}: give that folder instead")
         raise ValueError(
             f"{folder} holds no scheduler/scheduler_config.json, so neither its noise schedule nor what its network "
             "predicts is known: put the scheduler's config there"

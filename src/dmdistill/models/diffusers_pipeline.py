@@ -187,8 +187,9 @@ def read_shape(config: Any, class_name: str, file: Path) -> tuple[int, int, int]
 
 def read_folder_schedule(folder: Path, *, tokens: int, distilled: bool) -> Schedule:
     """Read the noise schedule of a folder. ValueError, naming the file, for a scheduler that is not supported."""
+    scheduler = read_scheduler_config(folder)
     try:
-        return read_schedule(read_scheduler_config(folder), tokens=tokens, distilled=distilled)
+        return read_schedule(scheduler, tokens=tokens, distilled=distilled)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 

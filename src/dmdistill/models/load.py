@@ -40,7 +40,8 @@ def load_model(
     """Load a teacher or a student, frozen and in evaluation mode.
 
     Args:
-        name: of a bundled model or one that EDM's authors published; the folder of a model or of the run that made it;
+        name: of a bundled model, one that EDM's authors published, or one in the folder models/ or
+            $DMDISTILL_MODELS; the folder of a model or of the run that made it;
             a checkpoint of EDM (.pkl) or of Stable Diffusion (.safetensors); a folder or a hub id (owner/name) of
             diffusers; or `package.module:function`, a function that returns a `Teacher`.
         teacher: that a student is built on if its folder holds LoRA weights only, or a network that is not ours;
@@ -52,7 +53,7 @@ def load_model(
     Raises:
         ValueError: for an unknown name, and for missing, truncated, damaged or foreign files, which it names.
     """
-    model = find_model(name, teacher, size, lazy=lazy)
+    model = find_model(in_models_folder(name), teacher, size, lazy=lazy)
     check_fixed_size(model, size)
     model.denoiser.eval().requires_grad_(False)
     return model
@@ -69,7 +70,9 @@ def load_teacher(name: str, *, size: ImageSize | None = None, lazy: bool = False
 def find_model(name: str, teacher: Teacher | None, size: ImageSize | None, *, lazy: bool) -> Model:
     """Load what a name stands for."""
     if name in bundled_models():
-        return load_folder(bundled_models()[name], lazy=lazy)
+        folder = bundled_models()[name]
+        is_pipeline = is_diffusers(folder)
+        return load_diffusers(str(folder), size=size, lazy=lazy) if is_pipeline else load_folder(folder, lazy=lazy)
     if name in NAMES:
         return load_edm(download_checkpoint(name))
     path = Path(name)
@@ -152,7 +155,15 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
 
 def absolute_name(name: str) -> str:
     """Return a name that loads the model from any working directory: a path becomes absolute, other names stay."""
+    name = in_models_folder(name)
     return str(Path(name).resolve()) if name not in bundled_models() and Path(name).exists() else name
+
+
+def in_models_folder(name: str) -> str:
+    """Return models/NAME for the bare name of a folder in models/ that stands for nothing else; other names as is."""
+    path = Path("models", name)
+    is_bare = Path(name).name == name and not Path(name).exists() and name not in bundled_models()
+    return str(path) if is_bare and path.is_dir() else name
 
 
 def display_name(name: str) -> str:
@@ -165,7 +176,16 @@ def unknown_model(name: str) -> ValueError:
     models = [
         name
         for name, folder in bundled_models().items()
-        if read_json(folder / "config.json")["kind"] != "feature_extractor"
+        if is_diffusers(folder) or read_json(folder / "config.json")["kind"] != "feature_extractor"
     ]
-    hint = did_you_mean(name, [*models, *NAMES]) or "."
+    in_models = [folder.name for folder in Path("models").glob("*")]
+    hint = did_you_mean(name, [*models, *NAMES, *neighbours(Path(name)), *in_models]) or "."
     return ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*models, summary(), FORMS])}")
+
+
+def neighbours(path: Path) -> list[str]:
+    """Return the paths of what lies in a path's folder; nothing where there is no such folder."""
+    try:
+        return [str(path.with_name(other.name)) for other in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return []

@@ -32,6 +32,11 @@ def load_python_function(name: str) -> Teacher:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"teacher {name}: {describe(error)}") from error  # a module that the user's code needs
+        where = f"in the current folder, {os.getcwd()}, nor among the installed packages"
+        raise ValueError(f"teacher {name}: there is no module {error.name!r} {where}") from None
     except Exception as error:  # the user's code may raise anything
         raise ValueError(f"teacher {name}: {describe(error)}") from error
     if getattr(function, "__annotations__", {}).get("return") not in (Teacher, "Teacher"):
@@ -49,6 +54,6 @@ def load_python_function(name: str) -> Teacher:
 
 def describe(error: Exception) -> str:
     """Return what went wrong, in one line, and where in the user's code."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen ")]
     where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames[1:] else ""
     return f"{type(error).__name__}: {first_line(error)}{where}"

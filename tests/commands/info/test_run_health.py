@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from dmdistill.commands.distill.command import distill
+from dmdistill.commands.distill.config import PairOptions, RegressionOptions
 from dmdistill.commands.info.run_health import verdict
 from dmdistill.commands.options import change
 from dmdistill.commands.teach.config import NetworkOptions, TeachConfig
@@ -17,6 +18,7 @@ from helpers.configs import configure, small_distillation
 from helpers.runs import skip_figures
 
 pytestmark = pytest.mark.slow
+NO_PAIRS = {"pair_count": PairOptions.pair_count, "batch_reg": RegressionOptions.batch_reg}  # as if not given
 COUNT = 64  # images in a batch of the teacher's training
 
 
@@ -71,7 +73,7 @@ def test_a_run_whose_fake_score_follows_is_healthy(judge):
 
 
 def test_a_generator_that_outruns_its_fake_score_is_named(judge):
-    text = judge(method="dmd2", lambda_reg=0.0, steps=40, lr=1e-2, lr_fake=1e-4)
+    text = judge(method="dmd2", lambda_reg=0.0, **NO_PAIRS, steps=40, lr=1e-2, lr_fake=1e-4)
     assert text.startswith("unhealthy")
     assert "the fake score lags" in text
     assert "raise --fake-steps or --lr-fake" in text
@@ -84,6 +86,6 @@ def test_a_discriminator_that_is_always_right_is_named(judge, tmp_path):
         (tmp_path / "white" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (255, 255, 255)).save(tmp_path / "white" / "ab"[number % 2] / f"{number}.png")
     gan = {"data": str(tmp_path / "white"), "discriminator_weight": 1.0, "lr_fake": 5e-3, "grad_clip": 100.0}
-    text = judge(method="dmd2", lambda_reg=0.0, steps=40, fake_steps=2, lr=1e-6, **gan)
+    text = judge(method="dmd2", lambda_reg=0.0, **NO_PAIRS, steps=60, fake_steps=2, lr=1e-6, **gan)
     assert "the discriminator is right of" in text
     assert "lower --discriminator-weight" in text

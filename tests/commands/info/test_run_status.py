@@ -93,6 +93,19 @@ def make_log(key, values):
         ("gap_", [0.0, 0.1, 0.5, 0.4, 0.3], [0.0, 0.1, 0.1, 0.3, 0.9], "the gap grew from 0.3 to 0.9"),
         ("sample_std", [0.7, 0.5], [0.7, 0.3, 0.06], "sample_std fell from 0.7 to 0.06"),
         ("sample_std", [0.01, 0.03, 0.06], [0.03, 0.03, 0.03, 0.04], "sample_std stays at 0.04, the teacher's is 0.5"),
+        (
+            "sample_std",
+            [30.0, 20.0, 12.0],
+            [12.0, 11.0, 12.0],
+            "sample_std is 12, the teacher's 0.5, the samples are",
+        ),
+        (
+            "sample_std",
+            [0.3, 0.5, 0.9],
+            [0.3, 0.5, 1.1],
+            "sample_std is 1.1, the teacher's 0.5, the samples are",
+        ),
+        ("loss_reg", [0.3, 0.2, 0.1, 0.1, 0.2, 0.2], [0.1, 0.3, 0.3, 0.3, 0.3, 0.4], "loss_reg rose from 0.2 to 0.35"),
         ("fake_lag", [9.0, 9.0, 1.2, 0.9, 3.0], [0.9, 1.0, 2.0, 1.0, 4.0], "the fake score lags, its loss is 2 "),
         ("accuracy_real", [0.95, 0.99, 0.7], [0.6, 0.8, 0.95], "the discriminator is right of 95% of all images"),
         ("sample_mean", [3.0, 0.1, 0.2, 0.3], [0.0, 0.1, 0.9, -0.8], "the brightness drifts, it is 1.7 standard"),
@@ -108,7 +121,9 @@ def test_the_verdict_names_what_is_wrong(key, healthy, unhealthy, problem):
 @pytest.mark.parametrize(
     ("key", "values", "said"),
     [
-        ("sample_std", [0.7, 0.4, 0.28], "sample_std 0.28 is 0.56 of the teacher's (at least 0.1)"),
+        ("sample_std", [0.7, 0.4, 0.28], "sample_std 0.28 is 0.56 of the teacher's (0.1 to 2 is healthy)"),
+        ("sample_std", [20.0, 4.0, 0.6], "sample_std 0.6 is 1.20 of the teacher's (0.1 to 2 is healthy)"),
+        ("loss_reg", [0.4, 0.2, 0.1, 0.3, 0.2, 0.2], "loss_reg went from 0.3 to 0.2"),
         ("sample_mean", [0.0, 0.1, 0.2], "brightness within 0.5 std of the teacher's"),
     ],
 )
@@ -135,6 +150,20 @@ def test_the_verdict_waits_for_measurements():
     assert verdict(rows, 10.0).startswith("unhealthy: gradient_fake")
     assert verdict(rows[:4], 10.0).startswith("too early to tell")
     assert verdict(rows, None).startswith("too early to tell")
+
+
+def test_the_verdict_on_samples_of_noise_says_when_they_became_it():
+    assert "as at the start: start the student at a lower" in verdict(make_log("sample_std", [12.0, 11.0, 12.0]), None)
+    assert "which came in training: lower --lr" in verdict(make_log("sample_std", [0.3, 0.5, 1.1]), None)
+
+
+def test_a_run_that_has_ended_is_judged_by_what_was_measured_once():
+    rows = make_log("fake_lag", [1.6])
+    assert verdict(rows, None).startswith("too early to tell")
+    assert verdict(rows, None, ended=True).startswith("unhealthy: the fake score lags, its loss is 1.6 of")
+    assert verdict(make_log("sample_std", [0.4]), None, ended=True).startswith("healthy: ")
+    short = verdict([ROW], None, ended=True)
+    assert short.startswith("too short to judge: all values are finite; a smaller --evaluate-every")
 
 
 def test_a_fake_score_that_has_not_begun_to_learn_has_no_lag():

@@ -14,6 +14,7 @@ import torch
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.extended_run import describe_extension, keep_phases
 from dmdistill.commands.distill.functions import import_function, load_distance
+from dmdistill.commands.distill.hints import describe_options
 from dmdistill.commands.distill.initialization import check_student_times, initial_generator, trainable_copy
 from dmdistill.commands.distill.method_options import METHODS
 from dmdistill.commands.distill.monitor import Monitor
@@ -26,7 +27,6 @@ from dmdistill.commands.distill.teacher_check import TeacherCheck
 from dmdistill.commands.distill.validation_metric import load_validation_metric
 from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.options import check, flag_name, option_values
-from dmdistill.commands.presets import recommended_presets
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
 from dmdistill.commands.solver_options import check_guidable, embedded_guidance, with_solver_options
@@ -163,7 +163,8 @@ def load_configured_teacher(config: DistillConfig, *, lazy: bool = False) -> Tea
 
 def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) -> Student | None:
     """Build the networks, make the pairs, train, and write the student."""
-    print_hints(config, run)
+    for line in describe_options(config, teacher) if run.processes.is_main else ():
+        run.print(line)
     parallel = parallelism(run.processes, config.memory.accumulate, config.memory.strategy)
     network_device = parallel.build_device(run.device)
     teacher = with_prompts(teacher, config.prompts, device=run.device)
@@ -210,23 +211,6 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     if student is None or not config.evaluation.report_images:
         return student
     return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds)
-
-
-def print_hints(config: DistillConfig, run: RunFolder) -> None:
-    """Say that options are cautious defaults, with the preset made for the teacher, and that there is no average."""
-    if not run.processes.is_main:
-        return
-    if not config.preset and config.resume is None:
-        print_recommendation(config, run)
-    if not config.optimizer.ema_halflives:
-        run.print("--ema-halflives without a value: the student is the generator itself, no average of it")
-
-
-def print_recommendation(config: DistillConfig, run: RunFolder) -> None:
-    """Name the presets that were made for the teacher, the method and the number of the student's steps."""
-    names = ", ".join(recommended_presets(config.teacher, config.method, config.student.step_count))
-    hint = f"made for this teacher: --preset {names}" if names else "`dmdistill presets` shows what others need"
-    run.print(f"no preset: cautious defaults, --lr {config.optimizer.lr:g} for {config.steps} steps; {hint}")
 
 
 def build_trainer(config: DistillConfig, distillation: Distillation) -> Trainer:

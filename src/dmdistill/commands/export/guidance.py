@@ -9,7 +9,7 @@ from torch import nn
 __all__ = ["GUIDANCE_MATTERS", "NEVER_GUIDED", "leave_unguided"]
 
 EMBEDDING_WIDTH = 256  # as in latent consistency models
-NEVER_GUIDED = "# guidance_scale can be left out: the pipeline guides no network that has an embedding of it\n"
+NEVER_GUIDED = "# guidance_scale can be left out: this student is never guided, whatever its value\n"
 GUIDANCE_MATTERS = "# guidance_scale is needed: by default the pipeline guides, and the student was trained without\n"
 
 

@@ -6,7 +6,7 @@ A check looks at one kind of metric. What it finds wrong ends in what to change.
 from __future__ import annotations
 
 import math
-from statistics import median
+from statistics import fmean, median
 
 from dmdistill.commands.info.log_series import Rows, bin_means, columns, group, later, series
 
@@ -29,38 +29,50 @@ SATURATED = 1.5
 GAIN = 0.1
 """Smallest healthy fall of a Frechet distance over STARTED measurements, as a share of the first. Healthy runs on
 Fashion-MNIST fell by 45 to 75 %."""
+RISE = 1.25
+"""Largest healthy regression loss at the end of a run, as a multiple of that at its beginning. Where matching begins it
+rises; of a small teacher of blobs, with matching in the second half, to 1.09."""
 STARTED = 5
 """Measurements after which a run should have gained something."""
 COLLAPSED = 0.1
 """Smallest healthy standard deviation of the samples, as a multiple of its largest or of the teacher's. One step from
 pure noise begins, as a blurred image, at 0.4 (CIFAR-10) or 0.7 (Fashion-MNIST) of the teacher's."""
+NOISY = 2.0
+"""Largest healthy standard deviation of the samples, as a multiple of the teacher's. Healthy runs ended at 0.92 to
+1.05."""
 
 
-def verdict(rows: Rows, clip: float | None, *, start: str | None = None) -> str:
+def verdict(rows: Rows, clip: float | None, *, start: str | None = None, ended: bool = False) -> str:
     """Say whether a run is healthy by its log; where it is not, what is wrong and what to change.
 
     Args:
         rows: of the log.
         clip: the run's --grad-clip.
         start: the student that the run started from, which may be good already.
+        ended: no more rows will come, so that what was measured once is judged too.
     """
     checks = [
         check_finite(rows),
         check_gradients(rows, clip),
         check_distances(rows, must_fall=start is None),
-        check_lag(rows),
+        check_regression(rows, must_fall=start is None),
+        check_lag(rows, least=1 if ended else 2),
         check_gap(rows),
         check_discriminator(rows),
         check_brightness(rows),
         check_saturation(rows),
-        check_sample_std(rows),
+        check_sample_std(rows, least=1 if ended else 2),
     ]
     findings = [check for check in checks if check is not None]
     if problems := [text for healthy, text in findings if not healthy]:
         return f"unhealthy: {'; '.join(problems)}"
     texts = ", ".join(text for _, text in findings)
     measured = any(check is not None for check in checks[2:])  # finite values and gradients are not enough
-    return f"healthy so far: {texts}" if measured else f"too early to tell: {texts}"
+    if measured:
+        return f"healthy: {texts}" if ended else f"healthy so far: {texts}"
+    if ended:
+        return f"too short to judge: {texts}; a smaller --evaluate-every or --log-every measures more"
+    return f"too early to tell: {texts}"
 
 
 Check = tuple[bool, str] | None
@@ -106,11 +118,23 @@ def check_distances(rows: Rows, *, must_fall: bool) -> Check:
     return True, "the Frechet distance does not diverge"
 
 
-def check_lag(rows: Rows) -> Check:
+def check_regression(rows: Rows, *, must_fall: bool) -> Check:
+    """Look for a regression loss that is RISE times higher in the last third of at least six rows than in the first."""
+    losses = [value for _, value in series(rows, "loss_reg")]
+    if not must_fall or len(losses) < 6:
+        return None
+    third = len(losses) // 3
+    first, last = fmean(losses[:third]), fmean(losses[-third:])
+    if last > RISE * first:
+        return False, f"loss_reg rose from {first:.3g} to {last:.3g}: lower --lr, or raise --lambda-reg"
+    return True, f"loss_reg went from {first:.3g} to {last:.3g}"
+
+
+def check_lag(rows: Rows, *, least: int) -> Check:
     """Look for a fake score that lags behind the generator in most later measurements since it began to learn."""
     learning = [row for row in rows if bin_means([row], "gap_") not in ([], [0.0])]
     lags = [value for _, value in series(learning, "fake_lag")]
-    if len(lags) < 2:
+    if len(lags) < least:
         return None
     if (lag := median(later(lags))) > LAG:
         loss = f"its loss is {lag:.3g} of the teacher's"
@@ -173,20 +197,26 @@ def check_saturation(rows: Rows) -> Check:
     return True, "colours are not over-saturated"
 
 
-def check_sample_std(rows: Rows) -> Check:
-    """Look for samples with less than a tenth of the standard deviation that they had, or that the teacher's have."""
-    values = series(rows, "sample_std")
-    if len(values) < 2:
+def check_sample_std(rows: Rows, *, least: int) -> Check:
+    """Look for samples whose spread fell to a tenth, or is less than a tenth or more than twice the teacher's."""
+    values = [value for _, value in series(rows, "sample_std")]
+    if len(values) < least:
         return None
-    largest, last = max(value for _, value in values), values[-1][1]
+    last, compared = values[-1], columns(rows, "sample_std", "teacher_std")
+    teacher = max(compared[-1][1], 0.01) if compared else None
+    largest = max(values) if teacher is None else min(max(values), NOISY * teacher)  # no fall from noise
+    if teacher is not None and last > NOISY * teacher and 2 * last > values[0]:
+        excess = f"sample_std is {last:.3g}, the teacher's {teacher:.3g}, the samples are mostly noise"
+        if last > 1.5 * min(values):
+            return False, f"{excess}, which came in training: lower --lr"
+        return False, f"{excess}, as at the start: start the student at a lower --student-timesteps, or raise --lr"
     if last < COLLAPSED * largest:
         fall = f"sample_std fell from {largest:.3g} to {last:.3g}"
         return False, f"{fall}, the samples collapse: lower --lr, or raise --fake-steps or --lambda-reg"
-    compared = columns(rows, "sample_std", "teacher_std")
-    if len(compared) > 3 and last < COLLAPSED * compared[-1][1]:
-        little = f"sample_std stays at {last:.3g}, the teacher's is {compared[-1][1]:.3g}"
+    if teacher is None:
+        return True, f"sample_std {last:.3g} is {last / max(largest, 1e-6):.2f} of its largest (at least {COLLAPSED:g})"
+    if len(compared) > 3 and last < COLLAPSED * teacher:
+        little = f"sample_std stays at {last:.3g}, the teacher's is {teacher:.3g}"
         return False, f"{little}, the samples are all alike: raise --lr or --lambda-reg"
-    if compared:
-        own, teacher = compared[-1]
-        return True, f"sample_std {own:.3g} is {own / max(teacher, 0.01):.2f} of the teacher's (at least {COLLAPSED:g})"
-    return True, f"sample_std {last:.3g} is {last / max(largest, 1e-6):.2f} of its largest (at least {COLLAPSED:g})"
+    ratio = f"sample_std {last:.3g} is {last / teacher:.2f} of the teacher's"
+    return True, f"{ratio} ({COLLAPSED:g} to {NOISY:g} is healthy)"

@@ -28,11 +28,12 @@ def describe_run(run: Path, rows: Rows) -> dict[str, str]:
             raise ValueError(f"{run / 'metrics.jsonl'} is damaged: seconds {row.get('seconds')} at step {row['step']}")
     settings = read_settings(run / "config.toml")
     trends = describe_trends(rows)
+    ended = rows[-1]["step"] >= settings.get("steps", float("inf"))
     latest = {key: value for row in rows for key, value in row.items()}
     return {
         "run": str(run),
         **progress(rows, settings.get("steps")),
-        "verdict": verdict(rows, settings.get("grad_clip"), start=settings.get("start")),
+        "verdict": verdict(rows, settings.get("grad_clip"), start=settings.get("start"), ended=ended),
         **{key: f"{value:.4g}" for key, value in latest.items() if not SUMMARIZED.match(key)},
         **trends,
         **describe_report(run / "report.json"),
