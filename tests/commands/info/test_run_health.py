@@ -86,6 +86,6 @@ def test_a_discriminator_that_is_always_right_is_named(judge, tmp_path):
         (tmp_path / "white" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (255, 255, 255)).save(tmp_path / "white" / "ab"[number % 2] / f"{number}.png")
     gan = {"data": str(tmp_path / "white"), "discriminator_weight": 1.0, "lr_fake": 5e-3, "grad_clip": 100.0}
-    text = judge(method="dmd2", lambda_reg=0.0, **NO_PAIRS, steps=60, fake_steps=2, lr=1e-6, **gan)
+    text = judge(method="dmd2", lambda_reg=0.0, **NO_PAIRS, steps=40, fake_steps=2, lr=1e-6, **gan)
     assert "the discriminator is right of" in text
     assert "lower --discriminator-weight" in text
