@@ -96,7 +96,7 @@ def measure_processes(processes: int) -> dict[str, float]:
     It is the difference of a long and a short run, so that starting them does not count.
     """
     flags = f"--teacher fashion --guidance 1 --method dmd2 --fake-steps 1 --batch {TOTAL_BATCH} --threads 1"
-    flags += " --device cpu --precision fp32 --report-images 0 --sample-every 0 --evaluate-images 2"
+    flags += " --device cpu --precision fp32 --report-images 0 --sample-every 1000 --evaluate-images 2"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
 
     def seconds_of(steps: int) -> float:
@@ -184,8 +184,9 @@ def slope(a: dict[str, float], b: dict[str, float], axis: str) -> float:
 
 def draw(file: Path, rows: Rows, axes: dict[str, list[int]]) -> None:
     """Draw seconds and memory over each axis, both logarithmic, beside the line of linear growth."""
-    figure = Figure(figsize=(3 * len(axes), 3), layout="constrained")
-    for panel, (axis, values) in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes.items(), strict=True):
+    height = math.ceil(len(axes) / 3)
+    figure = Figure(figsize=(10, 3 * height), layout="constrained")
+    for panel, (axis, values) in zip(figure.subplots(height, 3).flat, axes.items(), strict=False):
         key = "parameters" if axis == "channels" else axis
         found = select_rows(rows, axis, values)
         x, power = [row[key] for row in found], 2 if axis == "resolution" else 0 if axis == "processes" else 1
@@ -193,6 +194,9 @@ def draw(file: Path, rows: Rows, axes: dict[str, list[int]]) -> None:
         panel.loglog(x, [row["seconds"] for row in found], "o-", label="seconds")
         panel.loglog(x, [last * (one / x[-1]) ** power for one in x], "k:", label="linear")
         panel.loglog(x, [row["bytes"] / 1e9 for row in found], "s-", label="peak memory, GB")
+        panel.set_xticks(x, [f"{one / 1e6:.1f} M" if axis == "channels" else f"{one:g}" for one in x])
+        panel.set_xticks([], minor=True)
+        panel.set_ylim(bottom=panel.get_ylim()[0] / 2, top=panel.get_ylim()[1] * 2)
         panel.set_xlabel("pixels of a side" if axis == "resolution" else key)
     figure.axes[0].legend()
     figure.savefig(file, dpi=100)

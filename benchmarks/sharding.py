@@ -1,16 +1,16 @@
 """Host memory that a process takes while the networks of a distillation are built and sharded by FSDP2, on the CPU.
 
-    torchrun --nproc-per-node 4 benchmarks/sharding.py [--whole]
+    torchrun --nproc-per-node 4 benchmarks/sharding.py [--whole] [--lora 16]
 
 The networks are the teacher, generator, fake score and one average, each of EDM's size for CIFAR-10 (55.7 M
 parameters, 223 MB). Memory is what Linux calls RssAnon: pages of mapped files are not counted. --whole loads networks
-whole before they are sharded.
+whole before they are sharded; with --lora generator, fake score and average are adapters of this rank to the teacher's
+frozen weights, of which each process has one set of shards.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 import threading
 import time
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch.distributed.fsdp  # noqa: F401  which takes memory of its own
 
+from dmdistill.commands.distill.initialization import trainable_copy
 from dmdistill.distributed.data_parallel import local_tensor, parallelism
 from dmdistill.distributed.process_group import join_process_group
 from dmdistill.models.folder import build_denoiser, save_model
@@ -67,7 +68,7 @@ def watch_memory():
     thread.join()
 
 
-def main(*, whole: bool) -> None:
+def main(*, whole: bool, lora: int) -> None:
     """Build and shard the networks, and print the peak and the size of the shards, of each process."""
     with join_process_group() as processes, tempfile.TemporaryDirectory() as folder:
         home = processes.broadcast(folder)
@@ -80,18 +81,19 @@ def main(*, whole: bool) -> None:
         with watch_memory() as taken:
             started = time.perf_counter()
             teacher = load_teacher(home, lazy=not whole)
-            generator, fake = (copy.deepcopy(teacher.denoiser).requires_grad_() for _ in range(2))
+            generator, fake = (trainable_copy(teacher.denoiser, lora, "none") for _ in range(2))
             parallel.shard(teacher.denoiser)
             parallel.shard(fake)
             (ema,) = sharded_emas(generator, [2.0], parallel)
             seconds = time.perf_counter() - started
         networks = (teacher.denoiser, generator, fake, ema.network)
-        shards = sum(local_tensor(p).nbytes for network in networks for p in network.parameters()) / 1e6
-        for rank, (peak, held, time_) in enumerate(processes.gather((max(taken), shards, seconds))):
+        shards = {one.data_ptr(): one.nbytes for net in networks for one in map(local_tensor, net.parameters())}
+        for rank, (peak, held, time_) in enumerate(processes.gather((max(taken), sum(shards.values()) / 1e6, seconds))):
             print(f"process {rank}: {peak:.0f} MB at the peak, {held:.0f} MB of shards, {time_:.1f} s")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--whole", action="store_true")
-    main(whole=parser.parse_args().whole)
+    parser.add_argument("--lora", type=int, default=0)
+    main(**vars(parser.parse_args()))

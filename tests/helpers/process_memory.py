@@ -58,13 +58,18 @@ def storage_bytes(tensors):
 
 
 def bytes_by_part(run):
-    """Bytes of what stays between two steps of a distillation, by part."""
+    """Bytes of what stays between two steps of a distillation, by part; what networks share is the teacher's."""
+    teacher = {local_tensor(parameter).data_ptr() for parameter in run.teacher.denoiser.parameters()}
+
+    def own(network):
+        return [one for one in network.parameters() if local_tensor(one).data_ptr() not in teacher]
+
     moments = [x for one in run.optimizers.values() for state in one.optimizer.state.values() for x in state.values()]
     return {
         "teacher": storage_bytes(run.teacher.denoiser.parameters()),
-        "generator": storage_bytes(run.generator.parameters()),
-        "fake score": storage_bytes(run.fake.parameters()),
-        "EMAs": storage_bytes(p for ema in run.optimizers["generator"].emas for p in ema.network.parameters()),
+        "generator": storage_bytes(own(run.generator)),
+        "fake score": storage_bytes(own(run.fake)),
+        "EMAs": storage_bytes(p for ema in run.optimizers["generator"].emas for p in own(ema.network)),
         "optimizer": sum(local_tensor(one).numel() * one.itemsize for one in moments),
     }
 

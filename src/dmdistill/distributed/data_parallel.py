@@ -6,18 +6,17 @@ fsdp: each process holds a shard of every weight, gradient, moment and average; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from dmdistill.distributed.stored_weights import read_shards
+from dmdistill.distributed.sharding import Sharder, is_sharded_tensor
 
 __all__ = [
     "NOT_PARALLEL",
@@ -28,7 +27,6 @@ __all__ = [
     "local_tensor",
     "parallelism",
     "shard_like",
-    "shard_network",
 ]
 
 
@@ -99,7 +97,7 @@ def parallelism(processes: ProcessGroup, microbatches: int, strategy: str) -> Pa
         microbatches: gradient-accumulation steps of each process.
         strategy: "ddp" replicates networks, "fsdp" shards them.
     """
-    sharder = shard_network if strategy == "fsdp" and processes.world_size > 1 else None
+    sharder = Sharder() if strategy == "fsdp" and processes.world_size > 1 else None
     return Parallelism(processes, microbatches, sharder)
 
 
@@ -115,49 +113,6 @@ class Replicated(DistributedDataParallel):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
-
-
-def shard_network(network: nn.Module) -> None:
-    """Shard a network in place by FSDP2: each of its blocks, and the parameters outside of blocks.
-
-    Wherever the network was, only one block at a time is complete on the device of the process group. Of parameters on
-    the meta device each process reads its shards from their files.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    mesh = init_device_mesh(device, (dist.get_world_size(),))
-    network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  FSDP2 takes no other
-    for module in [*blocks(network), network]:
-        untie_frozen(module)  # else FSDP2 moves another network's weights to the device too
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    read_shards(network, torch.device(device))
-
-
-def untie_frozen(module: nn.Module) -> None:
-    """Replace a module's frozen parameters by copies: networks that are sharded separately can share none."""
-    copies: dict[Tensor, nn.Parameter] = {}
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            if not (parameter.requires_grad or is_sharded_tensor(parameter)):
-                if parameter not in copies:
-                    copies[parameter] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-                setattr(part, name, copies[parameter])
-
-
-def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules whose class has "Block" in its name, the outermost if they are nested."""
-    for child in network.children():
-        if "Block" in type(child).__name__:
-            yield child
-        else:
-            yield from blocks(child)
-
-
-def is_sharded_tensor(tensor: Any) -> bool:
-    """Whether a tensor is a DTensor, a class that is slow to import."""
-    return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Any) -> Any:

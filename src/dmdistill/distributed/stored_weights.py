@@ -98,18 +98,26 @@ def iterate_state(network: nn.Module) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def read_shards(network: nn.Module, device: torch.device) -> None:
+def read_shards(network: nn.Module, device: torch.device, known: Mapping[Tensor, Tensor] | None = None) -> None:
     """Allocate a sharded network's parameters that are on the meta device, and read this process's rows of them.
 
     Args:
         network: sharded by FSDP2, along the first dimension of each parameter.
         device: of the shards.
+        known: sharded parameters of other networks that take the place of its own.
     """
+    known = known or {}
     empty = [
-        (stored, [(name, parameter) for name, parameter in module.named_parameters() if parameter.is_meta])
+        (stored, [(name, one) for name, one in module.named_parameters() if one.is_meta and one not in known])
         for _, module, stored in stored_parts(network)
     ]
-    network._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+
+    def allocate(tensor: Tensor) -> Tensor:
+        if tensor in known:
+            return known[tensor]
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+
+    network._apply(allocate)
     for stored, parameters in empty:
         with stored.open() as read:
             for name, parameter in parameters:

@@ -47,7 +47,7 @@ def load_model(
         teacher: that a student is built on if its folder holds LoRA weights only, or a network that is not ours;
             None for the one that its config.json names.
         size: (height, width) of the images in pixels, of a latent model of diffusers; None for the model's own.
-        lazy: leave the network on the meta device and its weights in their safetensors, from which `shard_network`
+        lazy: leave the network on the meta device and its weights in their safetensors, from which `Sharder`
             reads them. Where they are in no such files, the network is loaded as ever.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dmdistill.distributed.data_parallel import is_sharded_tensor
+from dmdistill.distributed.sharding import is_sharded_tensor
 
 __all__ = ["INDEX", "STATE_FILE", "differing_file", "file_checksum", "join_shards", "remove", "split_shards"]
 

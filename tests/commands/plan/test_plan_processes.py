@@ -51,15 +51,15 @@ def test_a_process_of_fsdp_needs_the_planned_memory(processes, precision, change
     assert before + first <= built < before + first + 1.6 * block
 
 
-def test_sharded_networks_share_no_frozen_weights(tiny_teacher):
-    """Each of the teacher, the student with adapters, its EMA and the fake score has shards of its own."""
+def test_sharded_networks_share_their_frozen_weights(tiny_teacher):
+    """The student with adapters, its EMA and the fake score have the teacher's shards."""
     pytest.importorskip("peft")
     load = partial(load_teacher, str(tiny_teacher))
     (planned, before, shards), (peak, _, parts) = compare(2, load, strategy="fsdp", lora_student=2, lora_fake=2)
-    assert shards == parts
     full = sum(one.nbytes for one in load().denoiser.parameters())
     assert full < before < 1.2 * full  # what is frozen is there once
-    assert planned == pytest.approx(peak, rel=0.05)
+    assert shards == parts
+    assert planned == pytest.approx(peak, rel=0.06)  # of weights of an odd number of rows FSDP2 keeps padded copies
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])

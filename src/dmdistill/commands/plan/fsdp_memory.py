@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmdistill.commands.plan.tensor_ledger import Ledger, find_tensors, shard_bytes
-from dmdistill.distributed.data_parallel import blocks, untie_frozen
+from dmdistill.commands.plan.tensor_ledger import OLD, Ledger, find_tensors, shard_bytes
+from dmdistill.distributed.sharding import blocks
 
 __all__ = ["Sharded", "ShardingRecorder"]
 
@@ -34,13 +34,16 @@ class ShardingRecorder:
 
     def __init__(self, ledger: Ledger, *, world_size: int) -> None:
         self.ledger, self.world_size = ledger, world_size
-        self.peak_host_bytes = self.sharded_bytes = 0  # sharded_bytes: of networks that would be in shards by now
+        self.peak_host_bytes = 0
+        self.sharded: dict[int, int] = {}  # bytes of each storage that would be in shards by now
 
     def __call__(self, network: nn.Module) -> None:
         """Record that a network, complete in memory, is sharded now."""
-        self.peak_host_bytes = max(self.peak_host_bytes, self.ledger.now.total() - self.sharded_bytes)
-        untie_frozen(network)
-        self.sharded_bytes += sum(parameter.untyped_storage().nbytes() for parameter in network.parameters())
+        storages = [parameter.untyped_storage() for parameter in network.parameters()]
+        for storage in storages:
+            self.ledger.track(storage, OLD)
+        self.peak_host_bytes = max(self.peak_host_bytes, self.ledger.now.total() - sum(self.sharded.values()))
+        self.sharded |= {id(storage): storage.nbytes() for storage in storages}  # each is one object while it lives
         Sharded(network, self.ledger, world_size=self.world_size)
 
 

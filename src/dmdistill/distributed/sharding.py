@@ -1,0 +1,76 @@
+"""Sharding of networks by FSDP2, in place, with one set of shards for the frozen weights that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+from dmdistill.distributed.stored_weights import read_shards
+
+__all__ = ["Sharder", "blocks", "is_sharded_tensor"]
+
+
+class Sharder:
+    """Shards networks in place: each of their blocks, and the parameters outside of blocks.
+
+    Wherever a network was, only one block at a time is complete on the device of the process group. Of parameters on
+    the meta device each process reads its shards from their files. A frozen parameter of several networks, such as the
+    teacher's weights below the adapters of generator and fake score, is sharded with the first of them; the others have
+    the same shards.
+    """
+
+    def __init__(self) -> None:
+        self.shards: Any = WeakTensorKeyDictionary()  # of frozen parameters as they were before they were sharded
+
+    def __call__(self, network: nn.Module) -> None:
+        """Shard a network."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        mesh = init_device_mesh(device, (dist.get_world_size(),))
+        network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  FSDP2 takes no other
+        named = network.named_parameters(remove_duplicate=False)
+        frozen = {name: TensorWeakRef(one) for name, one in named if not one.requires_grad}  # to be freed one by one
+        known = {name: self.shards[one()] for name, one in frozen.items() if one() in self.shards}
+        for module in [*blocks(network), network]:
+            self.untie(module)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        parameters = dict(network.named_parameters(remove_duplicate=False))
+        read_shards(network, torch.device(device), {parameters[name]: shards for name, shards in known.items()})
+        for name, one in frozen.items():
+            if (shared := one()) is not None:
+                self.shards.setdefault(shared, parameters[name])
+
+    def untie(self, module: nn.Module) -> None:
+        """Replace a module's frozen parameters by copies, or by empty ones where there are shards already.
+
+        Else FSDP2 would move another network's weights to the device too.
+        """
+        own: dict[Tensor, nn.Parameter] = {}
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                if not (parameter.requires_grad or is_sharded_tensor(parameter)):
+                    if parameter not in own:
+                        known, weight = parameter in self.shards, parameter.detach()
+                        own[parameter] = nn.Parameter(weight.to("meta") if known else weight.clone(), False)
+                    setattr(part, name, own[parameter])
+
+
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules whose class has "Block" in its name, the outermost if they are nested."""
+    for child in network.children():
+        if "Block" in type(child).__name__:
+            yield child
+        else:
+            yield from blocks(child)
+
+
+def is_sharded_tensor(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, a class that is slow to import."""
+    return hasattr(tensor, "full_tensor")
