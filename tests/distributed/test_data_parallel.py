@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed import device_mesh, fsdp
 
-from dmdistill.distributed import data_parallel
+from dmdistill.distributed import sharding
 from dmdistill.distributed.data_parallel import parallelism
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.networks.copying import copy_sharing_frozen
@@ -31,8 +31,8 @@ def network():
 def sharded(monkeypatch):
     """(device of the mesh, module) of each call of fully_shard, which does nothing."""
     calls = []
-    monkeypatch.setattr(data_parallel.dist, "get_backend", lambda: "nccl")
-    monkeypatch.setattr(data_parallel.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(sharding.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(sharding.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(device_mesh, "init_device_mesh", lambda device, shape: (device, shape))
     monkeypatch.setattr(fsdp, "fully_shard", lambda module, *, mesh, **_: calls.append((mesh, module)))
     return calls

@@ -80,7 +80,7 @@ def test_found_in_order(folders, monkeypatch):
     path = write(folders / "own.pt", Whole, monkeypatch)
     with warnings.catch_warnings(action="error"):  # TorchScript is deprecated, which no user can change
         assert load_inception(path).output_weight is not None
-    refused("cannot be reached")
+    assert "without it `dmdistill evaluate` with --metrics frechet --feature" in refused("cannot be reached")
     write(cache_folder() / FILE, Whole, monkeypatch)
     load_inception()
     (folders / "assets" / FILE).write_bytes(b"another file")

@@ -101,7 +101,11 @@ def download_file() -> Path:
     """Download the file into the cache."""
     file = cache_folder() / FILE
     url = os.environ.get("DMDISTILL_INCEPTION_URL", URL).rstrip("/")
-    download(f"{url}/{FILE}", file, check=read_verified)
+    try:
+        download(f"{url}/{FILE}", file, check=read_verified)
+    except ValueError as error:
+        other = "--metrics frechet --feature-extractor fashion-classifier compares in other features"
+        raise ValueError(f"{error}; without it `dmdistill evaluate` with {other}") from None
     return file
 
 

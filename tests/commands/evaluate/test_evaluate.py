@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from dmdistill.commands.evaluate import compute, partial_results
 from dmdistill.commands.evaluate.command import evaluate
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.evaluate.feature_extraction import extract_features
+from dmdistill.commands.evaluate.tables import print_comparison
 from dmdistill.commands.options import ComputeOptions
 from dmdistill.data.image_sources import open_images
 from dmdistill.data.image_tensors import from_uint8
@@ -519,3 +521,13 @@ def test_inception_measures_pictures(photos):
     report = run(photos, photos, metrics="fid,precision", images=8)
     assert report["metrics"]["precision"] == 1
     assert report["metrics"]["fid"] > 0  # 8 of the 60
+
+
+def test_a_narrow_terminal_breaks_names_and_cuts_none(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "50")
+    values = {"metrics": {"frechet_fashion-classifier": 1.5}, "evaluations_per_image": 1, "seconds_per_image": 1e-3}
+    report = {"reference": None, "compared_with": "", "images": 10, **values}
+    print_comparison([report | {"model": name} for name in ("fashion", "fashion-student-of-a-long-name")])
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert re.sub(r"[^a-z-]", "", text).count("classifier") == 1

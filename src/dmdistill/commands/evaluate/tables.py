@@ -53,6 +53,8 @@ def print_comparison(reports: Sequence[Report]) -> None:
 def print_table(table: Table, report: Report, comparing: Sequence[str]) -> None:
     """Print a table, then what the metrics compare with, or which metrics are missing without a reference."""
     console = Console(highlight=False)
+    for column in table.columns:
+        column.overflow = "fold"  # of narrow terminals: names are broken, not cut
     console.print(table)
     lines = [f"compared with {report['compared_with']}"] if report["compared_with"] else []
     if report["reference"] is None:
