@@ -75,7 +75,7 @@ def test_accumulated_gradients_are_those_of_the_full_batch(name, run):
     """f-distill and SiDA normalize by means over the images that are computed at once."""
     losses = []
     for out, accumulate in (("full", 1), ("parts", 2)):
-        config = run(name, out, accumulate=accumulate, steps=2)
+        config = run(name, out, accumulate=accumulate, steps=3)
         distill(config)
         losses.append([{k: v for k, v in row.items() if k.startswith("loss_")} for row in logged_values(config.out)])
     for full, parts in zip(*losses, strict=True):

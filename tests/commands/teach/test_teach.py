@@ -387,7 +387,7 @@ def test_the_whole_road_from_images_to_a_student(drawn_data, pictures):
     ode, compute = SolverOptions(solver_steps=10), ComputeOptions(precision="fp32")
     pairs(
         configure(
-            PairsConfig, teacher=str(folder / "taught"), out=folder / "pairs", count=256, ode=ode, compute=compute
+            PairsConfig, teacher=str(folder / "taught"), out=folder / "pairs", pair_count=256, ode=ode, compute=compute
         )
     )
     distill(
