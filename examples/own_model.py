@@ -1,7 +1,7 @@
 """A network of one's own: trained by flow matching, in plain PyTorch, and then distilled into one step.
 
     python -m examples.own_model
-    dmdistill distill --teacher examples.own_model:teacher --lr 1e-3 --lr-fake 1e-3 --out runs/own
+    dmdistill distill --teacher examples.own_model:teacher --preset small-network --out runs/own
 
 The network knows nothing of dmdistill. Its images, in place of yours, are drawn by the bundled student.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmdistill import Flow, FlowDenoiser, LabelSpace, Teacher, load_model
+from dmdistill.data.conditions import Labels
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 WEIGHTS = Path("own-model.pt")
@@ -39,7 +40,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A small U-Net that predicts the velocity noise - image of 28 x 28 images: 0.4 M parameters."""
+    """A small U-Net that predicts the velocity noise - image of 28 x 28 images: 0.3 M parameters."""
 
     def __init__(self, channels: int = 32, embedding: int = 128) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([Block(4 * channels, channels, embedding), Block(2 * channels, channels, embedding)])
         self.leave = nn.Sequential(nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, 4, 3, padding=1))
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: LabelSpace.Condition | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Labels) -> Tensor:
         """Return the velocity at x_t (B 1 28 28) and times t (B) from 0, the image, to 1, the noise."""
         frequencies = torch.exp(-math.log(1e4) * torch.arange(32, device=t.device) / 32)
         waves = 1000 * t[:, None] * frequencies

@@ -41,9 +41,9 @@ def load_model(
 
     Args:
         name: of a bundled model, one that EDM's authors published, or one in the folder models/ or
-            $DMDISTILL_MODELS; the folder of a model or of the run that made it;
-            a checkpoint of EDM (.pkl) or of Stable Diffusion (.safetensors); a folder or a hub id (owner/name) of
-            diffusers; or `package.module:function`, a function that returns a `Teacher`.
+            $DMDISTILL_MODELS; the folder of a model or of the run that made it; a checkpoint of EDM (.pkl) or of
+            Stable Diffusion (.safetensors); a folder or a hub id (owner/name) of diffusers; or
+            `package.module:function`, a function that returns a `Teacher`.
         teacher: that a student is built on if its folder holds LoRA weights only, or a network that is not ours;
             None for the one that its config.json names.
         size: (height, width) of the images in pixels, of a latent model of diffusers; None for the model's own.
@@ -162,8 +162,8 @@ def absolute_name(name: str) -> str:
 def in_models_folder(name: str) -> str:
     """Return models/NAME for the bare name of a folder in models/ that stands for nothing else; other names as is."""
     path = Path("models", name)
-    is_bare = Path(name).name == name and not Path(name).exists() and name not in bundled_models()
-    return str(path) if is_bare and path.is_dir() else name
+    is_known = name in bundled_models() or name in NAMES or Path(name).exists()
+    return str(path) if Path(name).name == name and path.is_dir() and not is_known else name
 
 
 def display_name(name: str) -> str:
