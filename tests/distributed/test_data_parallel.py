@@ -1,6 +1,7 @@
 """Where networks are before and while they are sharded, as far as one process can tell."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,18 +30,27 @@ def network():
 
 @pytest.fixture
 def sharded(monkeypatch):
-    """(device of the mesh, module) of each call of fully_shard, which does nothing."""
+    """(device of the mesh, module, whether shards are offloaded) of each call of fully_shard, which does nothing."""
     calls = []
+
+    def record(module, *, mesh, offload_policy, **_):
+        calls.append((mesh.device_type, module, isinstance(offload_policy, fsdp.CPUOffloadPolicy)))
+
     monkeypatch.setattr(sharding.dist, "get_backend", lambda: "nccl")
     monkeypatch.setattr(sharding.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(device_mesh, "init_device_mesh", lambda device, shape: (device, shape))
-    monkeypatch.setattr(fsdp, "fully_shard", lambda module, *, mesh, **_: calls.append((mesh, module)))
+    monkeypatch.setattr(
+        device_mesh, "init_device_mesh", lambda device, shape, **_: SimpleNamespace(device_type=device, shape=shape)
+    )
+    monkeypatch.setattr(fsdp, "fully_shard", record)
     return calls
 
 
 def test_shares_are_cut_on_the_gpu_block_by_block_wherever_the_network_was(network, sharded):
-    parallelism(ProcessGroup(world_size=2), 1, "fsdp").shard(network)
-    assert sharded == [(("cuda", (2,)), module) for module in (network[1], network[2], network)]
+    parallel = parallelism(ProcessGroup(world_size=2), 1, "fsdp")
+    for offload in (False, True):
+        sharded.clear()
+        parallel.shard(network, offload=offload)
+        assert sharded == [("cuda", module, offload) for module in (network[1], network[2], network)]
 
 
 def test_no_network_takes_another_ones_frozen_weights_along(network, sharded):

@@ -32,10 +32,16 @@ def reference():
     return train("ddp", 1, STEPS, torch.float64)
 
 
-@pytest.mark.parametrize(("processes", "strategy", "microbatches"), [(2, "ddp", 1), (2, "fsdp", 1), (2, "fsdp", 2)])
-def test_in_double_precision_every_way_of_training_is_the_same(processes, strategy, microbatches, reference):
+@pytest.mark.parametrize(
+    ("processes", "strategy", "microbatches", "sharding_group"),
+    [(2, "ddp", 1, 0), (2, "fsdp", 1, 0), (2, "fsdp", 2, 0), (4, "fsdp", 1, 2), (2, "fsdp", 1, 1)],
+)
+def test_in_double_precision_every_way_of_training_is_the_same(
+    processes, strategy, microbatches, sharding_group, reference
+):
     """After 40 updates: a fault would stay in any precision, rounding is gone."""
-    (result, _), *_ = together(processes, train, strategy, microbatches, STEPS, torch.float64)
+    arguments = strategy, microbatches, STEPS, torch.float64, sharding_group
+    (result, _), *_ = together(processes, train, *arguments)
     losses, states = result
     assert losses == pytest.approx(reference[0], rel=1e-12)
     assert difference(reference[1], states) < 1e-12

@@ -45,10 +45,10 @@ def iteration(generator, fake, z, target):
     yield Loss("fake", (fake(x.detach() + 0.3 * target) - x.detach()).square().mean())
 
 
-def train(strategy, microbatches, steps, dtype):
+def train(strategy, microbatches, steps, dtype, sharding_group=0):
     """Train for some steps; return the losses of the last, and every weight, EMA and moment."""
     with join_process_group() as processes:
-        parallel = parallelism(processes, microbatches, strategy)
+        parallel = parallelism(processes, microbatches, strategy, sharding_group)
         networks = [build_network(seed, dtype) for seed in (0, 1)]
         settings = {"lr": 0.01, "steps": steps, "warmup": 3, "clip": 0.5, "halflives": [5.0], "parallel": parallel}
         updates = [NetworkOptimizer(network, **settings) for network in networks]

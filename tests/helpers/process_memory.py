@@ -106,7 +106,7 @@ def measure_memory(config, load):
     """
     memory = config.memory
     with join_process_group() as processes, LivingStorages() as living:
-        parallel = parallelism(processes, memory.accumulate, memory.strategy)
+        parallel = parallelism(processes, memory.accumulate, memory.strategy, memory.sharding_group)
         teacher = load()
         run = set_up(
             config,

@@ -17,13 +17,13 @@ from dmdistill.training.trainer import Trainer
 from helpers.parallel_updates import BATCH, SIZE, build_network, iteration
 
 
-def train(folder, strategy, steps):
+def train(folder, strategy, steps, sharding_group=0):
     """Train to a number of steps, from the newest checkpoint on, with one every two steps.
 
     Returns every weight, EMA and moment in the end, whole, from the first process.
     """
     with join_process_group() as processes:
-        parallel = parallelism(processes, 1, strategy)
+        parallel = parallelism(processes, 1, strategy, sharding_group)
         networks = [build_network(seed, torch.float64) for seed in (0, 1)]
         settings = {"lr": 0.01, "steps": 100, "warmup": 3, "clip": 0.5, "halflives": [5.0], "parallel": parallel}
         updates = dict(zip(("generator", "fake"), (NetworkOptimizer(one, **settings) for one in networks), strict=True))

@@ -58,11 +58,23 @@ def test_a_run_resumed_by_as_many_processes_is_the_same_bit_for_bit(checkpoints,
     assert all(map(np.array_equal, run(2, checkpoints.folder.parent, "fsdp", 6), whole))
 
 
-@pytest.mark.parametrize(("processes", "strategy"), [(1, "ddp"), (2, "ddp"), (4, "fsdp")])
-def test_a_run_is_resumed_by_other_processes(processes, strategy, checkpoints, tmp_path):
+def test_with_hybrid_sharding_each_shard_is_written_once(folder, tmp_path):
+    """Of four processes in groups of two; a single process reads them."""
+    whole = run(4, tmp_path, "fsdp", 4, 2)
+    newest = tmp_path / "checkpoints" / FOLDERS[-1]
+    sizes = [sum(one.numel() for one in load_file(file).values()) for file in sorted(newest.glob("*.safetensors"))]
+    index = torch.load(newest / "state.pt", weights_only=True)["shards"]
+    assert sum(sizes) == sum(np.prod(one["shape"]) for one in index["tensors"].values())
+    assert all(map(np.array_equal, run(1, tmp_path, "ddp", 4), whole))
+
+
+@pytest.mark.parametrize(
+    ("processes", "strategy", "group"), [(1, "ddp", 0), (2, "ddp", 0), (4, "fsdp", 0), (4, "fsdp", 2)]
+)
+def test_a_run_is_resumed_by_other_processes(processes, strategy, group, checkpoints, tmp_path):
     """In double precision nothing but its rounding is left; a single file is written where nothing is sharded."""
     whole = run(1, tmp_path / "whole", "ddp", 6)
-    resumed = run(processes, checkpoints.folder.parent, strategy, 6)
+    resumed = run(processes, checkpoints.folder.parent, strategy, 6, group)
     assert len(whole) == len(resumed) > 60
     for one, other in zip(resumed, whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-14)

@@ -28,7 +28,8 @@ __all__ = ["DTYPES", "OptionsCheck", "RunFolder", "open_run", "setup_compute"]
 SOURCES = ("teacher", "prompts", "start", "pairs", "reference", "lpips_weights", "decoder", "data")  # what a run reads
 MAY_CHANGE = {  # in a resumed run: what leaves its meaning, or what is checked by its content
     *("out", "resume", "preset", "steps", "phase_steps", "lr", "lr_fake", "grad_clip", *SOURCES),
-    *("accumulate", "strategy", "checkpointing", "compile", "device", "precision", "threads"),
+    *("accumulate", "strategy", "sharding_group", "offload_teacher", "checkpointing", "compile", "device", "precision"),
+    "threads",
     *("log_every", "log_to", "sample_every", "save_every", "save_dtype", "evaluate_every", "report_images", "keep"),
 }
 UNREPORTED = ("out", "resume", "phase_steps")  # the last is said in words, with the phases

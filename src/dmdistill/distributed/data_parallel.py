@@ -2,6 +2,7 @@
 
 ddp: each process holds every network, and gradients are averaged while they are computed.
 fsdp: each process holds a shard of every weight, gradient, moment and average; a block is gathered while it works.
+With hybrid sharding (HSDP) groups of processes do so, and each group has a replica.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "Parallelism",
     "Replicated",
     "accumulating",
+    "check_sharding_group",
     "full_tensor",
     "local_tensor",
     "parallelism",
@@ -44,7 +46,7 @@ class Parallelism:
 
     processes: ProcessGroup = SINGLE_PROCESS
     microbatches: int = 1
-    sharder: Callable[[nn.Module], None] | None = None
+    sharder: Callable[..., None] | None = None
 
     @property
     def is_sharded(self) -> bool:
@@ -55,10 +57,15 @@ class Parallelism:
         """Return the device to build networks on: `device` itself, or the CPU if they are sharded from there."""
         return torch.device("cpu") if self.is_sharded else device
 
-    def shard(self, network: nn.Module) -> None:
-        """Shard a network in place, onto the device of its process group; do nothing without a sharder."""
+    def shard(self, network: nn.Module, *, offload: bool = False) -> None:
+        """Shard a network in place, onto the device of its process group; do nothing without a sharder.
+
+        Args:
+            network: on the CPU or the meta device.
+            offload: keep its shards in the host's memory.
+        """
         if self.sharder is not None:
-            self.sharder(network)
+            self.sharder(network, offload=offload)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Wrap a network for training, so that its gradients become the mean over all processes."""
@@ -89,16 +96,26 @@ class Parallelism:
 NOT_PARALLEL = Parallelism()
 
 
-def parallelism(processes: ProcessGroup, microbatches: int, strategy: str) -> Parallelism:
+def parallelism(processes: ProcessGroup, microbatches: int, strategy: str, sharding_group: int = 0) -> Parallelism:
     """Build the parallelism of a strategy, "ddp" or "fsdp"; a single process shards nothing.
 
     Args:
         processes: processes that train together.
         microbatches: gradient-accumulation steps of each process.
         strategy: "ddp" replicates networks, "fsdp" shards them.
+        sharding_group: processes among which fsdp shards networks; 0 for all.
     """
-    sharder = Sharder() if strategy == "fsdp" and processes.world_size > 1 else None
+    sharder = Sharder(sharding_group) if strategy == "fsdp" and processes.world_size > 1 else None
     return Parallelism(processes, microbatches, sharder)
+
+
+def check_sharding_group(group: int, world_size: int) -> None:
+    """Raise a ValueError where so many processes cannot be divided into sharding groups of this size."""
+    if group and world_size % group:
+        raise ValueError(
+            f"--sharding-group {group} with {world_size} process{'es' if world_size > 1 else ''}, expected a number "
+            f"that divides {world_size}, or 0 for one group"
+        )
 
 
 class Replicated(DistributedDataParallel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,27 +23,42 @@ class Sharder:
     the meta device each process reads its shards from their files. A frozen parameter of several networks, such as the
     teacher's weights below the adapters of generator and fake score, is sharded with the first of them; the others have
     the same shards.
+
+    Args:
+        group: processes that hold one replica of every network among them (hybrid sharding); 0 for all processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: int = 0) -> None:
+        self.group = group
         self.shards: Any = WeakTensorKeyDictionary()  # of frozen parameters as they were before they were sharded
 
-    def __call__(self, network: nn.Module) -> None:
-        """Shard a network."""
+    @cached_property
+    def mesh(self) -> Any:
+        """The processes: of two dimensions, replicas and shards, with hybrid sharding."""
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
 
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        mesh = init_device_mesh(device, (dist.get_world_size(),))
+        world_size = dist.get_world_size()
+        if self.group in (0, world_size):
+            return init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
+        shape = (world_size // self.group, self.group)
+        return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+
+    def __call__(self, network: nn.Module, *, offload: bool = False) -> None:
+        """Shard a network; its shards stay in the host's memory if they are offloaded, else on the device."""
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+        policy = CPUOffloadPolicy(pin_memory=self.mesh.device_type == "cuda") if offload else OffloadPolicy()
         network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  FSDP2 takes no other
         named = network.named_parameters(remove_duplicate=False)
         frozen = {name: TensorWeakRef(one) for name, one in named if not one.requires_grad}  # to be freed one by one
         known = {name: self.shards[one()] for name, one in frozen.items() if one() in self.shards}
         for module in [*blocks(network), network]:
             self.untie(module)
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            fully_shard(module, mesh=self.mesh, reshard_after_forward=True, offload_policy=policy)
         parameters = dict(network.named_parameters(remove_duplicate=False))
-        read_shards(network, torch.device(device), {parameters[name]: shards for name, shards in known.items()})
+        device = torch.device("cpu" if offload else self.mesh.device_type)
+        read_shards(network, device, {parameters[name]: shards for name, shards in known.items()})
         for name, one in frozen.items():
             if (shared := one()) is not None:
                 self.shards.setdefault(shared, parameters[name])

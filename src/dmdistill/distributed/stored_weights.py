@@ -127,6 +127,6 @@ def read_shards(network: nn.Module, device: torch.device, known: Mapping[Tensor,
 
 def own_rows(parameter: Any) -> range:
     """Return the rows of a sharded parameter that this process has: torch.chunk's."""
-    mesh = parameter.device_mesh
-    most = -(-len(parameter) // mesh.size())
-    return range(len(parameter))[mesh.get_local_rank() * most :][:most]
+    mesh, shards = parameter.device_mesh, parameter.device_mesh.ndim - 1  # its last dimension
+    most = -(-len(parameter) // mesh.size(shards))
+    return range(len(parameter))[mesh.get_local_rank(shards) * most :][:most]

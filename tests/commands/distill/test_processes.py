@@ -74,9 +74,16 @@ def test_processes_and_microbatches_change_results_by_rounding_only(kind, settin
             ["--batch", "8", "--batch-reg", "9", "--accumulate", "2"],
             ["--batch-reg 9 ", "--accumulate 2", "a multiple of 2"],
         ),
+        (["--sharding-group", "2"], ["--sharding-group with --strategy ddp", "expected --strategy fsdp"]),
+        (["--offload-teacher"], ["--offload-teacher with --strategy ddp", "expected --strategy fsdp"]),
+        (["--strategy", "fsdp", "--sharding-group", "2"], ["--sharding-group 2 with 1 process,", "divides 1"]),
+        (
+            ["--strategy", "fsdp", "--offload-teacher", "--lora-fake", "2"],
+            ["--offload-teacher with adapters", "leave out --offload-teacher"],
+        ),
     ],
 )
-def test_a_batch_that_cannot_be_divided_is_refused(flags, texts, error_line, tmp_path):
+def test_what_cannot_be_divided_is_refused(flags, texts, error_line, tmp_path):
     line = error_line("distill", "--out", tmp_path / "run", *flags)
     assert all(text in line for text in texts)
     assert not (tmp_path / "run").exists()

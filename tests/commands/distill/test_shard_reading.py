@@ -1,4 +1,4 @@
-"""A sharded distillation whose processes read their shards is, bit for bit, one that loads the networks whole."""
+"""A sharded distillation whose processes read or offload their shards is, bit for bit, one that does not."""
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ KINDS = {
     "pairs of its own": ("dmd2", {"method": "dmd", "pair_count": 8, "batch_reg": 4, "solver_steps": 2}),
     "a discriminator in the fake score": ("dmd2-gan", {}),
     "a discriminator on the teacher, and adapters": ("dmd2-on-teacher", {"lora_student": 2, "lora_fake": 2}),
+    "hybrid sharding": ("dmd2-gan", {"sharding_group": 2}),
+    "an offloaded teacher, on which the discriminator stands": ("dmd2-on-teacher", {"offload_teacher": True}),
 }
 
 
@@ -43,9 +45,10 @@ def test_reading_shards_changes_nothing(kind, tiny_teacher, class_pictures, tmp_
     if "lora_fake" in options:
         pytest.importorskip("peft")
     config = method_run(name, tiny_teacher, class_pictures, tmp_path / "read", steps=2, strategy="fsdp", **options)
-    whole = change(config, out=tmp_path / "whole")
-    assert [places for places, _ in together(2, run, config)] == [["meta"], ["meta"]]
-    together(2, run_whole, whole)
+    whole = change(config, out=tmp_path / "whole", offload_teacher=False)
+    processes = 4 if config.memory.sharding_group else 2
+    assert [places for places, _ in together(processes, run, config)] == [["meta"]] * processes
+    together(processes, run_whole, whole)
     assert logged_values(config.out) == logged_values(whole.out)
     assert torch.equal(weights(config.out, 2), weights(whole.out, 2))
     assert student_bytes(config.out) == student_bytes(whole.out)

@@ -326,6 +326,22 @@ def test_microbatches_halve_the_activations(settings):
     assert plan(settings(accumulate=2, peak_tflops=None)).hours > 0
 
 
+def test_shards_of_an_offloaded_teacher_are_planned_in_the_host_s_memory(settings, capsys):
+    """With hybrid sharding those of a group, however many groups there are."""
+    sharded = {"strategy": "fsdp", "lambda_reg": 0.0}
+    on_device = plan(settings(**sharded, processes=2))
+    offloaded = plan(settings(**sharded, processes=2, offload_teacher=True))
+    (step,) = {*on_device.memory} - {"sampling"}
+    assert on_device.offloaded == 0
+    assert offloaded.offloaded == on_device.memory[step]["teacher"]
+    assert "of the teacher in the host's memory" in capsys.readouterr().out
+    change = dict(on_device.memory[step])
+    assert change.pop("teacher") == offloaded.offloaded
+    assert {part: size for part, size in offloaded.memory[step].items() if part != "teacher"} == change
+    groups = plan(settings(**sharded, processes=4, sharding_group=2, batch=2 * settings().batch))
+    assert groups.memory == on_device.memory
+
+
 def test_the_memory_of_sharded_networks_is_planned_by_part(settings):
     """And before they are sharded. A single process shards nothing, and neither does DDP."""
     full = plan(settings()).memory

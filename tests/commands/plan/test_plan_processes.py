@@ -39,7 +39,12 @@ def compare(processes, load, **changes):
 
 @pytest.mark.parametrize(
     ("processes", "precision", "changes"),
-    [(2, None, {}), (4, None, {"accumulate": 2}), (2, torch.bfloat16, {"checkpointing": "blocks"})],
+    [
+        (2, None, {}),
+        (4, None, {"accumulate": 2}),
+        (4, None, {"sharding_group": 2}),
+        (2, torch.bfloat16, {"checkpointing": "blocks"}),
+    ],
 )
 def test_a_process_of_fsdp_needs_the_planned_memory(processes, precision, changes):
     """Shards to the byte; the peak, with gathered blocks and unsharded gradients, to 3 %; the start to a block."""

@@ -19,7 +19,7 @@ from dmdistill.commands.distill.initialization import check_student_times, initi
 from dmdistill.commands.distill.method_options import METHODS
 from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.distill.pair_loading import make_own_pairs, open_given_pairs
-from dmdistill.commands.distill.real_data import load_real_images
+from dmdistill.commands.distill.real_data import RealImages, load_real_images
 from dmdistill.commands.distill.report import write_report
 from dmdistill.commands.distill.setup import Distillation, set_up
 from dmdistill.commands.distill.student import build_student
@@ -34,7 +34,7 @@ from dmdistill.core.schedules import Flow
 from dmdistill.data.augmentation import AUGMENT_LABELS
 from dmdistill.data.image_sources import check_images
 from dmdistill.data.pairs import PairDataset
-from dmdistill.distributed.data_parallel import Parallelism, parallelism
+from dmdistill.distributed.data_parallel import Parallelism, check_sharding_group, parallelism
 from dmdistill.distributed.process_group import ProcessGroup, is_elastic_restart, join_process_group, local_device
 from dmdistill.io.errors import import_optional
 from dmdistill.models.cards import student_card
@@ -84,6 +84,7 @@ def check_distill(config: DistillConfig, processes: ProcessGroup) -> None:
     parallel.check_divisible("--batch", config.batch)
     if config.regression.lambda_reg > 0:
         parallel.check_divisible("--batch-reg", config.regression.batch_reg)
+    check_sharding_group(config.memory.sharding_group, processes.world_size)
     for source in (config.gan.data, config.evaluation.reference):
         if source is not None and not source.endswith(".npz"):  # EDM's statistics
             check_images(source)
@@ -165,7 +166,9 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     """Build the networks, make the pairs, train, and write the student."""
     for line in describe_options(config, teacher) if run.processes.is_main else ():
         run.print(line)
-    parallel = parallelism(run.processes, config.memory.accumulate, config.memory.strategy)
+    parallel = parallelism(
+        run.processes, config.memory.accumulate, config.memory.strategy, config.memory.sharding_group
+    )
     network_device = parallel.build_device(run.device)
     teacher = with_prompts(teacher, config.prompts, device=run.device)
     teacher.to(run.device, run.precision, network_device=network_device)
@@ -175,9 +178,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     )
     distance = load_distance(config.regression, teacher, run.device, run.precision)
     pairs = open_given_pairs(config, teacher)
-    real_images, source = None, config.gan.data
-    if source is not None:
-        real_images = load_real_images(source, teacher, device=run.device, processes=run.processes, say=run.print)
+    real_images = open_real_images(config, teacher, run)
     generator = initial_generator(config, teacher)
     fake = trainable_copy(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
     run.lock()
@@ -211,6 +212,13 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     if student is None or not config.evaluation.report_images:
         return student
     return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds)
+
+
+def open_real_images(config: DistillConfig, teacher: Teacher, run: RunFolder) -> RealImages | None:
+    """Open the real images of --data; None where there are none."""
+    if config.gan.data is None:
+        return None
+    return load_real_images(config.gan.data, teacher, device=run.device, processes=run.processes, say=run.print)
 
 
 def build_trainer(config: DistillConfig, distillation: Distillation) -> Trainer:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes
 
 from dmdistill.commands.distill.matching_options import MatchingOptions
+from dmdistill.commands.distill.memory_options import MemoryOptions
 from dmdistill.commands.distill.method_options import (
     METHODS,
     FakeScoreOptions,
@@ -125,30 +126,6 @@ class PairOptions:
     """Folder of pairs made by `dmdistill pairs`. Without it they are made in the run folder."""
     pair_count: int = 10000
     """Pairs to make where no folder is given."""
-
-
-@dataclass(frozen=True)
-class MemoryOptions:
-    """What trades memory for time, and how processes share the work."""
-
-    accumulate: int = 1
-    """Gradient-accumulation steps: microbatches that a process computes one after the other for one update."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How processes hold networks: ddp replicates them, fsdp (FSDP2) shards each weight; a process reads its shards."""
-    lora_student: int = 0
-    """Rank of the student's LoRA adapters; 0 trains all its weights."""
-    lora_fake: int = 0
-    """Rank of the fake score's LoRA adapters; 0 trains all its weights."""
-    checkpointing: Literal["auto", "none", "norms", "blocks"] = "auto"
-    """Activation checkpointing: norms halves the memory of our U-Nets; blocks saves most, for a third more time; auto
-    is none on a CPU, where norms takes a sixth more time, and norms on a GPU."""
-    compile: bool = False
-    """Compile the networks by torch.compile: minutes at the start, then faster steps; losses change by rounding."""
-
-    def check(self) -> None:
-        """Raise a ValueError for a value that an option cannot have."""
-        require_at_least(self, 1, "accumulate")
-        require_at_least(self, 0, "lora_student", "lora_fake")
 
 
 @dataclass(frozen=True)

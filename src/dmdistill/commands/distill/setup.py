@@ -103,8 +103,9 @@ def set_up(
     """
     check_pair_count(config, pairs, parallel)
     phases = PhaseSchedule(config)
+    offload = config.memory.offload_teacher
     if read_shards := teacher.device.type == "meta":  # the first, as a discriminator looks at features of it
-        parallel.shard(teacher.denoiser)
+        parallel.shard(teacher.denoiser, offload=offload)
     head = None
     if phases.has_gan:
         fake, head = add_discriminator(config, teacher, fake)
@@ -115,7 +116,7 @@ def set_up(
     if not (parallel.is_sharded or memory.lora_student or memory.lora_fake):
         teacher.cast_weights()
     if not read_shards:
-        parallel.shard(teacher.denoiser)
+        parallel.shard(teacher.denoiser, offload=offload)
     if memory.compile:
         for denoiser in (generator.denoiser, fake, teacher.denoiser):
             denoiser.net.compile(dynamic=False)  # in place: names of weights stay

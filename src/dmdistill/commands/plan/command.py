@@ -47,7 +47,7 @@ def plan(config: PlanConfig) -> Estimate:
         memory = {name: cost.memory for name, cost in costs.items()}
         if run.host_bytes and makes_pairs(config):
             memory[PAIRS] = {"teacher": run.teacher_bytes, "activations": costs[SAMPLING].memory["activations"]}
-        host = host_bytes(config, run)
+        host, offloaded = host_bytes(config, run), run.offloaded_bytes
     if config.peak_tflops is not None:
         speed = stated_speed(config, config.peak_tflops, costs)
     else:
@@ -59,6 +59,7 @@ def plan(config: PlanConfig) -> Estimate:
         batch_reg=own.regression.batch_reg if config.regression.lambda_reg > 0 else 0,
         memory=memory,
         host=host,
+        offloaded=offloaded,
         flops_per_step={name: cost.flops for name, cost in costs.items() if name != SAMPLING},
         work=[Work(name, flops, speed.seconds(kind, flops) / config.processes) for name, kind, flops in parts],
         speed=speed.source,

@@ -118,6 +118,11 @@ class DryRun:
         """The largest size of unsharded networks in the host's memory at once; 0 where nothing is sharded."""
         return self.sharding.peak_host_bytes if self.sharding is not None else 0
 
+    @property
+    def offloaded_bytes(self) -> int:
+        """The size of the teacher's shards that stay in the host's memory; 0 where they are not offloaded."""
+        return self.sharding.offloaded_bytes if self.sharding is not None else 0
+
     @contextmanager
     def counting(self) -> Iterator[list[Cost]]:
         """Yield a list that holds, in the end, the cost of the block."""
@@ -185,7 +190,8 @@ def build(
         if isinstance(teacher.conditions, PromptSet):
             teacher = replace(teacher, conditions=PlaceholderPrompts(teacher.conditions))
     sharded = ledger is not None and processes > 1 and config.memory.strategy == "fsdp"
-    sharding = ShardingRecorder(ledger, world_size=processes) if ledger is not None and sharded else None
+    group = config.memory.sharding_group or processes
+    sharding = ShardingRecorder(ledger, world_size=group) if ledger is not None and sharded and group > 1 else None
     generator = initial_generator(config, teacher, copy_denoiser)
     fake = copy_denoiser(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
     count = config.pair_set.pair_count
@@ -226,7 +232,10 @@ def name_tensors(run: DryRun, ledger: Ledger, *, replicated: bool) -> None:
     networks += [("teacher", run.teacher.denoiser)]
     for part, network in networks:
         ledger.name(part, network.state_dict(keep_vars=True).values())
-        ledger.name(part, network.parameters(), world_size=world_size)
+        if run.sharding is not None:
+            run.sharding.name(part, network.parameters())
+        else:
+            ledger.name(part, network.parameters())
     for optimizer in distillation.optimizers.values():
         for parameter in optimizer.parameters:
             if replicated:  # the buckets of DDP, which stay

@@ -33,6 +33,7 @@ class Estimate:
         memory: bytes by part at the peak of one process, for each phase, for sampling and, before networks are sharded,
             for pairs that the run makes itself.
         host: most bytes of whole networks in the host's memory of a process that shards them; 0 where there are none.
+        offloaded: bytes of the teacher's shards that a process keeps in the host's memory.
         flops_per_step: of one process, by phase; a multiplication and an addition are two operations.
         work: the parts of the run, in their order.
         speed: where the speed comes from, in words.
@@ -43,6 +44,7 @@ class Estimate:
     batch_reg: int
     memory: dict[str, dict[str, int]]
     host: int
+    offloaded: int
     flops_per_step: dict[str, int]
     work: list[Work]
     speed: str
@@ -93,6 +95,8 @@ def summary(estimate: Estimate) -> list[str]:
     ]
     if estimate.host:
         lines.append(f"each has whole networks of {estimate.host / 1e9:.3g} GB in the host's memory first")
+    if estimate.offloaded:
+        lines.append(f"each keeps {estimate.offloaded / 1e9:.3g} GB of the teacher in the host's memory")
     lines.append(
         "not counted: workspace of kernels, feature extractors; of communication its time and the backend's own buffers"
     )

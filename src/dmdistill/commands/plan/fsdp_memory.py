@@ -8,6 +8,7 @@ are copied, to be reduced.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,25 +27,42 @@ class ShardingRecorder:
 
     Args:
         ledger: of the dry run's memory.
-        world_size: number of processes that would share the networks.
+        world_size: number of processes that would share a replica of the networks.
 
     Attributes:
         peak_host_bytes: largest total size of networks in the host's memory before they are sharded.
+        offloaded: parameters whose shards stay there.
     """
 
     def __init__(self, ledger: Ledger, *, world_size: int) -> None:
         self.ledger, self.world_size = ledger, world_size
         self.peak_host_bytes = 0
+        self.offloaded: set[Tensor] = set()
         self.sharded: dict[int, int] = {}  # bytes of each storage that would be in shards by now
 
-    def __call__(self, network: nn.Module) -> None:
-        """Record that a network, complete in memory, is sharded now."""
+    def __call__(self, network: nn.Module, *, offload: bool = False) -> None:
+        """Record that a network, complete in memory, is sharded now; offloaded shards take no memory of the device."""
         storages = [parameter.untyped_storage() for parameter in network.parameters()]
         for storage in storages:
             self.ledger.track(storage, OLD)
         self.peak_host_bytes = max(self.peak_host_bytes, self.ledger.now.total() - sum(self.sharded.values()))
         self.sharded |= {id(storage): storage.nbytes() for storage in storages}  # each is one object while it lives
+        if offload:
+            self.offloaded |= set(network.parameters())
         Sharded(network, self.ledger, world_size=self.world_size)
+
+    def name(self, part: str, parameters: Iterable[Tensor]) -> None:
+        """Name the part of the ledger to which a process's shards of parameters belong."""
+        for parameter in parameters:
+            if parameter in self.offloaded:
+                self.ledger.label_shared(part, [parameter])
+            else:
+                self.ledger.name(part, [parameter], world_size=self.world_size)
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """The size of a process's shards in the host's memory."""
+        return sum(shard_bytes(parameter, self.world_size) for parameter in self.offloaded)
 
 
 class Group:
