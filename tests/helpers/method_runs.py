@@ -15,7 +15,7 @@ RUNS = {
     "dmd2-times": ("dmd2", {"student_timesteps": (40.0, 1.5)}),
     "dmd2-gan": ("dmd2", {"data": True, "r1": 1.0}),
     "dmd2-gan-lora": ("dmd2", {"data": True, "lora_student": 2, "lora_fake": 2, "ida": 0.1}),
-    "dmd2-guided": ("dmd2", {"ida": 0.03, "guidance_range": (1.5, 3.0), "guidance_cap": 1.0}),
+    "dmd2-guided": ("dmd2", {"ida": 0.03, "real_guidance": (1.5, 3.0), "guidance_cap": 1.0}),
     "dmd2-from-data": ("dmd2", {**FEW, "data": True, "student_inputs": "data", "gan_from": 2}),
     "dmd2-on-teacher": ("dmd2", {"data": True, "discriminator": "teacher"}),
     "f-distill": ("f-distill", {"data": True}),

@@ -1,6 +1,7 @@
 """Each method of the family as a run: it ends, is resumed bit for bit, and accumulates gradients to the same losses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +16,10 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.initialization import check_student_times
 from dmdistill.commands.distill.real_data import load_real_images
 from dmdistill.commands.distill.schedule import PhaseSchedule
-from dmdistill.commands.distill.setup import Distillation, set_up
+from dmdistill.commands.distill.setup import Distillation, guided_teacher, set_up
 from dmdistill.commands.options import change, check
 from dmdistill.commands.presets import from_method
+from dmdistill.core.denoisers import GuidedDenoiser
 from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.distributed.process_group import SINGLE_PROCESS
 from dmdistill.models.load import load_model, load_teacher
@@ -133,11 +135,12 @@ def test_a_student_of_several_steps_is_loaded_as_it_was(run, rng):
         ({"method": "dmd", "lambda_reg": 1.0, "match": False, "ida": 0.1}, "--ida with --no-match"),
         ({"method": "dmd2", "lora_student": 2, "ida": 0.1}, "--ida 0.1 with --lora-student 2"),
         ({"method": "dmd2", "ida": 1.0}, "--ida 1.0"),
-        ({"method": "dmd2", "guidance_range": (3.0,)}, "--guidance-range 3, "),
-        ({"method": "dmd2", "guidance_range": (8.0, 3.0)}, "--guidance-range 8 3"),
+        ({"method": "dmd2", "real_guidance": (1.0, 2.0, 3.0)}, "--real-guidance 1 2 3, "),
+        ({"method": "dmd2", "real_guidance": (8.0, 3.0)}, "--real-guidance 8 3"),
+        ({"method": "dmd2", "real_guidance": (-1.0,)}, "--real-guidance -1"),
         ({"method": "dmd2", "guidance_cap": 0.5}, "--guidance-cap 0.5"),
         ({"method": "sid", "guidance_cap": 1.0}, "--guidance-cap 1.0"),
-        ({"method": "decoupled-dmd", "guidance_range": (3.0, 8.0)}, "--guidance-range"),
+        ({"method": "decoupled-dmd", "real_guidance": (3.0, 8.0)}, "--real-guidance"),
         ({"method": "sida", "data": "x", "r1": 5.0}, "--r1 5.0, which is for --method dmd2 or f-distill, not for sida"),
         ({"method": "dmd2", "pairs": Path("x")}, "--pairs x, which --method dmd2 does not use"),
         ({"method": "sid", "pair_count": 5}, "--pair-count 5"),
@@ -202,7 +205,7 @@ def test_a_students_times_are_those_of_the_teachers_schedule(schedule, least, be
     ("options", "flag"),
     [
         ({"guidance_cap": 1.0}, "--guidance-cap 1 without guidance"),
-        ({"guidance_range": (2.0, 3.0), "guidance": 4.0}, "--guidance-range 2 3 with --guidance 4"),
+        ({"real_guidance": (2.0, 3.0), "guidance": 4.0}, "--real-guidance 2 3 with --guidance 4"),
     ],
 )
 def test_guidance_without_effect_is_refused(options, flag, tiny_teacher, tmp_path):
@@ -210,6 +213,25 @@ def test_guidance_without_effect_is_refused(options, flag, tiny_teacher, tmp_pat
     with pytest.raises(ValueError, match=flag):
         distill(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "scale", "scale_range"),
+    [
+        ({}, 2.0, None),
+        ({"guidance_cap": 1.0}, 2.0, None),
+        ({"real_guidance": (1.25,)}, 1.25, None),
+        ({"real_guidance": (1.0,)}, 1.0, None),
+        ({"real_guidance": (3.0, 8.0), "guidance_cap": 1.0}, 5.5, (3.0, 8.0)),
+    ],
+)
+def test_mu_real_has_a_guidance_of_its_own_and_pairs_keep_the_teachers(options, scale, scale_range, tiny_teacher):
+    teacher = replace(load_teacher(str(tiny_teacher)), guidance=2.0)
+    real = guided_teacher(change(DistillConfig(), **options), teacher)
+    assert isinstance(real, GuidedDenoiser)
+    assert (real.scale, real.scale_range, real.norm_cap) == (scale, scale_range, options.get("guidance_cap", 0.0))
+    assert real.denoiser is teacher.denoiser
+    assert teacher.guided_denoiser.scale == 2
 
 
 @pytest.mark.parametrize("name", ["dmd2-guided", "dmd2-gan-lora"])

@@ -134,14 +134,15 @@ def check_augmentation(config: DistillConfig, teacher: Teacher) -> None:
 def check_matching_guidance(config: DistillConfig, teacher: Teacher) -> None:
     """Raise a ValueError where the guidance of distribution matching has no effect, or the teacher cannot have it."""
     options = config.matching
-    if options.guidance_range:
-        flag = f"--guidance-range {' '.join(f'{scale:g}' for scale in options.guidance_range)}"
-        check_guidable(teacher, flag)
+    if options.real_guidance:
+        flag = f"--real-guidance {options.real_guidance_text}"
+        if options.real_guidance != (1,):
+            check_guidable(teacher, flag)
         if config.ode.guidance is not None and config.regression.lambda_reg == 0:
             raise ValueError(f"{flag} with --guidance {config.ode.guidance:g} and no pairs: give one of them")
     elif options.guidance_cap and teacher.guidance == 1:
         raise ValueError(
-            f"--guidance-cap {options.guidance_cap:g} without guidance: give --guidance above 1, or --guidance-range"
+            f"--guidance-cap {options.guidance_cap:g} without guidance: give --guidance above 1, or --real-guidance"
         )
 
 

@@ -257,7 +257,7 @@ class DistillConfig:
     def check_guidance_and_ida(self) -> None:
         """Raise a ValueError where nothing is matched, or the fake score and the student train other weights."""
         ida, memory, matching = self.fake_score.ida, self.memory, self.matching
-        options = {"--ida": ida, "--guidance-range": matching.guidance_range, "--guidance-cap": matching.guidance_cap}
+        options = {"--ida": ida, "--real-guidance": matching.real_guidance, "--guidance-cap": matching.guidance_cap}
         if not matching.match and (given := [flag for flag, value in options.items() if value]):
             raise ValueError(f"{given[0]} with --no-match, which matches no distributions: leave it out")
         if ida and memory.lora_student != memory.lora_fake:

@@ -31,8 +31,9 @@ class MatchingOptions:
     """Shift s of a flow's times t, drawn from --min-t to --max-t: t <- s t/(1 + (s - 1) t), towards noise; 1: none."""
     weight: str = "eq8"
     """Weight of the gradient: eq8 (Eq. 8), sigma, sigma3 (table 3), or your own function as module:function."""
-    guidance_range: tuple[float, ...] = ()
-    """Least and largest guidance scale, drawn for each sample in place of --guidance; pairs keep that of --guidance."""
+    real_guidance: tuple[float, ...] = ()
+    """Guidance scale of mu_real in place of --guidance, which pairs keep; or two, between which one is drawn for each
+    sample. A lower one than the pairs' gives images of more variety."""
     guidance_cap: float = 0.0
     """Largest norm of the guided mean, as a multiple of that of the conditional one, such as 1; 0 for no cap."""
 
@@ -45,6 +46,13 @@ class MatchingOptions:
             raise ValueError(f"--min-t {self.min_t} --max-t {self.max_t}, expected 0 <= min-t < max-t <= 1")
         require_name(self, "weight", WEIGHTS)
         require(self, "at least 1, or 0 for no cap", lambda value: value == 0 or value >= 1, "guidance_cap")
-        if (scales := self.guidance_range) and not (len(scales) == 2 and 0 <= scales[0] < scales[1]):
-            text = " ".join(f"{scale:g}" for scale in scales)
-            raise ValueError(f"--guidance-range {text}, expected two scales from 0, the smaller one first: 3 8")
+        scales = self.real_guidance
+        if len(scales) > 2 or min(scales, default=0) < 0 or (len(scales) == 2 and scales[0] >= scales[1]):
+            raise ValueError(
+                f"--real-guidance {self.real_guidance_text}, expected a scale from 0, or two, the smaller first: 3 8"
+            )
+
+    @property
+    def real_guidance_text(self) -> str:
+        """The scales as they are typed."""
+        return " ".join(f"{scale:g}" for scale in self.real_guidance)

@@ -64,7 +64,7 @@ SINGLE_OPTIONS = {
     "sid_alpha": ("sid", "sida"),
     "time_shift": ("dmd2", "f-distill", "decoupled-dmd"),
     "weight": ("dmd", "dmd2", "decoupled-dmd"),
-    "guidance_range": ("dmd", "dmd2", "f-distill"),
+    "real_guidance": ("dmd", "dmd2", "f-distill"),
     "guidance_cap": ("dmd", "dmd2", "f-distill"),
 }
 """Options of few methods, and these methods."""

@@ -139,14 +139,11 @@ def implicit_alignment(
 def guided_teacher(config: DistillConfig, teacher: Teacher) -> Denoiser:
     """Return mu_real, with the guidance that distribution matching has."""
     options = config.matching
-    if options.guidance_range:
-        low, high = options.guidance_range
-        return GuidedDenoiser(
-            teacher.denoiser, (low + high) / 2, scale_range=(low, high), norm_cap=options.guidance_cap
-        )
-    if options.guidance_cap:
-        return GuidedDenoiser(teacher.denoiser, teacher.guidance, norm_cap=options.guidance_cap)
-    return teacher.guided_denoiser
+    scales, cap = options.real_guidance or (teacher.guidance,), options.guidance_cap
+    if scales == (teacher.guidance,) and not cap:
+        return teacher.guided_denoiser
+    scale_range = (scales[0], scales[1]) if len(scales) == 2 else None
+    return GuidedDenoiser(teacher.denoiser, sum(scales) / len(scales), scale_range=scale_range, norm_cap=cap)
 
 
 def build_objectives(
