@@ -16,7 +16,7 @@ TEMPLATES = sorted(ROOT.glob("commands/export/templates/[!_]*.py"))  # files tha
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file not in TEMPLATES]
 TIERS = [["core", "networks", "distributed"], ["io"], ["data", "training"], ["metrics"], ["models"], ["commands"]]
 COMMAND_TIERS = [
-    ["options", "presets", "help_text", "unknown_words"],
+    ["options", "presets", "help_text", "unknown_words", "flag_values"],
     ["run_folder", "prompts", "solver_options"],
     ["pairs", "teach", "evaluate", "sample", "export", "convert", "classifier"],
     ["distill", "bench"],

@@ -80,7 +80,7 @@ def test_an_unknown_model_is_named(arguments, refused):
         (["distil"], "distill"),
         (["distill", "--solver", "huen"], "heun"),
         (["distill", "--steps", "many"], "many"),
-        (["evaluate"], "dmdistill evaluate --help"),
+        (["evaluate"], "dmdistill evaluate MODEL"),
     ],
 )
 def test_a_typo_in_a_flag_suggests(arguments, hint, capsys, tmp_path):

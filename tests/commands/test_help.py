@@ -67,7 +67,7 @@ def test_kinds_of_values_are_named():
     assert "--transition {sde,ode}  " in lines
     assert "(default: on)" in lines
     assert "MODEL [OUT]" in command_help("convert", COMMANDS["convert"].config)
-    assert "--labels, --class INT ..." in command_help("sample", COMMANDS["sample"].config)
+    assert "--labels, --class TEXT ..." in command_help("sample", COMMANDS["sample"].config)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])

@@ -26,6 +26,29 @@ def test_labels_out_of_range_are_refused(index):
         SPACE.select(torch.tensor(index))
 
 
+@pytest.mark.parametrize(("label", "number"), [(2, 2), ("2", 2), ("cat", 2), (" Bee", 1), ("ANT", 0)])
+def test_a_class_is_known_by_its_number_and_its_name(label, number):
+    assert SPACE.number(label) == number
+
+
+def test_a_name_comes_before_no_number_of_another_class():
+    """Classes named by digits, in another order than their numbers: numbers are numbers."""
+    assert [LabelSpace(("1", "0")).number(label) for label in ("0", "1", 0, 1)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (3, "no class 3, expected 0 to 2 or a name of 3 classes: ant, bee, cat"),
+        ("-1", "no class -1, expected 0 to 2"),
+        ("beee", "no class beee, .*; did you mean 'bee'?"),
+    ],
+)
+def test_an_unknown_class_is_refused(label, message):
+    with pytest.raises(ValueError, match=message):
+        SPACE.number(label)
+
+
 def test_no_labels_are_labels_too():
     assert SPACE.select(torch.tensor([], dtype=torch.int64)).one_hot.shape == (0, 3)
 

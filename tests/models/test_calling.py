@@ -49,6 +49,8 @@ def test_the_command_gives_the_same_images(student, tmp_path):
     config = SampleConfig(str(tmp_path / "student"), tmp_path / "x.png", count=70, labels=(7, 2), seed=3, compute=CPU)
     loaded = load_model(str(tmp_path / "student")).to(torch.device("cpu"))
     assert torch.equal(sample(config), loaded(labels=[7, 2], count=70, seed=3))
+    names = [loaded.conditions.names[number] for number in (7, 2)]
+    assert torch.equal(loaded(labels=names, seed=3), loaded(labels=[7, 2], seed=3))
 
 
 def test_an_unconditional_model_is_drawn_from_noise_alone():
@@ -82,6 +84,7 @@ def test_prompts_are_encoded_and_taken_in_turn(tiny_pipeline, tmp_path, monkeypa
     [
         ({"labels": [3, 10]}, "tiny-student has no class 10, expected 0 to 9"),
         ({"labels": [-1]}, "no class -1"),
+        ({"labels": "gown"}, "no class gown"),
         ({"labels": []}, "0 images, expected at least 1"),
         ({"count": 0}, "0 images, expected at least 1"),
         ({"prompts": "a cat"}, "no text-to-image model: it takes no prompts"),

@@ -22,6 +22,7 @@ from dmdistill.commands.demo.config import DemoConfig
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.evaluate.config import EvaluateConfig
 from dmdistill.commands.export.config import ExportConfig
+from dmdistill.commands.flag_values import check_values
 from dmdistill.commands.help_text import command_help
 from dmdistill.commands.info.config import InfoConfig
 from dmdistill.commands.list_presets.config import PresetsConfig
@@ -138,6 +139,8 @@ def fail(message: str, *, code: int = 2) -> None:
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
     """Return the command and its configuration: options of a preset or of a resumed run, with the flags over them."""
+    if arguments[0] in COMMANDS:
+        check_values(arguments, COMMANDS[arguments[0]].config)
     config = parse_flags(arguments, {})
     name = next(name for name, command in COMMANDS.items() if type(config) is command.config)
     if folder := getattr(config, "resume", None):

@@ -51,6 +51,7 @@ class Option:
         default: the value that it has without a flag.
         required: it has no default.
         group: heading of its group.
+        hint: its type.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Option:
     default: Any
     required: bool
     group: str
+    hint: Any
 
 
 def list_options(kind: type, config: Any = None) -> list[Option]:
@@ -87,7 +89,7 @@ def walk(kind: Any, config: Any, group: str) -> Iterator[Option]:
         values = field.name.upper() if positional else metavar(inner)
         flags, text = () if positional else tuple(names), texts.get(field.name, "")
         required = field.default is field.default_factory is dataclasses.MISSING
-        yield Option(field.name, flags, values, text, value, required, group)
+        yield Option(field.name, flags, values, text, value, required, group, inner)
 
 
 def default_value(field: dataclasses.Field[Any]) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
+from dmdistill.io.errors import did_you_mean
 
 __all__ = ["Conditions", "LabelSpace", "Labels", "TextEncoder"]
 
@@ -104,6 +105,16 @@ class LabelSpace:
         """Return the number and names of the classes; of more than 20 only the first three and the last name."""
         few = self.names if len(self) <= 20 else (*self.names[:3], "...", self.names[-1])
         return f"{len(self)} classes: {', '.join(few)}"
+
+    def number(self, label: int | str) -> int:
+        """Return the number of a class that is given by its number or its name. ValueError for an unknown one."""
+        known = {name.casefold(): number for number, name in enumerate(self.names)}
+        known |= {str(number): number for number in range(len(self))}
+        number = known.get(str(label).strip().casefold())
+        if number is None:
+            hint = did_you_mean(str(label), self.names)
+            raise ValueError(f"no class {label}, expected 0 to {len(self) - 1} or a name of {self}{hint}")
+        return number
 
     def select(self, index: Tensor) -> Labels:
         """Return labels by number. They are checked on the CPU only: on another device that would be to wait for it."""

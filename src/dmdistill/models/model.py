@@ -76,7 +76,7 @@ class Model(ABC):
         self,
         prompts: str | Sequence[str] | None = None,
         *,
-        labels: int | Sequence[int] | None = None,
+        labels: int | str | Sequence[int | str] | None = None,
         count: int | None = None,
         seed: int = 0,
     ) -> Tensor:
@@ -84,7 +84,7 @@ class Model(ABC):
 
         Args:
             prompts: of a text-to-image model, taken in turn. They are encoded once and cached on disk.
-            labels: numbers of classes, from 0, taken in turn; without them every class in turn.
+            labels: numbers of classes, from 0, or their names, taken in turn; without them every class in turn.
             count: images; by default one for each prompt or label that is given, else one.
             seed: of the noise.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmdistill.data.conditions import Conditions, TextEncoder
+from dmdistill.data.conditions import Conditions, LabelSpace, TextEncoder
 
 __all__ = ["Request", "read_request"]
 
@@ -35,7 +35,7 @@ def read_request(
     text: TextEncoder | None,
     *,
     prompts: str | Sequence[str] | None,
-    labels: int | Sequence[int] | None,
+    labels: int | str | Sequence[int | str] | None,
     count: int | None,
 ) -> Request:
     """Check prompts, labels and count for a model. ValueError, naming it, for missing, unknown or unsupported ones.
@@ -45,17 +45,16 @@ def read_request(
         conditions: its classes, or prompts that it has already; None for none.
         text: its text encoder; None for a model without text.
         prompts: one or more, or None.
-        labels: one or more, or None.
+        labels: numbers or names of classes, one or more, or None.
         count: of images; None for one for each prompt or label, or one.
     """
     texts = [prompts] if isinstance(prompts, str) else prompts
-    numbers = [labels] if isinstance(labels, int) else labels
-    given = numbers if texts is None else texts
+    labels = [labels] if isinstance(labels, int | str) else labels
+    given = labels if texts is None else texts
     count = (1 if given is None else len(given)) if count is None else count
     if count < 1:
         raise ValueError(f"{name}: {count} images, expected at least 1")
-    if numbers is not None:
-        check_labels(name, conditions, text, numbers)
+    numbers = None if labels is None else label_numbers(name, conditions, text, labels)
     if texts is not None:
         check_prompts(name, text, texts)
     elif text is not None and conditions is None:
@@ -71,9 +70,13 @@ def check_prompts(name: str, text: TextEncoder | None, prompts: Sequence[str]) -
         raise ValueError(f"{name}: a prompt without words")
 
 
-def check_labels(name: str, conditions: Conditions | None, text: TextEncoder | None, labels: Sequence[int]) -> None:
-    """Raise a ValueError where a model has no classes, or not these."""
-    if text is not None or conditions is None:
+def label_numbers(
+    name: str, conditions: Conditions | None, text: TextEncoder | None, labels: Sequence[int | str]
+) -> list[int]:
+    """Return the numbers of classes. ValueError where a model has no classes, or not these."""
+    if not isinstance(conditions, LabelSpace):
         raise ValueError(f"{name} {'takes prompts' if text is not None else 'is unconditional'}: it takes no labels")
-    if odd := [label for label in labels if not 0 <= label < len(conditions)]:
-        raise ValueError(f"{name} has no class {odd[0]}, expected 0 to {len(conditions) - 1}")
+    try:
+        return [conditions.number(label) for label in labels]
+    except ValueError as error:
+        raise ValueError(f"{name} has {error}") from None

@@ -24,9 +24,9 @@ def student(tiny_teacher, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "labels", "prompt"),
     [
-        (["--labels", "7", "2"], (7, 2), ()),
-        (["--labels", "7", "--labels", "2", "3"], (7, 2, 3), ()),
-        (["--class", "7", "--labels", "2"], (7, 2), ()),
+        (["--labels", "7", "2"], ("7", "2"), ()),
+        (["--labels", "7", "--labels", "coat", "3"], ("7", "coat", "3"), ()),
+        (["--class", "7", "--labels", "2"], ("7", "2"), ()),
         (["--prompt", "a cat", "a dog"], (), ("a cat", "a dog")),
         (["--prompt", "a cat", "--prompt", "a dog"], (), ("a cat", "a dog")),
         ([], (), ()),
@@ -84,6 +84,7 @@ def test_the_folder_of_the_grid_is_created(student, tmp_path):
     [
         (["--labels", "3", "99"], "--labels 3 99: tiny-student has no class 99, expected 0 to 9"),
         (["--labels", "-1"], "no class -1"),
+        (["--labels", "jackal"], "--labels jackal: tiny-student has no class jackal"),
         (["--prompt", "a cat"], "--prompt"),
         (["--prompt", "a cat", "--prompts", "cats.txt"], "--prompts cats.txt"),
         (["--prompt", " "], "--prompt"),

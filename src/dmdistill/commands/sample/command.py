@@ -14,6 +14,7 @@ from dmdistill.data.image_tensors import save_grid
 from dmdistill.io.atomic import check_writable
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
+from dmdistill.models.requests import read_request
 
 __all__ = ["sample"]
 
@@ -49,7 +50,9 @@ def check_conditions(config: SampleConfig, model: Model) -> None:
             raise ValueError(f"{labels}: {model.name} is a text-to-image model, give --prompt TEXT instead")
         if model.conditions is None:
             raise ValueError(f"{labels}: {model.name} is unconditional, omit it")
-        if odd := [label for label in config.labels if not 0 <= label < len(model.conditions)]:
-            raise ValueError(f"{labels}: {model.name} has no class {odd[0]}, expected 0 to {len(model.conditions) - 1}")
+        try:
+            read_request(model.name, model.conditions, None, prompts=None, labels=config.labels, count=None)
+        except ValueError as error:
+            raise ValueError(f"{labels}: {error}") from None
     if model.text is not None and model.conditions is None and not config.prompt and config.prompts is None:
         raise ValueError(f"{model.name} is a text-to-image model: give --prompt TEXT, or --prompts FILE for many")

@@ -15,11 +15,11 @@ __all__ = ["SampleConfig"]
 
 
 if TYPE_CHECKING:  # flat, once the values of a repeated flag are joined
-    Labels = tuple[int, ...]
-    Prompts = tuple[str, ...]
+    Texts = tuple[str, ...]
+    Labels = tuple[int | str, ...]
 else:
-    Labels = Annotated[tuple[tuple[int, ...], ...], UseAppendAction, arg(aliases=("--class",))]
-    Prompts = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
+    Texts = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
+    Labels = Annotated[tuple[tuple[str, ...], ...], UseAppendAction, arg(aliases=("--class",))]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class SampleConfig:
     columns: int = 8
     """Images per row of the grid."""
     labels: Labels = ()
-    """Class labels, repeated as needed. Default: every class in turn."""
-    prompt: Prompts = ()
+    """Classes, by number or name, repeated as needed. Default: every class in turn."""
+    prompt: Texts = ()
     """Prompts of a text-to-image model, each in quotes, repeated as needed."""
     prompts: str | None = None
     """Source of prompts: a .txt file with one per line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
@@ -49,7 +49,7 @@ class SampleConfig:
     """Where and how to compute."""
 
     def __post_init__(self) -> None:
-        """Join the values of flags that are given several times: `--labels 1 2 --labels 3` is (1, 2, 3)."""
+        """Join the values of flags that are given several times: `--labels 1 2 --labels 3` is ("1", "2", "3")."""
         for name in ("labels", "prompt"):
             groups = (group if isinstance(group, tuple) else (group,) for group in getattr(self, name))
             object.__setattr__(self, name, tuple(chain.from_iterable(groups)))
