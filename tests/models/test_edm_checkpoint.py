@@ -195,7 +195,7 @@ def test_other_networks_are_refused(edm, tmp_path):
 def test_a_checkpoint_cut_short_or_missing_is_named(checkpoint, tmp_path):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     refused(checkpoint, "cannot be read as a checkpoint")
-    with pytest.raises(ValueError, match=r"unknown model .nothing\.pkl."):
+    with pytest.raises(ValueError, match=r"there is no file or folder nothing\.pkl"):
         load_model("nothing.pkl")
 
 

@@ -52,6 +52,9 @@ def test_models_of_the_folder_models_are_known_by_name(monkeypatch, tmp_path):
     ("name", "message"),
     [
         ("pipelin", "unknown model 'pipelin'; did you mean 'pipeline'"),
+        ("runs/deom", r"there is no folder runs/deom; did you mean 'runs/demo'\? as a name of the hub: "),
+        ("runs/demo/x/y", "there is no file or folder runs/demo/x/y$"),
+        ("mine.pkl", "there is no file or folder mine.pkl$"),
         ("pipeline/unet", "pipeline/unet is a component of the pipeline pipeline: give that folder instead"),
         (
             "nowhere:teacher",
@@ -62,6 +65,7 @@ def test_models_of_the_folder_models_are_known_by_name(monkeypatch, tmp_path):
 )
 def test_a_name_that_is_nearly_right_gets_a_hint(name, message, monkeypatch, tmp_path):
     (tmp_path / "pipeline").symlink_to(MODELS / "fashion-text")
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "needs_more.py").write_text("import nowhere")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"^.{{0,40}}{message}"):

@@ -219,7 +219,7 @@ def test_a_teacher_at_hand_is_shared(student):
 def test_a_teacher_that_is_gone_is_named(student):
     folder, _ = student
     shutil.rmtree(folder.parent / "teacher")
-    refused(folder, "a student of the teacher '.*/teacher', which is needed: unknown model")
+    refused(folder, "a student of the teacher '.*/teacher', which is needed: there is no file or folder")
 
 
 def test_another_teacher_is_refused(student):

@@ -18,7 +18,7 @@ from dmdistill.data.image_names import is_image_name
 from dmdistill.data.image_tensors import center_crop_batch
 from dmdistill.io.file_hashes import hash_files
 
-__all__ = ["ArrayImages", "ImageSource", "StoredImages", "check_images", "is_images", "open_images"]
+__all__ = ["ArrayImages", "ImageSource", "StoredImages", "check_images", "has_test_images", "is_images", "open_images"]
 
 PARTS = ("train", "test")
 MODELS = ("config.json", "model_index.json")  # files of a model's folder
@@ -183,6 +183,11 @@ def is_images(source: str) -> bool:
     """Return whether a source is one of images. The folder of a model or run is none, though it has pictures too."""
     path, _ = split_source(source)
     return not is_model_or_run(path) and (is_cifar10(path) or is_idx_folder(path) or has_images(path))
+
+
+def has_test_images(path: Path) -> bool:
+    """Whether a set has test images of its own, source:test."""
+    return is_cifar10(path) or is_idx_folder(path)
 
 
 def is_model_or_run(path: Path) -> bool:

@@ -104,7 +104,10 @@ def download_file() -> Path:
     try:
         download(f"{url}/{FILE}", file, check=read_verified)
     except ValueError as error:
-        other = "--metrics frechet --feature-extractor fashion-classifier compares in other features"
+        other = (
+            "--metrics frechet --feature-extractor NAME measures in another network's features: fashion-classifier for "
+            "grey images, or one that `dmdistill classifier --data IMAGES` trains on yours"
+        )
         raise ValueError(f"{error}; without it `dmdistill evaluate` with {other}") from None
     return file
 

@@ -98,7 +98,8 @@ def find_model(name: str, teacher: Teacher | None, size: ImageSize | None, *, la
             return load_diffusers(name, size=size, lazy=lazy)
         except ValueError as error:
             if path.parent.is_dir():  # owner/name of the hub looks just like a path
-                raise ValueError(f"there is no folder {name}, and as a name of the hub: {error}") from None
+                hint = did_you_mean(name, neighbours(path)) or ", and"
+                raise ValueError(f"there is no folder {name}{hint} as a name of the hub: {error}") from None
             raise
     raise unknown_model(name)
 
@@ -173,13 +174,16 @@ def display_name(name: str) -> str:
 
 def unknown_model(name: str) -> ValueError:
     """Return the error for an unknown name, with the names that are known and the nearest of them."""
+    path = Path(name)
+    if path.suffix in {".pkl", ".safetensors", *WEIGHTS_ONLY} or len(path.parts) > 1:
+        return ValueError(f"there is no file or folder {name}{did_you_mean(name, neighbours(path))}")
     models = [
         name
         for name, folder in bundled_models().items()
         if is_diffusers(folder) or read_json(folder / "config.json")["kind"] != "feature_extractor"
     ]
     in_models = [folder.name for folder in Path("models").glob("*")]
-    hint = did_you_mean(name, [*models, *NAMES, *neighbours(Path(name)), *in_models]) or "."
+    hint = did_you_mean(name, [*models, *NAMES, *neighbours(path), *in_models]) or "."
     return ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*models, summary(), FORMS])}")
 
 

@@ -8,11 +8,19 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 
-from dmdistill.io.errors import first_line
+import torch
+
+from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.solvers import SOLVERS
+from dmdistill.io.errors import did_you_mean, first_line
 from dmdistill.models.model import Teacher
 
 __all__ = ["is_python_function", "load_python_function"]
+
+LARGEST_TRIED = 1_000_000_000  # parameters of a network that is tried on a CPU within seconds
+PACKAGE = Path(__file__).parents[1]
 
 
 def is_python_function(name: str) -> bool:
@@ -47,13 +55,57 @@ def load_python_function(name: str) -> Teacher:
         raise ValueError(f"teacher {name}: {describe(error)}") from error
     if not isinstance(teacher, Teacher):
         raise ValueError(f"teacher {name}: the function returned a {type(teacher).__name__}, expected a Teacher")
+    check_teacher(name, teacher)
     teacher.denoiser.eval().requires_grad_(False)
     config = {"kind": "teacher"} | {key: getattr(teacher, key) for key in ("name", "licence", "feature_extractor")}
     return dataclasses.replace(teacher, config={**config, **teacher.config, "source": name})
 
 
+def check_teacher(name: str, teacher: Teacher) -> None:
+    """Raise a ValueError for parts of another kind, and for a network that fails on the teacher's own inputs.
+
+    The network is evaluated once, on two images of noise, unless it has more than `LARGEST_TRIED` parameters.
+    """
+    if not isinstance(teacher.denoiser, Denoiser):
+        kind = type(teacher.denoiser).__name__
+        raise ValueError(
+            f"teacher {name}: its denoiser is a {kind}, expected one of dmdistill's around it, such as "
+            "FlowDenoiser(network, Flow()), which say what the network predicts"
+        )
+    if teacher.solver not in SOLVERS:
+        hint = did_you_mean(teacher.solver, SOLVERS)
+        raise ValueError(f"teacher {name}: solver {teacher.solver!r}, expected one of {', '.join(SOLVERS)}{hint}")
+    if teacher.num_parameters <= LARGEST_TRIED:
+        evaluate_once(name, teacher)
+
+
+@torch.no_grad()
+def evaluate_once(name: str, teacher: Teacher) -> None:
+    """Evaluate a teacher's network on two images of noise. ValueError where it fails, or returns no such images."""
+    schedule = teacher.denoiser.schedule
+    with torch.random.fork_rng(devices=[]):
+        z, cond = teacher.move_inputs(*teacher.sample_inputs(2, rng=torch.Generator().manual_seed(0)))
+        shape = " x ".join(map(str, z.shape))
+        classes = "cond None" if teacher.conditions is None else f"the labels of {len(teacher.conditions)} classes"
+        called = f"teacher {name}: its network, called with x_t of {shape}, t of 2 and {classes},"
+        try:
+            mu = teacher.denoiser(schedule.prior_std * z, z.new_full((2,), schedule.t_max), cond)
+        except Exception as error:  # whatever the user's network raises
+            raise ValueError(f"{called} fails with {describe(error)}") from error
+    if mu.shape != z.shape:
+        raise ValueError(f"{called} gives images of {' x '.join(map(str, mu.shape))}, expected {shape}")
+    if mu.device.type != "meta" and not mu.isfinite().all():
+        raise ValueError(f"{called} gives NaN or infinity")
+
+
 def describe(error: Exception) -> str:
     """Return what went wrong, in one line, and where in the user's code."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen ")]
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames[1:] else ""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [one for one in frames if not one.filename.startswith("<") and not in_library(one.filename)]
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {first_line(error)}{where}"
+
+
+def in_library(file: str) -> bool:
+    """Whether a file is of this package or of an installed one."""
+    return bool({"site-packages", "dist-packages"} & {*Path(file).parts}) or PACKAGE in Path(file).parents

@@ -363,6 +363,7 @@ def test_statistics_of_edm_are_a_reference(student, photos, tmp_path, network):
 
 def test_what_a_teacher_draws_is_a_reference(student, tiny_teacher, network):
     report = run(student, f"model:{tiny_teacher}", images=12)
+    assert report["metrics"] == run(f"model:{student}", f"model:{tiny_teacher}", images=12)["metrics"]
     assert report["metrics"]["fid"] > 0
     itself = run(student, f"model:{student}", metrics="fid", images=400)
     assert 0 < itself["metrics"]["fid"] < report["metrics"]["fid"]  # noise of its own

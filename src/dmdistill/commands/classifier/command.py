@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from dmdistill.commands.classifier.config import ClassifierConfig
 from dmdistill.commands.options import check, option_values
 from dmdistill.commands.run_folder import setup_compute
+from dmdistill.data.image_sources import has_test_images
 from dmdistill.data.image_tensors import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled_images
 from dmdistill.io.atomic import atomic_write, check_writable, write_json
@@ -34,9 +36,7 @@ def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
     check(config)
     check_new_folder(config.out, "choose another --out")
     check_writable(config.out / "model.safetensors")
-    data, held_out = load_labelled_images(config.data), load_labelled_images(config.data, train=False)
-    if not data.names:
-        raise ValueError(f"--data {config.data}: no labels: put the images of each class in a folder of its own")
+    data, held_out = load_parts(config)
     if config.batch > len(data):
         raise ValueError(f"--batch {config.batch}, expected at most {len(data)}, the number of images")
     device, precision = setup_compute(config.compute)
@@ -59,6 +59,25 @@ def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
         markup=False,
     )
     return extractor
+
+
+def load_parts(config: ClassifierConfig) -> tuple[LabelledImages, LabelledImages]:
+    """Load the training and the test images; a tenth of the images, drawn by --seed, where a set has no test images."""
+    data = load_labelled_images(config.data, side=config.side)
+    if not data.names:
+        raise ValueError(f"--data {config.data}: no labels: put the images of each class in a folder of its own")
+    if has_test_images(config.data):
+        return data, load_labelled_images(config.data, train=False, side=config.side)
+    if len(data) < 10:
+        raise ValueError(f"--data {config.data}: {len(data)} images, expected at least 10: a tenth is held out")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
+    test, train = (select_images(data, rows) for rows in order.tensor_split([len(data) // 10]))
+    return train, test
+
+
+def select_images(data: LabelledImages, rows: Tensor) -> LabelledImages:
+    """Return the images with these numbers."""
+    return replace(data, images=data.images[rows], labels=data.labels[rows])
 
 
 def fit(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from dmdistill.commands.options import ComputeOptions, require_at_least, require_positive
+from dmdistill.commands.options import ComputeOptions, require, require_at_least, require_positive
 
 __all__ = ["ClassifierConfig"]
 
@@ -18,7 +18,10 @@ class ClassifierConfig:
     """Train a small classifier as feature extractor of the Frechet distance."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Folder of the IDX files of Fashion-MNIST or another set, or of CIFAR-10's binary version, with test images."""
+    """Labelled images: IDX files, CIFAR-10's binary version, or pictures with a folder for each class. Of sets without
+    test images a tenth is held out."""
+    side: int | None = None
+    """Pixels that each image is cropped to, a square around its middle, and resized to. The default is as they are."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
     preset: str = ""
@@ -38,3 +41,4 @@ class ClassifierConfig:
         """Raise a ValueError for a number that an option cannot have."""
         require_at_least(self, 1, "epochs", "batch")
         require_positive(self, "lr")
+        require(self, "from 4 to 4096", lambda side: side is None or 4 <= side <= 4096, "side")

@@ -92,7 +92,8 @@ def open_evaluation(
 def open_model(config: EvaluateConfig, device: torch.device, precision: torch.dtype | None) -> Model | None:
     """Load config.model; None for a set of images. ValueError for solver options of anything but a teacher."""
     if not is_images(config.model):
-        return with_sampling_options(load(config.model, config, device, precision), config.ode)
+        name = config.model.removeprefix(MODEL_PREFIX)  # as --reference names models
+        return with_sampling_options(load(name, config, device, precision), config.ode)
     refuse_solver_options(config.ode, f"{config.model} is a set of images")
     return None
 
@@ -130,7 +131,7 @@ def open_classifier(
     if classifier.channels != source.shape[0]:
         raise ValueError(
             f"--feature-extractor {name} takes images of {classifier.channels} channel(s), {source.name}'s have "
-            f"{source.shape[0]}"
+            f"{source.shape[0]}: `dmdistill classifier --data IMAGES` trains one on images like yours"
         )
     return classifier
 

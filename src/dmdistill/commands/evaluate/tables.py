@@ -61,5 +61,9 @@ def print_table(table: Table, report: Report, comparing: Sequence[str]) -> None:
         labels = ", ".join(METRICS[name].label for name in comparing)
         missing = "" if report["metrics"] else "no quality was measured: "
         lines.append(f"{missing}for {labels} give real images by --reference DATA, {REFERENCES}")
+        if missing:
+            lines.append(
+                "without real images, `dmdistill evaluate STUDENT --reference model:TEACHER` compares with the teacher"
+            )
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
