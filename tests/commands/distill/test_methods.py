@@ -205,7 +205,7 @@ def test_a_students_times_are_those_of_the_teachers_schedule(schedule, least, be
     ("options", "flag"),
     [
         ({"guidance_cap": 1.0}, "--guidance-cap 1 without guidance"),
-        ({"real_guidance": (2.0, 3.0), "guidance": 4.0}, "--real-guidance 2 3 with --guidance 4"),
+        ({"guidance_cap": 1.0, "guidance": 2.0, "real_guidance": (1.0,)}, "--guidance-cap 1 without guidance"),
     ],
 )
 def test_guidance_without_effect_is_refused(options, flag, tiny_teacher, tmp_path):

@@ -134,13 +134,9 @@ def check_augmentation(config: DistillConfig, teacher: Teacher) -> None:
 def check_matching_guidance(config: DistillConfig, teacher: Teacher) -> None:
     """Raise a ValueError where the guidance of distribution matching has no effect, or the teacher cannot have it."""
     options = config.matching
-    if options.real_guidance:
-        flag = f"--real-guidance {options.real_guidance_text}"
-        if options.real_guidance != (1,):
-            check_guidable(teacher, flag)
-        if config.ode.guidance is not None and config.regression.lambda_reg == 0:
-            raise ValueError(f"{flag} with --guidance {config.ode.guidance:g} and no pairs: give one of them")
-    elif options.guidance_cap and teacher.guidance == 1:
+    if options.real_guidance not in ((), (1,)):
+        check_guidable(teacher, f"--real-guidance {options.real_guidance_text}")
+    elif options.guidance_cap and (options.real_guidance or teacher.guidance == 1):
         raise ValueError(
             f"--guidance-cap {options.guidance_cap:g} without guidance: give --guidance above 1, or --real-guidance"
         )
