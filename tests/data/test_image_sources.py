@@ -222,7 +222,9 @@ def test_digests_follow_the_content(pixels, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ("nowhere", "nowhere does not exist"),
+        ("nowhere", "nowhere does not exist: .* \\(test images by :test\\)$"),
+        ("fashion-mnist", r"Fashion-MNIST's four \.gz files are at https://"),
+        ("cifar-10-batches-bin", "CIFAR-10's binary version is at https://"),
         ("nowhere:test", "nowhere does not exist"),
         ("empty", "empty holds no images; expected a folder or a .zip"),
         ("pictures:test", "pictures:test: only"),

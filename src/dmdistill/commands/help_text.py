@@ -26,14 +26,14 @@ COURSE: dict[str, tuple[str, ...]] = {
     "Teacher and data": ("teacher", "prompts", "guidance", "height", "data", "pairs", "pair_count", "start"),
     "Method and its length": ("preset", "method", "student_steps", "steps", "batch", "lr", "lambda_reg", "fake_steps"),
 }
-DISTILL_RUN = ("out", "resume", "seed", "reference", "evaluate_every", "report_images", "device", "precision")
+RUN = ("out", "resume", "seed", "device", "precision", "threads")
 EVERYDAY: dict[str, dict[str, tuple[str, ...]]] = {
-    "distill": {**COURSE, "Run": DISTILL_RUN},
+    "distill": {**COURSE, "Run": ("reference", *RUN)},
     "plan": {"Devices": ("processes", "peak_tflops", "utilization", "strategy", "json"), **COURSE},
     "teach": {
         "Data and network": ("data", "side", "kind", "prediction", "model_channels", "channel_mult"),
         "Training": ("preset", "steps", "batch", "lr", "ema_halflife", "augment"),
-        "Run": ("out", "resume", "seed", "device", "precision"),
+        "Run": RUN,
     },
 }
 """The options that `--help` of commands with many shows, below headings; `--help-all` shows all."""

@@ -27,6 +27,10 @@ FORMATS = (
     "a folder or a .zip of pictures, a .csv, .tsv, .jsonl or .parquet of their names, the files of CIFAR-10's binary "
     "version, or IDX files (test images by :test)"
 )
+PUBLISHED = {
+    "fashionmnist": "Fashion-MNIST's four .gz files are at https://github.com/zalandoresearch/fashion-mnist",
+    "cifar10": "CIFAR-10's binary version is at https://www.cs.toronto.edu/~kriz/cifar.html",
+}
 
 
 class ImageSource(Protocol):
@@ -169,7 +173,8 @@ def check_images(source: str) -> None:
     """Raise a ValueError where a source is missing or is not one of images, of which none is read."""
     path, _ = split_source(source)
     if not path.exists():
-        raise ValueError(f"{path} does not exist: expected {FORMATS}")
+        where = next((f". {at}" for name, at in PUBLISHED.items() if name in path.name.replace("-", "").lower()), "")
+        raise ValueError(f"{path} does not exist: expected {FORMATS}{where}")
     if is_model_or_run(path):
         raise ValueError(f"{source} is a model's or a run's folder; expected {FORMATS}")
     if not is_images(source):

@@ -17,6 +17,9 @@ from helpers.configs import configure
     ("out", "name"),
     [
         ("runs/first", "tiny-student-first"),
+        ("runs/tiny", "tiny-student"),
+        ("runs/tiny-long", "tiny-student-long"),
+        ("runs/tinylong", "tiny-student-tinylong"),
         ("second/", "tiny-student-second"),
         (".", "tiny-student-here"),
         ("a b\nc", "tiny-student-a-b-c"),

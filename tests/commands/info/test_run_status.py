@@ -157,10 +157,22 @@ def test_the_verdict_on_samples_of_noise_says_when_they_became_it():
     assert "which came in training: lower --lr" in verdict(make_log("sample_std", [0.3, 0.5, 1.1]), None)
 
 
+def test_the_verdict_on_samples_of_noise_gives_no_other_advice():
+    """Of noise the fake score lags, too, and the advice for that would contradict."""
+    noise, lag = make_log("sample_std", [12.0, 11.0, 12.0]), make_log("fake_lag", [3.0, 3.0, 3.0])
+    rows = [one | other for one, other in zip(noise, lag, strict=True)]
+    assert "the fake score lags" in verdict(lag, None)
+    assert "the fake score lags" not in verdict(rows, None)
+    assert verdict(rows, None).startswith(
+        "unhealthy: sample_std is 12, the teacher's 0.5, the samples are mostly noise"
+    )
+
+
 def test_a_run_that_has_ended_is_judged_by_what_was_measured_once():
     rows = make_log("fake_lag", [1.6])
     assert verdict(rows, None).startswith("too early to tell")
-    assert verdict(rows, None, ended=True).startswith("unhealthy: the fake score lags, its loss is 1.6 of")
+    lags = "unhealthy: the fake score lags, its loss is 1.6 times the teacher's: "
+    assert verdict(rows, None, ended=True).startswith(lags)
     assert verdict(make_log("sample_std", [0.4]), None, ended=True).startswith("healthy: ")
     short = verdict([ROW], None, ended=True)
     assert short.startswith("too short to judge: all values are finite; a smaller --evaluate-every")

@@ -18,6 +18,7 @@ from dmdistill.commands.plan import speed
 from dmdistill.commands.plan.command import plan
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.plan.dry_run import DryRun, dry_run
+from dmdistill.commands.plan.estimate import format_hours
 from dmdistill.commands.plan.tensor_ledger import FakeTensors
 from dmdistill.core.denoisers import X0Denoiser
 from dmdistill.core.schedules import EDM
@@ -340,6 +341,13 @@ def test_shards_of_an_offloaded_teacher_are_planned_in_the_host_s_memory(setting
     assert {part: size for part, size in offloaded.memory[step].items() if part != "teacher"} == change
     groups = plan(settings(**sharded, processes=4, sharding_group=2, batch=2 * settings().batch))
     assert groups.memory == on_device.memory
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.01, "0.6 minutes"), (0.9, "54 minutes"), (1.0, "1 hours"), (1234.5, "1.23e+03 hours")]
+)
+def test_a_time_below_an_hour_is_in_minutes(hours, text):
+    assert format_hours(hours) == text
 
 
 def test_the_memory_of_sharded_networks_is_planned_by_part(settings):

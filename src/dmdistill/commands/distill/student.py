@@ -25,7 +25,8 @@ def build_student(config: DistillConfig, teacher: Teacher, generator: Generator,
         step: of the run.
     """
     run = re.sub(r"[^\w.-]+", "-", config.out.resolve().name)
-    name = f"{teacher.name}-student-{run}"
+    run = re.sub(rf"^{re.escape(teacher.name)}(-|$)", "", run)  # of a run that is named after its teacher
+    name = "-".join(filter(None, (teacher.name, "student", run)))
     inherited = {key: teacher.config.get(key) for key in (*INHERITED_KEYS, "licence", "feature_extractor")}
     inherited |= {key: teacher.config[key] for key in ("image_size", "embedded_guidance") if key in teacher.config}
     distilled = {"average": average, "step": step, **option_values(config), "teacher": teacher_name(config, teacher)}

@@ -51,6 +51,8 @@ def verdict(rows: Rows, clip: float | None, *, start: str | None = None, ended: 
         start: the student that the run started from, which may be good already.
         ended: no more rows will come, so that what was measured once is judged too.
     """
+    if noise := find_noise(rows, least=1 if ended else 2):  # of which all other figures follow
+        return f"unhealthy: {noise}"
     checks = [
         check_finite(rows),
         check_gradients(rows, clip),
@@ -137,7 +139,7 @@ def check_lag(rows: Rows, *, least: int) -> Check:
     if len(lags) < least:
         return None
     if (lag := median(later(lags))) > LAG:
-        loss = f"its loss is {lag:.3g} of the teacher's"
+        loss = f"its loss is {lag:.3g} times the teacher's"
         return False, f"the fake score lags, {loss}: raise --fake-steps or --lr-fake, or lower --lr"
     return True, f"the fake score keeps up (lag {lag:.2f})"
 
@@ -197,19 +199,28 @@ def check_saturation(rows: Rows) -> Check:
     return True, "colours are not over-saturated"
 
 
+def find_noise(rows: Rows, *, least: int) -> str | None:
+    """Say that the samples are mostly noise, where their spread is more than twice the teacher's; None if not."""
+    values, compared = [value for _, value in series(rows, "sample_std")], columns(rows, "sample_std", "teacher_std")
+    if len(values) < least or not compared:
+        return None
+    last, teacher = values[-1], max(compared[-1][1], 0.01)
+    if not (last > NOISY * teacher and 2 * last > values[0]):
+        return None
+    excess = f"sample_std is {last:.3g}, the teacher's {teacher:.3g}, the samples are mostly noise"
+    if last > 1.5 * min(values):
+        return f"{excess}, which came in training: lower --lr"
+    return f"{excess}, as at the start: start the student at a lower --student-timesteps, or raise --lr"
+
+
 def check_sample_std(rows: Rows, *, least: int) -> Check:
-    """Look for samples whose spread fell to a tenth, or is less than a tenth or more than twice the teacher's."""
+    """Look for samples whose spread fell to a tenth, or is less than a tenth of the teacher's."""
     values = [value for _, value in series(rows, "sample_std")]
     if len(values) < least:
         return None
     last, compared = values[-1], columns(rows, "sample_std", "teacher_std")
     teacher = max(compared[-1][1], 0.01) if compared else None
     largest = max(values) if teacher is None else min(max(values), NOISY * teacher)  # no fall from noise
-    if teacher is not None and last > NOISY * teacher and 2 * last > values[0]:
-        excess = f"sample_std is {last:.3g}, the teacher's {teacher:.3g}, the samples are mostly noise"
-        if last > 1.5 * min(values):
-            return False, f"{excess}, which came in training: lower --lr"
-        return False, f"{excess}, as at the start: start the student at a lower --student-timesteps, or raise --lr"
     if last < COLLAPSED * largest:
         fall = f"sample_std fell from {largest:.3g} to {last:.3g}"
         return False, f"{fall}, the samples collapse: lower --lr, or raise --fake-steps or --lambda-reg"

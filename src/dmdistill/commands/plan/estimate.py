@@ -75,23 +75,29 @@ def print_estimate(estimate: Estimate) -> None:
             memory.add_row(part, *(f"{size / 1e6:.1f}" for size in sizes))
     memory.add_row("sum", *(f"{sum(parts.values()) / 1e6:.1f}" for parts in estimate.memory.values()))
     console.print(memory)
-    table = Table("work", "TFLOP", "hours")
+    table = Table("work", "TFLOP", "time")
     for work in estimate.work:
-        table.add_row(work.name, f"{work.flops / 1e12:.4g}", f"{work.seconds / 3600:.3g}")
-    table.add_row("sum", f"{sum(work.flops for work in estimate.work) / 1e12:.4g}", f"{estimate.hours:.3g}")
+        table.add_row(work.name, f"{work.flops / 1e12:.4g}", format_hours(work.seconds / 3600))
+    table.add_row("sum", f"{sum(work.flops for work in estimate.work) / 1e12:.4g}", format_hours(estimate.hours))
     console.print(table)
     for line in summary(estimate):
         console.print(line, soft_wrap=True, markup=False)
 
 
+def format_hours(hours: float) -> str:
+    """Format a time in hours, or in minutes where it is less than one."""
+    return f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+
+
 def summary(estimate: Estimate) -> list[str]:
     """Return the estimate in sentences."""
     single = estimate.processes == 1
+    device_hours = "" if single else f", {estimate.hours * estimate.processes:.3g} device-hours"
     pairs = f" and {estimate.batch_reg} pairs" if estimate.batch_reg else ""
     lines = [
         f"{'one process' if single else f'{estimate.processes} processes'} of {estimate.batch} generated images"
         f"{pairs} a step: {sum(estimate.peak.values()) / 1e9:.3g} GB{'' if single else ' each'}, "
-        f"{estimate.hours:.3g} hours, {estimate.hours * estimate.processes:.3g} device-hours, {estimate.speed}"
+        f"{format_hours(estimate.hours)}{device_hours}, {estimate.speed}"
     ]
     if estimate.host:
         lines.append(f"each has whole networks of {estimate.host / 1e9:.3g} GB in the host's memory first")
