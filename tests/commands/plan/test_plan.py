@@ -134,6 +134,15 @@ def test_images_of_a_few_step_student_are_planned_with_all_its_steps(settings):
     assert few[1].flops == pytest.approx(5 * (5 + 4) * evaluation)  # Heun's three steps ask five times
 
 
+@pytest.mark.parametrize(("lambda_reg", "compared"), [(1.0, 8 * 128), (0.0, 8 * 16)])
+def test_measurements_are_those_of_a_hand_count(lambda_reg, compared, settings):
+    """Of 128 images: the student, fake and real score at 8 noise levels; of 16 the teacher's solver; and mu_real on
+    data, of the pairs or of the teacher."""
+    options = {} if lambda_reg else {"pair_count": PlanConfig().pair_set.pair_count, "batch_reg": 32}
+    work = plan(settings(lambda_reg=lambda_reg, **options)).work[-2]
+    assert work.flops == pytest.approx((128 * (1 + 8 + 8) + 16 * 5 + compared) * 2 * 2 * 3 * 7 * 9 * 6 * 5)
+
+
 def test_memory_of_weights_is_theirs(settings):
     """Three networks and two EMAs; AdamW's states of the two trained networks, with a step for each weight."""
     memory = count(settings(ema_halflives=(1.0, 2.0)), convolutions())["matching, regression"].memory

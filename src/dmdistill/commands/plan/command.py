@@ -112,7 +112,7 @@ def stated_speed(config: PlanConfig, peak_tflops: float, costs: dict[str, Cost])
 def work_parts(config: PlanConfig, run: DryRun, costs: dict[str, Cost]) -> list[tuple[str, str, float]]:
     """Return name, kind and operations, of all processes together, of each part of the run."""
     teacher, evaluation = run.teacher, config.evaluation
-    guided = costs[SAMPLING].flops / run.sampling_batch  # one evaluation of mu_real for one image
+    guided = costs[SAMPLING].flops / run.sampling_batch  # one evaluation of the guided teacher for one image
     plain = guided / (1 if teacher.guidance == 1 else 2)
     solved = guided * evaluations(teacher.solver, teacher.steps)
     generated = plain * config.student.step_count
@@ -122,10 +122,10 @@ def work_parts(config: PlanConfig, run: DryRun, costs: dict[str, Cost]) -> list[
     measured = max(1, len(config.optimizer.ema_halflives)) * evaluation.evaluate_images if has_metric else 0
     has_data = config.regression.lambda_reg > 0 or config.gan.data is not None
     judged = 2 * BINS if run.distillation.phases.has_gan else 0  # evaluations of the discriminator
-    probed = len(run.probe.z) * (generated + (BINS + judged) * plain + BINS * guided)
-    compared = (
-        BINS * plain * len(run.probe.z) if has_data else min(TEACHER_IMAGES, len(run.probe.z)) * (solved + BINS * plain)
-    )
+    real = plain * (1 if getattr(run.distillation.real, "scale", 1) == 1 else 2)
+    probed = len(run.probe.z) * (generated + (BINS + judged) * plain + BINS * real)
+    pictured = min(TEACHER_IMAGES, len(run.probe.z))  # of the teacher, for samples/start.png and the diagnostics
+    compared = pictured * solved + BINS * plain * (len(run.probe.z) if has_data else pictured)
     fresh = max(0, evaluation.report_images - pairs)
     steps = [
         (f"{phase.steps} steps: {phase.name}", phase.name, phase.steps * costs[phase.name].flops * config.processes)

@@ -96,17 +96,17 @@ class DryRun:
         return costs[0]
 
     def count_sampling(self) -> Cost:
-        """Count one evaluation of mu_real, guided, on as many images as are generated at once."""
+        """Count one evaluation of the guided teacher on as many images as are generated at once."""
         with self.counting() as costs:
             self.evaluate_teacher(self.sampling_batch)
         return costs[0]
 
     @torch.no_grad()
     def evaluate_teacher(self, images: int) -> None:
-        """Evaluate mu_real once, guided."""
+        """Evaluate the guided teacher once."""
         z, cond = self.teacher.move_inputs(*self.teacher.sample_inputs(images, rng=self.distillation.rng))
         schedule = self.teacher.denoiser.schedule
-        self.distillation.real(schedule.prior_std * z, z.new_full((images,), schedule.t_max), cond)
+        self.teacher.guided_denoiser(schedule.prior_std * z, z.new_full((images,), schedule.t_max), cond)
 
     @property
     def teacher_bytes(self) -> int:
