@@ -137,7 +137,8 @@ def test_images_of_a_few_step_student_are_planned_with_all_its_steps(settings):
 @pytest.mark.parametrize(("lambda_reg", "compared"), [(1.0, 8 * 128), (0.0, 8 * 16)])
 def test_measurements_are_those_of_a_hand_count(lambda_reg, compared, settings):
     """Of 128 images: the student, fake and real score at 8 noise levels; of 16 the teacher's solver; and mu_real on
-    data, of the pairs or of the teacher."""
+    data, of the pairs or of the teacher.
+    """
     options = {} if lambda_reg else {"pair_count": PlanConfig().pair_set.pair_count, "batch_reg": 32}
     work = plan(settings(lambda_reg=lambda_reg, **options)).work[-2]
     assert work.flops == pytest.approx((128 * (1 + 8 + 8) + 16 * 5 + compared) * 2 * 2 * 3 * 7 * 9 * 6 * 5)
