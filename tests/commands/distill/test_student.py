@@ -18,6 +18,8 @@ from helpers.configs import configure
     [
         ("runs/first", "tiny-student-first"),
         ("runs/tiny", "tiny-student"),
+        ("runs/student", "tiny-student"),
+        ("runs/tiny-student-2", "tiny-student-2"),
         ("runs/tiny-long", "tiny-student-long"),
         ("runs/tinylong", "tiny-student-tinylong"),
         ("second/", "tiny-student-second"),

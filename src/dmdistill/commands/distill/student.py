@@ -25,7 +25,8 @@ def build_student(config: DistillConfig, teacher: Teacher, generator: Generator,
         step: of the run.
     """
     run = re.sub(r"[^\w.-]+", "-", config.out.resolve().name)
-    run = re.sub(rf"^{re.escape(teacher.name)}(-|$)", "", run)  # of a run that is named after its teacher
+    for named in (teacher.name, "student"):  # after what the run is named already
+        run = re.sub(rf"^{re.escape(named)}(-|$)", "", run)
     name = "-".join(filter(None, (teacher.name, "student", run)))
     inherited = {key: teacher.config.get(key) for key in (*INHERITED_KEYS, "licence", "feature_extractor")}
     inherited |= {key: teacher.config[key] for key in ("image_size", "embedded_guidance") if key in teacher.config}
