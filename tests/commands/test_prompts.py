@@ -208,6 +208,15 @@ def test_samples_that_cannot_be_are_refused(arguments, match, teacher, refused):
     refused("sample", teacher, *MACHINE, *arguments, match=match)
 
 
+def test_the_message_to_a_student_without_prompts_names_those_of_its_run(teacher):
+    model = replace(load_model(str(teacher)), text=Told([]))
+    with pytest.raises(ValueError, match=r"give --prompts FILE, .* \.parquet$"):
+        with_prompts(model, None)
+    student = replace(model, config=model.config | {"distilled": {"prompts": "mine.txt"}})
+    with pytest.raises(ValueError, match=r"; it was distilled with --prompts mine\.txt$"):
+        with_prompts(student, None)
+
+
 def test_a_model_of_classes_takes_no_prompts(tiny_teacher, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("red")

@@ -44,8 +44,11 @@ def with_prompts(
         check_text(model, f"--prompts {source}")
         return with_prompt_texts(model, read_prompts(source)[:most], folder, device=device)
     if model.text is not None and model.conditions is None:
+        own = model.config.get("distilled", {}).get("prompts")
+        hint = f"; it was distilled with --prompts {own}" if own else ""
         raise ValueError(
-            f"{model.name} is a text-to-image model: give --prompts FILE, a .txt of one prompt a line, .csv or .parquet"
+            f"{model.name} is a text-to-image model: give --prompts FILE, a .txt of one prompt a line, .csv or "
+            f".parquet{hint}"
         )
     return model
 
