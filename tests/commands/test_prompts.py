@@ -209,7 +209,7 @@ def test_samples_that_cannot_be_are_refused(arguments, match, teacher, refused):
 
 
 def test_the_message_to_a_student_without_prompts_names_those_of_its_run(teacher):
-    model = replace(load_model(str(teacher)), text=Told([]))
+    model = replace(load_model(str(teacher)), text=Letters([]))
     with pytest.raises(ValueError, match=r"give --prompts FILE, .* \.parquet$"):
         with_prompts(model, None)
     student = replace(model, config=model.config | {"distilled": {"prompts": "mine.txt"}})
