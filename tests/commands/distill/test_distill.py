@@ -216,7 +216,7 @@ def test_a_network_to_be_sharded_is_on_the_device_while_it_generates(settings, m
     """For the pairs and for the report; before, in between and for the student it is in the host's memory."""
     places, to = [], Teacher.to
     monkeypatch.setattr(Parallelism, "is_sharded", True)
-    monkeypatch.setattr(Parallelism, "shard", lambda *_: None)
+    monkeypatch.setattr(Parallelism, "shard", lambda *_, **__: None)
     monkeypatch.setattr(Parallelism, "wrap", lambda _, network: network)
 
     def record_place(self, device, precision=None, *, network_device=None):
