@@ -31,6 +31,15 @@ class WithoutCondition(nn.Conv2d):
         return super().forward(x)
 
 
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x, t, cond=None):
+        return self.norm(x)
+
+
 def make(network, shape=(1, 8, 8), **named):
     return Teacher(name="own", denoiser=FlowDenoiser(network, Flow()), shape=shape, **{"solver": "ddim"} | named)
 
@@ -90,6 +99,12 @@ def test_trying_a_network_draws_none_of_the_user_s_random_numbers(load, monkeypa
         load(f"make(Net(1, 2), steps={5 + most % 7}, conditions=LabelSpace(('a', 'b')))")
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
+
+
+def test_trying_a_network_leaves_its_statistics(load):
+    """Those of a batch norm, which training mode would update by noise."""
+    norm = load("make(Normed())").network.norm
+    assert (norm.num_batches_tracked.item(), norm.running_mean.item(), norm.running_var.item()) == (0, 0, 1)
 
 
 def test_a_huge_network_is_not_tried(load, monkeypatch):

@@ -9,7 +9,6 @@ from itertools import repeat
 from typing import Any, Self
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from dmdistill.core.denoisers import Condition, Denoiser, GuidedDenoiser
@@ -17,9 +16,9 @@ from dmdistill.core.generators import Generator, Transition
 from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
 from dmdistill.data.prompt_embeddings import encode_texts
-from dmdistill.io.errors import first_line
 from dmdistill.models.autoencoder import Autoencoder
 from dmdistill.models.clipping import Clipping, clip
+from dmdistill.models.precision import fall_back_to_fp32
 from dmdistill.models.requests import read_request
 from dmdistill.networks.casting import cast_matmul_weights
 from dmdistill.networks.diffusers_wrappers import DiffusersWrapper
@@ -153,32 +152,17 @@ class Model(ABC):
             self.denoiser.to(network_device or device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.denoiser.precision = precision
         if precision is not None and not isinstance(self.network, UNet | DiffusersWrapper):
-            self.fall_back_to_fp32()
+            fall_back_to_fp32(self.name, self.denoiser, lambda: self.evaluate_on_noise(1))
         if self.autoencoder is not None:
             self.autoencoder.to(device)
         return self
 
-    def fall_back_to_fp32(self) -> None:
-        """Set `precision` to None, and say so, for a network that can be evaluated in fp32 only."""
-        precision = self.denoiser.precision
-        error = self.evaluation_error(precision)
-        if error is None or self.evaluation_error(None) is not None:
-            self.denoiser.precision = precision
-            return
-        text = f"{self.name}: the network computes in fp32, as it fails in {precision} ({first_line(error)})"
-        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
-
     @torch.no_grad()
-    def evaluation_error(self, precision: torch.dtype | None) -> Exception | None:
-        """Return the error of evaluating the network in a precision, which it sets; None for none."""
-        self.denoiser.precision = precision
+    def evaluate_on_noise(self, n: int) -> Tensor:
+        """Return images (n *shape) of one evaluation, always of the same noise; torch's random state stays."""
         with torch.random.fork_rng(devices=[]):
-            try:
-                z, cond = self.sample_inputs(1, rng=torch.Generator().manual_seed(0))
-                Generator(self.denoiser)(*self.move_inputs(z, cond))
-            except Exception as error:  # whatever the user's network raises
-                return error
-        return None
+            z, cond = self.sample_inputs(n, rng=torch.Generator().manual_seed(0))
+            return Generator(self.denoiser)(*self.move_inputs(z, cond))
 
     def cast_weights(self) -> Self:
         """Cast the weights of linear layers and convolutions to `precision`, so that no pass has to.

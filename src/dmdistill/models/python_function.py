@@ -10,8 +10,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.solvers import SOLVERS
 from dmdistill.io.errors import did_you_mean, first_line
@@ -55,17 +53,16 @@ def load_python_function(name: str) -> Teacher:
         raise ValueError(f"teacher {name}: {describe(error)}") from error
     if not isinstance(teacher, Teacher):
         raise ValueError(f"teacher {name}: the function returned a {type(teacher).__name__}, expected a Teacher")
-    check_teacher(name, teacher)
+    check_parts(name, teacher)
     teacher.denoiser.eval().requires_grad_(False)
+    if teacher.num_parameters <= LARGEST_TRIED:
+        try_network(name, teacher)
     config = {"kind": "teacher"} | {key: getattr(teacher, key) for key in ("name", "licence", "feature_extractor")}
     return dataclasses.replace(teacher, config={**config, **teacher.config, "source": name})
 
 
-def check_teacher(name: str, teacher: Teacher) -> None:
-    """Raise a ValueError for parts of another kind, and for a network that fails on the teacher's own inputs.
-
-    The network is evaluated once, on two images of noise, unless it has more than `LARGEST_TRIED` parameters.
-    """
+def check_parts(name: str, teacher: Teacher) -> None:
+    """Raise a ValueError for a denoiser that is none of ours, and for an unknown solver."""
     if not isinstance(teacher.denoiser, Denoiser):
         kind = type(teacher.denoiser).__name__
         raise ValueError(
@@ -75,24 +72,18 @@ def check_teacher(name: str, teacher: Teacher) -> None:
     if teacher.solver not in SOLVERS:
         hint = did_you_mean(teacher.solver, SOLVERS)
         raise ValueError(f"teacher {name}: solver {teacher.solver!r}, expected one of {', '.join(SOLVERS)}{hint}")
-    if teacher.num_parameters <= LARGEST_TRIED:
-        evaluate_once(name, teacher)
 
 
-@torch.no_grad()
-def evaluate_once(name: str, teacher: Teacher) -> None:
+def try_network(name: str, teacher: Teacher) -> None:
     """Evaluate a teacher's network on two images of noise. ValueError where it fails, or returns no such images."""
-    schedule = teacher.denoiser.schedule
-    with torch.random.fork_rng(devices=[]):
-        z, cond = teacher.move_inputs(*teacher.sample_inputs(2, rng=torch.Generator().manual_seed(0)))
-        shape = " x ".join(map(str, z.shape))
-        classes = "cond None" if teacher.conditions is None else f"the labels of {len(teacher.conditions)} classes"
-        called = f"teacher {name}: its network, called with x_t of {shape}, t of 2 and {classes},"
-        try:
-            mu = teacher.denoiser(schedule.prior_std * z, z.new_full((2,), schedule.t_max), cond)
-        except Exception as error:  # whatever the user's network raises
-            raise ValueError(f"{called} fails with {describe(error)}") from error
-    if mu.shape != z.shape:
+    shape = " x ".join(map(str, (2, *teacher.shape)))
+    classes = "cond None" if teacher.conditions is None else f"the labels of {len(teacher.conditions)} classes"
+    called = f"teacher {name}: its network, called with x_t of {shape}, t of 2 and {classes},"
+    try:
+        mu = teacher.evaluate_on_noise(2)
+    except Exception as error:  # whatever the user's network raises
+        raise ValueError(f"{called} fails with {describe(error)}") from error
+    if mu.shape != (2, *teacher.shape):
         raise ValueError(f"{called} gives images of {' x '.join(map(str, mu.shape))}, expected {shape}")
     if mu.device.type != "meta" and not mu.isfinite().all():
         raise ValueError(f"{called} gives NaN or infinity")
