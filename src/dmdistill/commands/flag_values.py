@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
-from dmdistill.commands.help_text import Option, list_options
+from dmdistill.commands.help_text import Option, item_type, list_options
 from dmdistill.io.errors import did_you_mean
 
 __all__ = ["check_values"]
@@ -86,17 +86,3 @@ def describe(item: Any, count: int | None) -> str:
         return f"one of {', '.join(map(str, get_args(item)))}"
     one, several = NAMES.get(item, ("a text" if item is str else "a path", "texts"))
     return one if count == 1 else f"one or more {several}" if count is None else f"{count} {several}"
-
-
-def item_type(hint: Any) -> tuple[Any, int | None]:
-    """Return the type of an option's values, and how many there are: 0 of a bool, None for one or more."""
-    if hint is bool:
-        return bool, 0
-    if get_origin(hint) in (Union, UnionType):
-        return item_type(next(one for one in get_args(hint) if one is not NoneType))
-    if get_origin(hint) is Annotated:
-        return item_type(get_args(hint)[0])
-    if get_origin(hint) is tuple:
-        items = get_args(hint)
-        return item_type(items[0])[0], None if Ellipsis in items else len(items)
-    return hint, 1

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from dmdistill.commands.options import flag_name
 
-__all__ = ["Option", "command_help", "list_options"]
+__all__ = ["Option", "command_help", "item_type", "list_options"]
 
 GENERAL = "Options"
 LEFT, WIDEST = 30, 100  # columns of the flags, and of the text at most
@@ -111,19 +111,25 @@ def field_texts(kind: type) -> dict[str, str]:
     return texts
 
 
+def item_type(hint: Any) -> tuple[Any, int | None]:
+    """Return the type of an option's values, and how many there are: 0 of a bool, None for one or more."""
+    if hint is bool:
+        return bool, 0
+    if get_origin(hint) in (Union, UnionType):
+        return item_type(next(one for one in get_args(hint) if one is not NoneType))
+    if get_origin(hint) is Annotated:
+        return item_type(get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        items = get_args(hint)
+        return item_type(items[0])[0], None if Ellipsis in items else len(items)
+    return hint, 1
+
+
 def metavar(hint: Any) -> str:
     """Return what is typed behind a flag of a type; "" of a bool."""
-    origin, arguments = get_origin(hint), [one for one in get_args(hint) if one is not NoneType]
-    if hint is bool:
-        return ""
-    if origin is Literal:
-        return f"{{{','.join(map(str, arguments))}}}"
-    if origin in (Union, UnionType, Annotated):
-        return metavar(arguments[0])
-    if origin is tuple:
-        items = [metavar(one) for one in arguments if one is not Ellipsis]
-        return f"{items[0]} ...".replace("... ...", "...") if Ellipsis in arguments else " ".join(items)
-    return WORDS.get(hint, "TEXT")
+    item, count = item_type(hint)
+    word = f"{{{','.join(map(str, get_args(item)))}}}" if get_origin(item) is Literal else WORDS.get(item, "TEXT")
+    return f"{word} ..." if count is None else " ".join([word] * count)
 
 
 def command_help(name: str, kind: type, config: Any = None, *, everything: bool = False, width: int = 0) -> str:
