@@ -56,6 +56,13 @@ def test_a_process_of_fsdp_needs_the_planned_memory(processes, precision, change
     assert before + first <= built < before + first + 1.6 * block
 
 
+def test_a_process_that_is_a_sharding_group_of_its_own_holds_whole_networks():
+    """Without DDP's buckets; a gathered block that FSDP2 does not copy then is counted, too."""
+    (planned, _, shards), (peak, _, parts) = compare(2, layered_teacher, strategy="fsdp", sharding_group=1)
+    assert shards == parts
+    assert planned == pytest.approx(peak, rel=0.04)
+
+
 def test_sharded_networks_share_their_frozen_weights(tiny_teacher):
     """The student with adapters, its EMA and the fake score have the teacher's shards."""
     pytest.importorskip("peft")

@@ -191,7 +191,7 @@ def build(
             teacher = replace(teacher, conditions=PlaceholderPrompts(teacher.conditions))
     sharded = ledger is not None and processes > 1 and config.memory.strategy == "fsdp"
     group = config.memory.sharding_group or processes
-    sharding = ShardingRecorder(ledger, world_size=group) if ledger is not None and sharded and group > 1 else None
+    sharding = ShardingRecorder(ledger, world_size=group) if ledger is not None and sharded else None
     generator = initial_generator(config, teacher, copy_denoiser)
     fake = copy_denoiser(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
     count = config.pair_set.pair_count
