@@ -65,6 +65,15 @@ def test_an_eta_follows_the_speed_of_the_last_minutes(clock):
     assert estimate.left == pytest.approx(400)
 
 
+def test_an_eta_knows_of_costlier_steps_to_come(clock):
+    """As where the fake score has five updates in a step, after a regression."""
+    estimate = Estimate(1000, 0, clock, work=lambda step: step + 3 * max(step - 600, 0))
+    for step in range(1, 1001):
+        clock.now += 1 if step <= 600 else 4
+        estimate.advance(step)
+        assert estimate.left == pytest.approx(600 - step + 1600 if step <= 600 else 4 * (1000 - step), abs=1e-6)
+
+
 @pytest.mark.parametrize("width", [32, 40, 60, 80, 90])
 def test_of_a_line_that_is_too_long_figures_are_cut_and_then_the_name(width, clock):
     estimate = Estimate(8000, 0, clock)

@@ -14,11 +14,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-__all__ = ["Estimate", "progress_bar", "progress_line", "track", "track_rows"]
+__all__ = ["Estimate", "Work", "progress_bar", "progress_line", "track", "track_rows"]
 
 Item = TypeVar("Item")
 Advance = Callable[..., None]
 Clock = Callable[[], float]
+Work = Callable[[int], float]
 
 BAR = 10  # columns of the bar
 LEAST_METRICS = 10  # columns below which metrics are left out
@@ -33,10 +34,11 @@ class Estimate:
         total: number of steps.
         completed: steps that are completed at the start.
         clock: seconds.
+        work: of the first so many steps, in any unit; by default all steps cost the same.
     """
 
-    def __init__(self, total: int, completed: int, clock: Clock) -> None:
-        self.total, self.clock, self.started = total, clock, clock()
+    def __init__(self, total: int, completed: int, clock: Clock, work: Work = float) -> None:
+        self.total, self.clock, self.started, self.work = total, clock, clock(), work
         self.samples = deque([(self.started, completed)])
 
     @property
@@ -63,12 +65,20 @@ class Estimate:
         (first, before), (last, completed) = self.samples[0], self.samples[-1]
         if completed == before:
             return None
-        return max((last - first) / (completed - before) * (self.total - completed) - (self.clock() - last), 0.0)
+        done = self.work(completed)
+        seconds = (last - first) / (done - self.work(before))
+        return max(seconds * (self.work(self.total) - done) - (self.clock() - last), 0.0)
 
 
 @contextmanager
 def progress_bar(
-    name: str, total: int, *, start: int = 0, console: Console | None = None, clock: Clock = time.monotonic
+    name: str,
+    total: int,
+    *,
+    start: int = 0,
+    work: Work = float,
+    console: Console | None = None,
+    clock: Clock = time.monotonic,
 ) -> Iterator[Advance]:
     """Show progress; yield a function (completed, metrics=None) that updates it. Metrics are shown until there are new.
 
@@ -79,10 +89,11 @@ def progress_bar(
         name: description in front.
         total: number of steps.
         start: number of steps that are completed already.
+        work: as in `Estimate`.
         console: where to print; standard output by default.
         clock: seconds.
     """
-    console, estimate = console or Console(), Estimate(total, start, clock)
+    console, estimate = console or Console(), Estimate(total, start, clock, work)
     if not console.is_terminal and not console.is_jupyter:
         yield print_lines(console, name, estimate)
         return

@@ -17,7 +17,7 @@ from dmdistill.training.checkpoints import Checkpoints, read_checkpoint, read_sh
 from dmdistill.training.metrics_log import MetricsLog
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
-from dmdistill.training.progress import progress_bar
+from dmdistill.training.progress import Work, progress_bar
 from dmdistill.training.sharded_state import split_shards
 from dmdistill.training.signals import StopEvent, interrupt_event, interrupt_if_closed
 
@@ -101,7 +101,7 @@ class Trainer:
             self.check_finite_until = 0
         return restored
 
-    def fit(self, iterate: Iteration, *, hooks: Sequence[tuple[int, Hook]] = (), name: str) -> bool:
+    def fit(self, iterate: Iteration, *, hooks: Sequence[tuple[int, Hook]] = (), name: str, work: Work = float) -> bool:
         """Train until `steps` are done; return False if training ended early, after a checkpoint.
 
         That is so after a signal (see `stop_signals`), and if stdout is closed, as by `dmdistill distill | head`.
@@ -111,10 +111,12 @@ class Trainer:
             hooks: (interval in steps, function of the steps done): called at each interval and after the last step;
                 the metrics that it returns join the log.
             name: of the progress bar.
+            work: of the first so many steps, in any unit, for the ETA.
         """
         self.processes.on_main(self.metrics_log.truncate)
         single = self.processes.world_size == 1
-        with interrupt_event(single=single) as interrupted, progress_bar(name, self.steps, start=self.step) as progress:
+        bar = progress_bar(name, self.steps, start=self.step, work=work)
+        with interrupt_event(single=single) as interrupted, bar as progress:
             try:
                 completed = self.train(iterate, hooks, interrupted, interrupt_if_closed(progress, interrupted))
             except BaseException:

@@ -77,3 +77,23 @@ def test_a_regression_without_an_end_lasts_as_long_as_an_extended_run(settings):
     assert PhaseSchedule(keep_phases(change(begun, resume=begun.out, steps=300))).regresses(299)
     dmd2 = change(begun, method="dmd2", lambda_reg=0.0, resume=begun.out, steps=300)
     assert keep_phases(dmd2) == dmd2
+
+
+def test_the_work_of_an_eta_follows_the_phases(settings):
+    """Images through a network: regression alone, with an update of the fake score, with matching and five of them."""
+    phases = {"match_from": 0.5, "fake_from": 0.25, "regress_until": 0.5, "fake_steps": 5, "steps": 8}
+    schedule = PhaseSchedule(settings(batch=4, batch_reg=2, **phases))
+    regression, fake, matching = 3 * 2, 3 * 4, 4 * (1 + 2 + 1 + 2) + 4 * (5 * 3 + 4)
+    assert [schedule.work(step) - schedule.work(step - 1) for step in range(1, 9)] == [
+        *[regression] * 2,
+        *[regression + fake] * 2,
+        *[matching] * 4,
+    ]
+
+
+def test_every_step_is_some_work(settings):
+    """As a speed is work by time."""
+    for given in ({"match": False}, {"lambda_reg": 0.0}, {"method": "dmd2", "fake_steps": 5, "generator_from": 3}):
+        schedule = PhaseSchedule(settings(**given))
+        work = [schedule.work(step) for step in range(schedule.config.steps + 1)]
+        assert work == sorted(set(work))

@@ -202,7 +202,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     if config.logging.sample_every and not trainer.step and (file := monitor.save_start()):
         run.print(f"teacher and untrained student, in rows: {file}")
     with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, option_values(config)):
-        done = trainer.fit(distillation.iterate, hooks=monitor.hooks, name="distilling")
+        done = trainer.fit(distillation.iterate, hooks=monitor.hooks, name="distilling", work=distillation.phases.work)
     if not done:
         run.stop("distill", trainer)
     teacher, student = finish(config, distillation, monitor, run)
@@ -253,6 +253,7 @@ def finish(
         run.print(f"best: {best.name} of step {best.step}, {value}; lower is better")
     dtype = DTYPES[config.checkpoint.save_dtype]
     save_model(config.out / "student", student, card=student_card(student, option_values(config)), dtype=dtype)
+    run.print(f"student in {config.out / 'student'}; `dmdistill info {config.out}` says whether its curves are healthy")
     if config.evaluation.reference is not None and not config.evaluation.report_images:
         command = f"dmdistill evaluate {config.out} --reference {config.evaluation.reference}"
         run.print(f"--report-images 0: `{command}` measures the student")

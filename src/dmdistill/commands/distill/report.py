@@ -69,7 +69,7 @@ def write_report(
     draw_curves(config.out)
     draw_comparison(config.out / "comparison.png", {"teacher": teacher, "student": student}, batch=batch)
     print_comparison(reports)
-    say(f"distilled in {seconds / 60:.1f} min; student in {config.out / 'student'}")
+    say(f"distilled in {seconds / 60:.1f} min")
     say(f"teacher and student side by side: {config.out / 'comparison.png'}; curves: {config.out / 'report.png'}")
 
 

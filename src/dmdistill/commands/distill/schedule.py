@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby, pairwise
 
 from dmdistill.commands.distill.config import DistillConfig
@@ -132,7 +133,18 @@ class PhaseSchedule:
         ahead, together = self.match_step - self.fake_step, self.config.steps - self.match_step
         return ahead + together * self.config.fake_score.fake_steps
 
-    @property
+    def step_work(self, step: int) -> int:
+        """Estimate the work of a step, for the ETA: the images that pass through a network; backward counts twice."""
+        batch, needs = self.config.batch, self.batch_needs(step)
+        regression = 3 * self.config.regression.batch_reg if needs.paired else 0
+        matching = 6 * batch if self.matches(step) else 0  # the generator both ways, mu_fake, and mu_real guided
+        return regression + matching + batch * (3 * self.fake_steps(step) + needs.fresh)
+
+    def work(self, steps: int) -> float:
+        """Estimate the work of the first so many steps."""
+        return sum(self.step_work(phase.first) * min(max(steps - phase.first, 0), phase.steps) for phase in self.phases)
+
+    @cached_property
     def phases(self) -> list[Phase]:
         """The phases in their order."""
         edges = {0, self.fake_step, self.match_step, self.regression_end, self.gan_step, self.config.steps}
