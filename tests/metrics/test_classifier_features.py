@@ -71,6 +71,13 @@ def test_a_reference_of_other_features_is_refused(folder):
         load_classifier_features(str(folder), CPU)
 
 
+def test_a_missing_classifier_has_a_hint():
+    with pytest.raises(
+        ValueError, match=r"^feature extractor fashion-clasifier: .*; did you mean 'fashion-classifier'\?"
+    ):
+        load_classifier_features("fashion-clasifier", CPU)
+
+
 def test_bundled_weights_have_checksums():
     """One flipped bit of a mantissa is found."""
     files = [file for folder in bundled_models().values() for file in folder.glob("*.safetensors")]

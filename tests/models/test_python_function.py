@@ -1,5 +1,7 @@
 """Teachers of one's own: what is wrong with one is said in one line, with the place in the user's code."""
 
+import sys
+
 import pytest
 import torch
 
@@ -74,6 +76,10 @@ def load(tmp_path, monkeypatch):
         ),
         ("make(WithoutCondition(1, 1, 1))", f"{CALLED} fails with TypeError: .*forward\\(\\) takes 3 positional"),
         ("make(Net(1, out=6))", f"{CALLED} gives images of 2 x 6 x 8 x 8, expected 2 x 1 x 8 x 8"),
+        (
+            "make(Net(3, out=6), (3, 8, 8))",
+            f"{CALLED.replace('2 x 1', '2 x 3')} gives 2 x 6 x 8 x 8, expected 2 x 3 x 8 x 8$",
+        ),
         ("make(Net(1, scale=float('nan')))", f"{CALLED} gives NaN or infinity"),
         ("make(Net(), solver='euler')", "solver 'euler', expected one of heun, dpmpp, ddim, pndm"),
         ("make(Net(), solver='dpm++')", "solver 'dpm\\+\\+', .*; did you mean 'dpmpp'?"),
@@ -110,3 +116,20 @@ def test_trying_a_network_leaves_its_statistics(load):
 def test_a_huge_network_is_not_tried(load, monkeypatch):
     monkeypatch.setattr(python_function, "LARGEST_TRIED", 5)
     assert load("make(Net(3))").num_parameters == 84
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own:teach", "teacher own:teach: own has no 'teach'; did you mean 'teacher'\\?$"),
+        ("own:torch", "teacher own:torch: it is a module, expected a function$"),
+        ("own:nothing", "teacher own:nothing: own has no 'nothing'$"),
+    ],
+)
+def test_a_function_that_is_not_there_has_a_hint(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    (tmp_path / "own.py").write_text("import torch\n\ndef teacher() -> 'Teacher': ...\n")
+    with pytest.raises(ValueError, match=message):
+        load_teacher(name)
+    sys.modules.pop("own", None)

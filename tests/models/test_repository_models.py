@@ -43,6 +43,8 @@ def test_models_of_the_folder_models_are_known_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="unknown model 'fashion-text'; did you mean 'fashion-"):
         load_model("fashion-text")
+    with pytest.raises(ValueError, match=r"repository's folder models/ .in a checkout, or by .DMDISTILL_MODELS"):
+        load_model("fashion-text")
     monkeypatch.setenv("DMDISTILL_MODELS", str(MODELS))
     assert load_model("fashion-text").guidance == 3.0
     assert load_model("cifar10-tiny").shape == (3, 32, 32)
@@ -52,7 +54,7 @@ def test_models_of_the_folder_models_are_known_by_name(monkeypatch, tmp_path):
     ("name", "message"),
     [
         ("pipelin", "unknown model 'pipelin'; did you mean 'pipeline'"),
-        ("runs/deom", r"there is no folder runs/deom; did you mean 'runs/demo'\? as a name of the hub: "),
+        ("runs/deom", r"there is no folder runs/deom, and runs/deom cannot be .*; did you mean 'runs/demo'\?$"),
         ("runs/demo/x/y", "there is no file or folder runs/demo/x/y$"),
         ("mine.pkl", "there is no file or folder mine.pkl$"),
         ("pipeline/unet", "pipeline/unet is a component of the pipeline pipeline: give that folder instead"),

@@ -33,7 +33,7 @@ def read_prompts(source: Path | str) -> list[str]:
         endings = ", ".join([".txt", *TABLES])
         raise ValueError(f"prompts from {source}: expected a file ending in {endings}, or hf:OWNER/NAME")
     if not file.is_file():
-        raise ValueError(f"{file} does not exist" if not file.exists() else f"{file} is no file")
+        raise ValueError(f"{file} {'is no file' if file.exists() else 'does not exist'}: expected a file of prompts")
     with naming_bad_text(file):
         return strip_prompts(read_lines(file), file)
 

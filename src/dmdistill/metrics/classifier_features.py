@@ -12,6 +12,7 @@ from torch import Tensor
 from dmdistill.data.image_tensors import from_uint8
 from dmdistill.io.atomic import read_json, read_safetensors
 from dmdistill.io.checksums import note_unverified, pop_checksum, tensor_digest
+from dmdistill.io.errors import did_you_mean
 from dmdistill.io.weights import bundled_models, check_weights, copy_weights
 from dmdistill.metrics.features import check_uint8
 from dmdistill.metrics.frechet import Statistics, load_statistics
@@ -80,6 +81,11 @@ def load_classifier_features(name: str, device: torch.device) -> ClassifierFeatu
         device: where it computes.
     """
     folder = bundled_models().get(name, Path(name).expanduser())
+    if not folder.is_dir():
+        raise ValueError(
+            f"feature extractor {name}: there is no such folder{did_you_mean(name, bundled_models())}; "
+            "`dmdistill classifier --data IMAGES` trains one and writes it"
+        )
     config_file, weights_file, reference_file = (
         folder / file for file in ("config.json", "model.safetensors", "reference.safetensors")
     )

@@ -92,6 +92,8 @@ def read_config(file: Path) -> dict[str, Any]:
     ValueError, naming the file, where it is of nothing such, or where its checksum differs.
     """
     config = read_json(file)
+    if isinstance(config, dict) and config.get("kind") == "feature_extractor":
+        raise ValueError(f"{file} describes a classifier, expected a teacher or student: --feature-extractor takes it")
     if not isinstance(config, dict) or config.get("kind") not in ("teacher", "student"):
         raise ValueError(f"{file} describes no teacher or student of dmdistill")
     pop_checksum(config, file)

@@ -98,8 +98,8 @@ def find_model(name: str, teacher: Teacher | None, size: ImageSize | None, *, la
             return load_diffusers(name, size=size, lazy=lazy)
         except ValueError as error:
             if path.parent.is_dir():  # owner/name of the hub looks just like a path
-                hint = did_you_mean(name, neighbours(path)) or ", and"
-                raise ValueError(f"there is no folder {name}{hint} as a name of the hub: {error}") from None
+                hint = did_you_mean(name, neighbours(path))
+                raise ValueError(f"there is no folder {name}, and {error}{hint}") from None
             raise
     raise unknown_model(name)
 
@@ -184,7 +184,13 @@ def unknown_model(name: str) -> ValueError:
     ]
     in_models = [folder.name for folder in Path("models").glob("*")]
     hint = did_you_mean(name, [*models, *NAMES, *neighbours(path), *in_models]) or "."
-    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join([*models, summary(), FORMS])}")
+    known = [
+        *models,
+        summary(),
+        "a model of the repository's folder models/ (in a checkout, or by $DMDISTILL_MODELS)",
+        FORMS,
+    ]
+    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join(known)}")
 
 
 def neighbours(path: Path) -> list[str]:

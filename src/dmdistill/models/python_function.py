@@ -8,14 +8,18 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.solvers import SOLVERS
 from dmdistill.io.errors import did_you_mean, first_line
 from dmdistill.models.model import Teacher
 
-__all__ = ["is_python_function", "load_python_function"]
+__all__ = ["import_function", "is_python_function", "load_python_function"]
 
 LARGEST_TRIED = 1_000_000_000  # parameters of a network that is tried on a CPU within seconds
 PACKAGE = Path(__file__).parents[1]
@@ -26,25 +30,45 @@ def is_python_function(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*", name) is not None
 
 
-def load_python_function(name: str) -> Teacher:
-    """Import a module, from the current folder too, and call the function that returns a teacher.
+def import_function(name: str, what: str) -> Callable[..., Any]:
+    """Import the function that is named as module:function, from the current folder too.
 
-    Only a function that is annotated `-> Teacher` is called, as a student's config.json may name one, too.
+    Args:
+        name: module:function.
+        what: the message begins with it: a flag, or "teacher".
 
-    ValueError where there is no such module or function, where it fails, or where it returns something else.
+    Raises:
+        ValueError: there is no such module or function, or the module fails.
     """
     module_name, _, function_name = name.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        module = importlib.import_module(module_name)
+        function = getattr(module, function_name, None)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(f"teacher {name}: {describe(error)}") from error  # a module that the user's code needs
+            raise ValueError(f"{what} {name}: {describe(error)}") from error  # a module that the user's code needs
         where = f"in the current folder, {os.getcwd()}, nor among the installed packages"
-        raise ValueError(f"teacher {name}: there is no module {error.name!r} {where}") from None
+        raise ValueError(f"{what} {name}: there is no module {error.name!r} {where}") from None
     except Exception as error:  # the user's code may raise anything
-        raise ValueError(f"teacher {name}: {describe(error)}") from error
+        raise ValueError(f"{what} {name}: {describe(error)}") from error
+    if function is None:
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
+        raise ValueError(f"{what} {name}: {module_name} has no {function_name!r}{did_you_mean(function_name, own)}")
+    if not callable(function):
+        raise ValueError(f"{what} {name}: it is a {type(function).__name__}, expected a function")
+    return function
+
+
+def load_python_function(name: str) -> Teacher:
+    """Call the function that returns a teacher, which is imported by `import_function`.
+
+    Only a function that is annotated `-> Teacher` is called, as a student's config.json may name one, too.
+
+    ValueError where there is no such module or function, where it fails, or where it returns something else.
+    """
+    function = import_function(name, "teacher")
     if getattr(function, "__annotations__", {}).get("return") not in (Teacher, "Teacher"):
         raise ValueError(f"teacher {name}: expected a function that is annotated `-> Teacher`")
     try:
@@ -79,10 +103,17 @@ def try_network(name: str, teacher: Teacher) -> None:
     shape = " x ".join(map(str, (2, *teacher.shape)))
     classes = "cond None" if teacher.conditions is None else f"the labels of {len(teacher.conditions)} classes"
     called = f"teacher {name}: its network, called with x_t of {shape}, t of 2 and {classes},"
+    outputs: list[Any] = []
+    hook = teacher.network.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         mu = teacher.evaluate_on_noise(2)
     except Exception as error:  # whatever the user's network raises
+        given = outputs[-1].shape if outputs and isinstance(outputs[-1], Tensor) else None
+        if given is not None and given != (2, *teacher.shape):
+            raise ValueError(f"{called} gives {' x '.join(map(str, given))}, expected {shape}") from error
         raise ValueError(f"{called} fails with {describe(error)}") from error
+    finally:
+        hook.remove()
     if mu.shape != (2, *teacher.shape):
         raise ValueError(f"{called} gives images of {' x '.join(map(str, mu.shape))}, expected {shape}")
     if mu.device.type != "meta" and not mu.isfinite().all():

@@ -13,7 +13,7 @@ import torch
 
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.extended_run import describe_extension, keep_phases
-from dmdistill.commands.distill.functions import import_function, load_distance
+from dmdistill.commands.distill.functions import load_distance
 from dmdistill.commands.distill.hints import describe_options
 from dmdistill.commands.distill.initialization import check_student_times, initial_generator, trainable_copy
 from dmdistill.commands.distill.method_options import METHODS
@@ -41,6 +41,7 @@ from dmdistill.models.cards import student_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student, Teacher
+from dmdistill.models.python_function import import_function
 from dmdistill.training.loggers import logging_to, require_logger
 from dmdistill.training.nonfinite import OutputMonitor
 from dmdistill.training.trainer import Trainer

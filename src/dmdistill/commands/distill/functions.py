@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from dmdistill.commands.distill.config import RegressionOptions
 from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
-from dmdistill.io.errors import first_line
 from dmdistill.metrics.lpips import LPIPS
 from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.models.diffusers_components import load_autoencoder
 from dmdistill.models.model import Teacher
+from dmdistill.models.python_function import import_function
 
-__all__ = ["import_function", "load_distance", "load_weight"]
-
-
-def import_function(name: str, flag: str) -> Callable[..., Any]:
-    """Import the function that an option names as module:function, from the current folder too.
-
-    Args:
-        name: module:function.
-        flag: of the option, for the message.
-
-    Raises:
-        ValueError: there is no such module or function.
-    """
-    module_name, _, function_name = name.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # whatever the author's module raises is for its author
-        raise ValueError(f"{flag} {name}: {type(error).__name__}: {first_line(error)}") from error
-    if not callable(function):
-        raise ValueError(f"{flag} {name}: it is a {type(function).__name__}, expected a function")
-    return function
+__all__ = ["load_distance", "load_weight"]
 
 
 def load_weight(name: str) -> Weight:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmdistill.commands.distill.batches import Batches, BatchSource, PairSource, RealSource
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.functions import import_function, load_weight
+from dmdistill.commands.distill.functions import load_weight
 from dmdistill.commands.distill.objectives import Networks, Objectives
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
@@ -22,6 +22,7 @@ from dmdistill.core.partition import SharedNoise, split_batch
 from dmdistill.distributed.data_parallel import Parallelism
 from dmdistill.models.discriminator import DenoiserWithHead, HeadDiscriminator, add_head
 from dmdistill.models.model import Teacher
+from dmdistill.models.python_function import import_function
 from dmdistill.training.ema import ImplicitAlignment
 from dmdistill.training.microbatches import run_in_lockstep
 from dmdistill.training.optimizer import NetworkOptimizer
