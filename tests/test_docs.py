@@ -24,7 +24,7 @@ from helpers.tiny_pipelines import tiny_stable_diffusion
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALL = {
-    "distill": "--steps 2 --report-images 0 --evaluate-images 8 --batch 4",
+    "distill": "--steps 2 --report-images 0 --evaluate-images 8 --batch 8",
     "teach": "--steps 2 --batch 4",
     "pairs": "--pair-count 8",
     "bench": "--repeats 1 --max-batch 1 --solver-steps 2",

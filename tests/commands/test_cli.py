@@ -162,7 +162,7 @@ def test_contradictions_are_found_before_anything_is_written(arguments, match, t
         (["--channel-mult", "1", "0"], "--channel-mult 1 0"),
         (["--patch-size", "5"], "12"),
         (["--channel-mult", "1", "1", "1", "1"], "12"),
-        (["--data", "nowhere"], "nowhere does not exist: expected a folder or a .zip of pictures"),
+        (["--data", "nowhere"], "nowhere does not exist: expected a folder or a .zip of images"),
         (["--side", "3"], "--side 3, expected from 4 to 4096"),
     ],
 )

@@ -127,7 +127,7 @@ def test_other_folders_hold_fashion_or_are_named(idx_folder, tmp_path):
     assert (resized.images.shape, resized.licence, resized.feature_extractor) == ((200, 1, 6, 6), "MIT", None)
     assert torch.equal(resized.images, center_crop_batch(data.images, 6))
     assert torch.equal(open_images(str(idx_folder)).labels.index, load_idx_images(idx_folder).labels)
-    with pytest.raises(ValueError, match=r"holds no images; expected a folder or a \.zip of pictures.*IDX files"):
+    with pytest.raises(ValueError, match=r"holds no images; expected a folder or a \.zip of images.*IDX files"):
         load_labelled_images(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_a_side_is_a_square_around_the_middle_by_lanczos(pixels, tmp_path):
 
 def test_a_picture_of_another_size_is_named(pixels, tmp_path):
     source = open_images(str(write_folder(tmp_path, [pixels[0], pixels[1][:, :4], *pixels[2:]])))
-    with pytest.raises(ValueError, match=r"00/001.png has 4 x 7 pixels, the first picture 5 x 7; --side"):
+    with pytest.raises(ValueError, match=r"00/001.png has 4 x 7 pixels, the first image 5 x 7; --side"):
         source.images(range(5))
 
 
@@ -184,7 +184,7 @@ def damaged(request, pixels, tmp_path):
 
 
 def test_damaged_pictures_are_named_and_counted(damaged):
-    with pytest.raises(ValueError, match=r"2 of 11 pictures cannot be read, first 00/000.png: .*by --skip-corrupt"):
+    with pytest.raises(ValueError, match=r"2 of 11 images cannot be read, first 00/000.png: .*by --skip-corrupt"):
         open_images(str(damaged)).images(range(3))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -190,4 +191,4 @@ def describe_default(value: Any) -> str:
 
 def first_sentence(text: str) -> str:
     """Return the first sentence of a docstring without its full stop, as a heading."""
-    return " ".join(text.split()).split(". ")[0].rstrip(".")
+    return re.split(r"(?<!\bEq)\. ", " ".join(text.split()))[0].rstrip(".")

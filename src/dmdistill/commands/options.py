@@ -53,13 +53,12 @@ class SolverOptions:
     """The teacher's ODE solver and its classifier-free guidance."""
 
     solver: Literal["heun", "dpmpp", "ddim", "pndm"] | None = None
-    """ODE solver; dpmpp is DPM-Solver++(2M). In N steps heun takes 2 N - 1 evaluations, pndm N + 1, the others N. The
-    default is the teacher's own."""
+    """ODE solver; dpmpp is DPM-Solver++(2M). N steps are N evaluations, 2 N - 1 of heun, N + 1 of pndm; twice that with
+    guidance. Default: the teacher's."""
     solver_steps: int | None = None
     """Solver steps. The default is the teacher's own."""
     guidance: float | None = None
-    """Scale of classifier-free guidance, also in the pairs and in mu_real; 1 is none. Of Flux-dev, its embedded
-    guidance."""
+    """Classifier-free guidance scale, in pairs and mu_real too; 1 is none. Of Flux-dev: embedded."""
     true_guidance: float | None = None
     """Scale of classifier-free guidance on top of an embedded one (Flux-dev), at twice the evaluations."""
 

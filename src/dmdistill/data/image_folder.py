@@ -85,7 +85,7 @@ class ImageFolder:
                 return 3 if channels == 3 or self.any_coloured() else 1, height, width
             if not self.skip_corrupt:
                 raise self.corruption_error()
-        raise ValueError(f"{self.path}: none of {len(self)} pictures can be read")
+        raise ValueError(f"{self.path}: none of {len(self)} images can be read")
 
     @property
     def labels(self) -> ImageLabels | None:
@@ -157,7 +157,7 @@ class ImageFolder:
         _, height, width = self.shape
         if image.shape[:2] != (height, width):
             raise ValueError(
-                f"{self.path}: {name} has {image.shape[0]} x {image.shape[1]} pixels, the first picture "
+                f"{self.path}: {name} has {image.shape[0]} x {image.shape[1]} pixels, the first image "
                 f"{height} x {width}; --side brings all to one size"
             )
 
@@ -214,7 +214,7 @@ class ImageFolder:
             bad = [(name, why) for name, why in results if why is not None]
         name, why = bad[0]
         return ValueError(
-            f"{self.path}: {len(bad)} of {len(self)} pictures cannot be read, first {name}: {why}; mend or remove "
+            f"{self.path}: {len(bad)} of {len(self)} images cannot be read, first {name}: {why}; mend or remove "
             "them; evaluate leaves them out by --skip-corrupt"
         )
 

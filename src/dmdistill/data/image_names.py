@@ -23,7 +23,7 @@ def list_images(source: Path | zipfile.ZipFile) -> list[str]:
     images = sorted({name for name in names if is_image_name(name)}, key=natural_key)
     if not images:
         place = source if isinstance(source, Path) else source.filename
-        raise ValueError(f"{place} holds no pictures ({', '.join(ENDINGS)})")
+        raise ValueError(f"{place} holds no images ({', '.join(ENDINGS)})")
     return images
 
 

@@ -24,7 +24,7 @@ PARTS = ("train", "test")
 MODELS = ("config.json", "model_index.json")  # files of a model's folder
 RUNS = ("config.toml", "metrics.jsonl")  # files of a run's folder
 FORMATS = (
-    "a folder or a .zip of pictures, a .csv, .tsv, .jsonl or .parquet of their names, the files of CIFAR-10's binary "
+    "a folder or a .zip of images, a .csv, .tsv, .jsonl or .parquet of their names, the files of CIFAR-10's binary "
     "version, or IDX files (test images by :test)"
 )
 PUBLISHED = {

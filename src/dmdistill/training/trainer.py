@@ -25,6 +25,7 @@ __all__ = ["Stateful", "Trainer"]
 
 Iteration = Callable[[int], Mapping[str, Tensor]]
 Hook = Callable[[int], Mapping[str, float]]
+Hooks = Sequence[tuple[int, Hook]]  # with the interval of each, in steps
 
 FAILED = 1000  # above the number of any signal
 
@@ -101,7 +102,7 @@ class Trainer:
             self.check_finite_until = 0
         return restored
 
-    def fit(self, iterate: Iteration, *, hooks: Sequence[tuple[int, Hook]] = (), name: str, work: Work = float) -> bool:
+    def fit(self, iterate: Iteration, *, hooks: Hooks = (), name: str, work: Work = float) -> bool:
         """Train until `steps` are done; return False if training ended early, after a checkpoint.
 
         That is so after a signal (see `stop_signals`), and if stdout is closed, as by `dmdistill distill | head`.
@@ -125,13 +126,7 @@ class Trainer:
             self.checkpoints.wait_together(self.processes)
         return completed
 
-    def train(
-        self,
-        iterate: Iteration,
-        hooks: Sequence[tuple[int, Hook]],
-        interrupted: StopEvent,
-        progress: Callable[..., None],
-    ) -> bool:
+    def train(self, iterate: Iteration, hooks: Hooks, interrupted: StopEvent, progress: Callable[..., None]) -> bool:
         """Run the loop itself; its last checkpoint may still be being written when it returns."""
         self.started = time.perf_counter() - self.seconds
         while self.step < self.steps:

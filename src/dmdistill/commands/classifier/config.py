@@ -18,7 +18,7 @@ class ClassifierConfig:
     """Train a small classifier as feature extractor of the Frechet distance."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Labelled images: IDX files, CIFAR-10's binary version, or pictures with a folder for each class. Of sets without
+    """Labelled images: IDX files, CIFAR-10's binary version, or images with a folder for each class. Of sets without
     test images a tenth is held out."""
     side: int | None = None
     """Pixels that each image is cropped to, a square around its middle, and resized to. The default is as they are."""

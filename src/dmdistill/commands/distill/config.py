@@ -139,9 +139,9 @@ class EvaluationOptions:
     report_images: int = 1000
     """Images of the final report; 0 skips it."""
     reference: str | None = None
-    """Real images, as of `dmdistill evaluate`, at the teacher's resolution: states are then compared by FID to them."""
+    """Real images, as for `dmdistill evaluate`, at the teacher's resolution; checkpoints are ranked by FID to them."""
     keep: Literal["best", "last"] = "best"
-    """State that becomes the student: the best that was measured, or the last, as without a measurement."""
+    """Checkpoint that becomes the student: the best that was measured, or the last, as without a measurement."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""

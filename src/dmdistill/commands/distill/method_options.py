@@ -75,7 +75,7 @@ class StudentOptions:
     """The student's steps."""
 
     student_steps: int = 1
-    """Steps of the student, at equal parts of the bins of the noise schedule: 1 in DMD, 4 in DMD2's SDXL."""
+    """Sampling steps of the student, equally spaced in the schedule's timesteps: 1 in DMD, 4 in DMD2's SDXL."""
     student_timesteps: tuple[float, ...] = ()
     """Times of the student's steps instead, falling: timesteps of VP, sigmas of EDM, 0 to 1 of a flow. SiD's is 2.5."""
     transition: Literal["sde", "ode"] = "sde"

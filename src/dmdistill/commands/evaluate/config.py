@@ -25,7 +25,7 @@ class EvaluateConfig:
     """Real images to compare with: a set of images, EDM's statistics (.npz), or model:NAME for a model's images."""
     metrics: str | None = None
     """Comma-separated: fid, frechet, kid, precision, recall, density, coverage, is, diversity (within a prompt), clip,
-    alignment (with Fashion-MNIST's captions). Default: fid or frechet."""
+    alignment (with Fashion-MNIST's captions). Default: fid with --reference, else frechet."""
     feature_extractor: str | None = None
     """Classifier whose features replace Inception's: a name (fashion-classifier) or a folder."""
     inception: Path | None = None

@@ -13,7 +13,7 @@ from dmdistill.metrics.registry import METRICS, metric_label
 
 __all__ = ["print_comparison", "print_report"]
 
-REFERENCES = "a folder or zip of pictures, the files of CIFAR-10 or an IDX set, or EDM's statistics (.npz)"
+REFERENCES = "a folder or zip of images, the files of CIFAR-10 or an IDX set, or EDM's statistics (.npz)"
 
 Report = dict[str, Any]
 """What `measure` returns."""

@@ -13,12 +13,12 @@ __all__ = ["PlanConfig"]
 
 @dataclass(frozen=True)
 class PlanConfig(DistillConfig):
-    """Estimate what a distillation takes before it starts: memory, operations, hours. All flags of `distill` apply."""
+    """Estimate what a distillation takes before it starts: memory, FLOPs, hours. All flags of `distill` apply."""
 
     processes: int = 1
     """Processes, one per device, that share batches and sampling; --strategy says what each of them holds."""
     peak_tflops: float | None = None
-    """Peak speed of a device, in 1e12 operations per second. Without it a few steps are timed on this machine."""
+    """Peak speed of a device, in TFLOP/s. Without it a few steps are timed on this machine."""
     utilization: float = 0.3
     """Share of --peak-tflops that is reached: measure it, it differs between networks and devices."""
     json: Path | None = None

@@ -150,7 +150,7 @@ class TeachConfig:
     """Train a teacher by denoising score matching."""
 
     data: Path = Path("datasets/fashion-mnist")
-    """Images: a folder or zip of pictures, the files of CIFAR-10's binary version, or IDX files as of Fashion-MNIST.
+    """Images: a folder or zip of images, the files of CIFAR-10's binary version, or IDX files as of Fashion-MNIST.
     Pictures have the classes of their folders or of EDM's dataset.json; without any the teacher is unconditional."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
