@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from dmdistill.metrics.lpips import LPIPS
+from dmdistill.metrics.lpips import LPIPS, L2Pool
 from dmdistill.metrics.lpips_weights import load_lpips
 
 SMALL = ((4, 1), (6, 2), (5, 1))
@@ -16,11 +16,11 @@ def draw(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.fixture
-def small():
-    """Random weights, three blocks: what holds for any weights is tested here."""
+@pytest.fixture(params=["max", "l2"])
+def small(request):
+    """Random weights, three blocks, both kinds of pooling: what holds for any weights is tested here."""
     torch.manual_seed(0)
-    return LPIPS(resize=None, blocks=SMALL)
+    return LPIPS(resize=None, pooling=request.param, blocks=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,20 @@ def test_truncated_weights_are_refused(weight_file, tmp_path):
         load_lpips(path)
 
 
-def plain_lpips(weights, x, y):
+def l2_pool(x):
+    """L2 pooling again, window by window: the root of the mean square under Hann's window [1, 2, 1] / 4 each way."""
+    hann = (1, 2, 1)
+    padded = F.pad(x, (1, 1, 1, 1))
+    height, width = (side // 2 + side % 2 for side in x.shape[2:])
+    parts = [
+        hann[i] * hann[j] / 16 * padded[:, :, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] ** 2
+        for i in range(3)
+        for j in range(3)
+    ]
+    return torch.stack(parts).sum(0).sqrt()
+
+
+def plain_lpips(weights, x, y, pool=lambda f: F.max_pool2d(f, 2, 2)):
     """LPIPS again, from the file's tensors."""
     total = torch.zeros(len(x))
     shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
@@ -146,7 +159,7 @@ def plain_lpips(weights, x, y):
     a, b = ((image.repeat(1, 3 // image.shape[1], 1, 1) - shift) / scale for image in (x, y))
     for head, layers in enumerate([(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)]):
         if head > 0:
-            a, b = F.max_pool2d(a, 2, 2), F.max_pool2d(b, 2, 2)
+            a, b = pool(a), pool(b)
         for layer in layers:
             w, bias = weights[f"features.{layer}.weight"], weights[f"features.{layer}.bias"]
             a, b = F.conv2d(a, w, bias, padding=1).relu(), F.conv2d(b, w, bias, padding=1).relu()
@@ -163,6 +176,24 @@ def test_published_weights_against_a_plain_reimplementation(weight_file):
     x, y = draw(2, 1, 28, 27), draw(2, 1, 28, 27, seed=1)
     expected = plain_lpips(weights, *(F.interpolate(image, (64, 64), mode="bilinear") for image in (x, y)))
     torch.testing.assert_close(load_lpips(weight_file, resize=64)(x, y), expected, rtol=1e-5, atol=0)
+
+
+def test_l2_pooling_against_a_plain_reimplementation(weight_file):
+    """The variant of DMD's authors."""
+    weights, model = load_file(weight_file), load_lpips(weight_file, resize=None, pooling="l2")
+    for shape in [(2, 3, 40, 33), (3, 1, 28, 29)]:
+        x, y = draw(*shape), draw(*shape, seed=1)
+        torch.testing.assert_close(model(x, y), plain_lpips(weights, x, y, l2_pool), rtol=1e-4, atol=0)
+
+
+def test_l2_pooling_keeps_a_constant_and_its_gradient_at_zero():
+    pool = L2Pool().double()
+    inside = pool(torch.full((1, 2, 8, 8), -3.0, dtype=torch.float64))[:, :, 1:, 1:]
+    torch.testing.assert_close(inside, torch.full_like(inside, 3.0))
+    x = torch.zeros(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    pool(x).sum().backward()
+    assert pool(x).shape == (1, 2, 3, 2)
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 def test_published_weights_grow_with_noise(weight_file):

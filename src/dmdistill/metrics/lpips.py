@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LPIPS"]
+__all__ = ["LPIPS", "Pooling"]
+
+Pooling = Literal["max", "l2"]
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
 FLOOR = 1e-10  # added to the length of features, as published
+L2_FLOOR = 1e-12  # added under the root of L2 pooling, whose gradient is infinite at 0
 
 
-def vgg(blocks: Sequence[tuple[int, int]]) -> nn.Sequential:
+class L2Pool(nn.Module):
+    """L2 pooling: the root of the squares' average over windows of 3 x 3, weighted by Hann's window, 2 pixels apart.
+
+    It aliases less than max pooling (Henaff & Simoncelli 2016; in a perceptual distance, Ding et al. 2020).
+    """
+
+    window: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        hann = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("window", torch.outer(hann, hann), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool features, B C H W, to half the size, rounded up."""
+        channels = x.shape[1]
+        weight = self.window.to(x.dtype).expand(channels, 1, 3, 3)
+        return (F.conv2d(x.square(), weight, stride=2, padding=1, groups=channels) + L2_FLOOR).sqrt()
+
+
+def vgg(blocks: Sequence[tuple[int, int]], pooling: Pooling) -> nn.Sequential:
     """Build VGG's convolutions (Simonyan & Zisserman 2015) up to the last block's ReLU, numbered as torchvision's."""
     layers: list[nn.Module] = []
     width = 3
     for channels, convolutions in blocks:
-        layers += [nn.MaxPool2d(2)] if layers else []
+        layers += [nn.MaxPool2d(2) if pooling == "max" else L2Pool()] if layers else []
         for _ in range(convolutions):
             layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU(inplace=True)]
             width = channels
@@ -34,16 +58,19 @@ class LPIPS(nn.Module):
 
     Args:
         resize: side in pixels that images are brought to bilinearly, 224 as in the paper; None keeps their size.
+        pooling: max as published, or l2 as in the code of DMD's authors (piq's LPIPS with replace_pooling).
         blocks: (channels, convolutions) of each block; the published weights are VGG16's.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, *, resize: int | None = 224, blocks: Sequence[tuple[int, int]] = VGG16) -> None:
+    def __init__(
+        self, *, resize: int | None = 224, pooling: Pooling = "max", blocks: Sequence[tuple[int, int]] = VGG16
+    ) -> None:
         super().__init__()
         self.resize = resize
-        self.vgg = vgg(blocks)
+        self.vgg = vgg(blocks, pooling)
         self.heads = nn.ParameterList(torch.full((1, channels, 1, 1), 1 / channels) for channels, _ in blocks)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).reshape(3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).reshape(3, 1, 1), persistent=False)
@@ -82,7 +109,7 @@ class LPIPS(nn.Module):
         h = (x - self.shift) / self.scale  # grey becomes three channels here, by broadcasting
         features = []
         for module in self.vgg:
-            if isinstance(module, nn.MaxPool2d):
+            if isinstance(module, nn.MaxPool2d | L2Pool):
                 features.append(unit_length(h))
             h = module(h)
         return [*features, unit_length(h)]

@@ -18,7 +18,7 @@ from dmdistill.io.errors import first_line
 from dmdistill.io.file_hashes import file_sha256
 from dmdistill.io.folders import cache_folder
 from dmdistill.metrics.assets import asset_places, find_asset
-from dmdistill.metrics.lpips import LPIPS
+from dmdistill.metrics.lpips import LPIPS, Pooling
 
 __all__ = ["FILE", "HEADS", "VGG16", "find_lpips", "load_lpips", "make_lpips", "published_name", "read_torch_file"]
 
@@ -70,7 +70,7 @@ HEADS = Source(
 )
 
 
-def load_lpips(path: Path | None = None, *, resize: int | None = 224) -> LPIPS:
+def load_lpips(path: Path | None = None, *, resize: int | None = 224, pooling: Pooling = "max") -> LPIPS:
     """Load LPIPS from a safetensors file. ValueError, naming the file, where it is missing, damaged or another kind.
 
     Its tensors have the published names: features.N.weight and .bias of VGG16, linN.model.1.weight of the heads. Other
@@ -79,6 +79,7 @@ def load_lpips(path: Path | None = None, *, resize: int | None = 224) -> LPIPS:
     Args:
         path: the file. A mere name is also looked for in $DMDISTILL_ASSETS and the cache. None for `find_lpips`.
         resize: see `LPIPS`.
+        pooling: see `LPIPS`.
     """
     if path is None:
         file = find_lpips()
@@ -87,7 +88,7 @@ def load_lpips(path: Path | None = None, *, resize: int | None = 224) -> LPIPS:
     if file is None:
         raise ValueError(f"--lpips-weights {path} is neither here nor in {asset_places()}")
     weights = read_safetensors(file)
-    model = LPIPS(resize=resize)
+    model = LPIPS(resize=resize, pooling=pooling)
     check_weights(weights, model, str(file))
     if (digest := tensor_digest(weights)) != PUBLISHED:
         note_once(f"LPIPS weights {file} are not the published ones (sha256 {digest})")

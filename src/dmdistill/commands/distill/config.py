@@ -100,6 +100,8 @@ class RegressionOptions:
     """File of LPIPS' weights. By default it is looked for in $DMDISTILL_ASSETS and the cache, else downloaded."""
     lpips_side: int = 224
     """Resolution at which LPIPS compares images, 224 in the paper; 0 keeps their own, with 49 times less work at 32."""
+    lpips_pooling: Literal["max", "l2"] = "max"
+    """Pooling in LPIPS' VGG16: max as published, or l2 as in the code of DMD's authors."""
     decoder: str | None = None
     """Autoencoder (AutoencoderTiny) that decodes latents for LPIPS. The default is the teacher's own."""
 

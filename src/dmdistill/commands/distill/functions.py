@@ -42,8 +42,8 @@ def load_distance(
         return import_function(options.distance, "--distance")
     if not options.uses_lpips or not options.lambda_reg:
         return pseudo_huber
-    resize = options.lpips_side or None
-    lpips = (load_lpips(options.lpips_weights, resize=resize) if trained else LPIPS(resize=resize)).to(device)
+    form = {"resize": options.lpips_side or None, "pooling": options.lpips_pooling}
+    lpips = (load_lpips(options.lpips_weights, **form) if trained else LPIPS(**form)).to(device)
     decode = teacher.decode
     if options.decoder is not None:
         decode = load_autoencoder(options.decoder).to(device).decode

@@ -51,7 +51,8 @@ METHODS = {
 """The methods by their names on the command line."""
 
 GAN_OPTIONS = ("gan_weight", "discriminator_weight", "gan_from", "discriminator", "discriminator_layers", "r1")
-PAIR_OPTIONS = ("pairs", "pair_count", "batch_reg", "distance", "lpips_weights", "lpips_side", "decoder")
+LPIPS_OPTIONS = ("lpips_weights", "lpips_side", "lpips_pooling", "decoder")
+PAIR_OPTIONS = ("pairs", "pair_count", "batch_reg", "distance", *LPIPS_OPTIONS)
 PHASE_OPTIONS = ("match_from", "fake_from", "rewarm", "regress_until", "lambda_end", "phase_steps")
 REGRESSION_OPTIONS = ("match", "match_pairs", *PHASE_OPTIONS, *PAIR_OPTIONS)
 SINGLE_OPTIONS = {
