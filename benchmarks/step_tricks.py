@@ -132,7 +132,7 @@ def set_checkpointing(ours: Ours, kind: str) -> None:
     """Checkpoint the activations of the trained networks in another way."""
     for network in (ours.generator, ours.fake):
         for block in (block for block in network.modules() if isinstance(block, UNetBlock)):
-            for name in ("first", "second"):
+            for name in ("first", "second", "forward"):
                 vars(block).pop(name, None)  # the class's own again
         CHECKPOINTING[kind](network)
 
@@ -235,6 +235,7 @@ TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
     "the teacher's weights cast once": without_cast_weights,
     "norms and SiLU recomputed": partial(with_checkpointing, "none"),
     "norms and SiLU kept": partial(with_checkpointing, "norms"),
+    "activations in blocks kept": partial(with_checkpointing, "blocks"),
     "attention by plain products": without_plain_attention,
     "norms of small groups in fp32": without_fp32_norms,
     "memory kept by the allocator": default_allocator,
@@ -246,6 +247,7 @@ TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
 }
 ON_CPU = (
     "norms and SiLU kept",
+    "activations in blocks kept",
     "attention by plain products",
     "norms of small groups in fp32",
     "memory kept by the allocator",
@@ -255,6 +257,7 @@ SAVES_MEMORY = (  # optimisations without which memory is measured
     "the teacher's weights cast once",
     "norms and SiLU recomputed",
     "norms and SiLU kept",
+    "activations in blocks kept",
     "memory kept by the allocator",
 )
 
@@ -265,7 +268,7 @@ def applicable_tricks(ours: Ours) -> list[str]:
     idle += ["bf16 inside the networks", "the teacher's weights cast once"] if ours.precision is None else []
     idle += ["norms and SiLU recomputed"] if ours.teacher.device.type == "cpu" else ON_CPU
     if not any(isinstance(block, UNetBlock) for block in ours.fake.modules()):
-        idle += ["norms and SiLU recomputed", *ON_CPU[:2]]
+        idle += ["norms and SiLU recomputed", *ON_CPU[:3]]
     norms = (module for module in ours.fake.modules() if isinstance(module, GroupNorm))
     if ours.precision is None or not any(norm.num_channels < 16 * norm.num_groups for norm in norms):
         idle += ["norms of small groups in fp32"]

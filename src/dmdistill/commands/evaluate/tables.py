@@ -38,7 +38,7 @@ def print_comparison(reports: Sequence[Report]) -> None:
     first, last = reports[0], reports[-1]
     keys = list(last["metrics"])
     headings = [escape("\n".join(filter(None, metric_label(key)))) for key in keys]
-    table = Table("model", "evaluations/image", *headings, "ms/image")
+    table = Table("model", "evaluations", *headings, "ms/image")
     for report in reports:
         values = [f"{report['metrics'][key]:.4g}" for key in keys]
         milliseconds = f"{1e3 * report['seconds_per_image']:.3f}"
