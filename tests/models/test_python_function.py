@@ -69,7 +69,8 @@ def load(tmp_path, monkeypatch):
     [
         ("make(Net(3))", f"{CALLED} fails with RuntimeError: .* 3 channels.*py, line 18\\)$"),
         ("make(Net(3), (8, 8, 3))", "called with x_t of 2 x 8 x 8 x 3, .*but got 8 channels"),
-        ("make(Net(1, 3))", f"{CALLED} fails with AttributeError: 'NoneType' .*py, line 17\\)$"),
+        ("make(Net(1, 3))", f"{CALLED} fails with AttributeError: 'NoneType' .*py, line 17\\);"),
+        ("make(Net(1, 3))", r"; if it takes classes, give the Teacher conditions=LabelSpace\(names\)$"),
         (
             "make(Net(1, 3), conditions=LabelSpace(('a', 'b')))",
             "t of 2 and the labels of 2 classes, fails with RuntimeError: .*py, line 17\\)$",

@@ -111,7 +111,9 @@ def try_network(name: str, teacher: Teacher) -> None:
         given = outputs[-1].shape if outputs and isinstance(outputs[-1], Tensor) else None
         if given is not None and given != (2, *teacher.shape):
             raise ValueError(f"{called} gives {' x '.join(map(str, given))}, expected {shape}") from error
-        raise ValueError(f"{called} fails with {describe(error)}") from error
+        without_classes = teacher.conditions is None and "'NoneType'" in str(error)
+        hint = "; if it takes classes, give the Teacher conditions=LabelSpace(names)" if without_classes else ""
+        raise ValueError(f"{called} fails with {describe(error)}{hint}") from error
     finally:
         hook.remove()
     if mu.shape != (2, *teacher.shape):

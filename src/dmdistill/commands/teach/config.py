@@ -151,7 +151,7 @@ class TeachConfig:
 
     data: Path = Path("datasets/fashion-mnist")
     """Images: a folder or zip of images, the files of CIFAR-10's binary version, or IDX files as of Fashion-MNIST.
-    Pictures have the classes of their folders or of EDM's dataset.json; without any the teacher is unconditional."""
+    Images have the classes of their folders or of EDM's dataset.json; without any the teacher is unconditional."""
     out: Path = Path("runs/teacher")
     """Run folder to make; the teacher is written to its teacher/."""
     preset: str = ""
