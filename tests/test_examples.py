@@ -75,7 +75,7 @@ def test_own_teachers_are_checked(tmp_path, monkeypatch):
         ("mine_for_a_test:three", "int, expected a Teacher"),
         ("mine_for_a_test:bare", "expected a function that is annotated"),
         ("os:abort", "expected a function that is annotated"),
-        ("mine_for_a_test:four", "no attribute 'four'"),
+        ("mine_for_a_test:four", "mine_for_a_test has no 'four'"),
         ("no_such_module:teacher", "there is no module 'no_such_module'"),
         ("mine_for_a_test:wants", "TypeError: .* missing 1 required positional argument"),
         ("mine_for_a_test:fails", r"ZeroDivisionError: division by zero \(.*mine_for_a_test.py, line 14\)"),

@@ -171,7 +171,7 @@ def test_what_is_no_regular_file_is_refused(kind, pixels, tmp_path):
         os.mkfifo(odd)
     else:
         odd.symlink_to("/dev/zero" if kind == "device" else "nothing")
-    refused(tmp_path / "photos", r"1 of 2 pictures cannot be read, first 1\.png: .*(no regular|No such) file")
+    refused(tmp_path / "photos", r"1 of 2 images cannot be read, first 1\.png: .*(no regular|No such) file")
     source = open_images(str(tmp_path / "photos"), skip_corrupt=True)
     assert len(source.images(range(2))) == 1
     assert len(source.digest()) == 64
@@ -277,4 +277,4 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
 
 def test_foreign_content_is_named(tmp_path):
     (tmp_path / "x.png").write_bytes(io.BytesIO(b"GIF89a" + bytes(100)).getvalue())
-    refused(tmp_path, r"1 of 1 pictures cannot be read, first x\.png")
+    refused(tmp_path, r"1 of 1 images cannot be read, first x\.png")

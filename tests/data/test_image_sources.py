@@ -232,7 +232,7 @@ def test_digests_follow_the_content(pixels, tmp_path, monkeypatch):
         ("idx/train-images-idx3-ubyte.gz", "ubyte.gz is one file .*: give its folder, idx"),
         ("cifar/data_batch_1.bin", "data_batch_1.bin is one file .*: give its folder, cifar"),
         ("spoiled.zip", "spoiled.zip cannot be read as a zip"),
-        ("none.zip", "none.zip holds no pictures"),
+        ("none.zip", "none.zip holds no images"),
     ],
 )
 def test_sources_that_cannot_be_are_named(source, match, pixels, tmp_path, monkeypatch):

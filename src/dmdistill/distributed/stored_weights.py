@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-__all__ = ["StoredWeights", "is_stored", "iterate_state", "parameters_on_meta", "read_shards"]
+__all__ = ["StoredWeights", "is_stored", "iterate_state", "parameters_on_meta", "read_shards", "take_weights"]
 
 ALL = slice(None)
 ADAPTED = ".base_layer."  # in the name of a layer inside a LoRA layer of peft
@@ -34,7 +34,9 @@ class StoredWeights:
     files: Mapping[str, Path]
 
     def attach(self, network: nn.Module) -> None:
-        """Tell a network that these are its weights."""
+        """Tell a network that these are its weights, whatever its parts were told."""
+        for part in network.modules():
+            vars(part).pop("stored_weights", None)
         vars(network)["stored_weights"] = self
 
     @contextmanager
@@ -79,6 +81,15 @@ def stored_parts(network: nn.Module) -> Iterator[tuple[str, nn.Module, StoredWei
     for name, module in network.named_modules():
         if (stored := vars(module).get("stored_weights")) is not None:
             yield f"{name}." if name else "", module, stored
+
+
+def take_weights(network: nn.Module, other: nn.Module) -> None:
+    """Replace a network's weights by those of another of its form, which are in memory, or both on the meta device."""
+    own = network.state_dict()
+    for prefix, _, stored in list(stored_parts(other)):
+        stored.attach(network.get_submodule(prefix.removesuffix(".")))
+    loaded = {name: one.to(own[name].dtype) for name, one in other.state_dict().items() if not one.is_meta}
+    network.load_state_dict(loaded, strict=False, assign=any(one.is_meta for one in own.values()))
 
 
 def iterate_state(network: nn.Module) -> Iterator[Tensor]:

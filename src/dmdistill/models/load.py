@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dmdistill.distributed.stored_weights import StoredWeights
 from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import note_unverified
 from dmdistill.io.errors import did_you_mean, import_optional
@@ -128,22 +129,24 @@ def load_own_folder(folder: Path, teacher: Teacher | None, size: ImageSize | Non
         return load_folder(folder, lazy=lazy)
     if size is not None:
         config["image_size"] = list(size)
-    student = build_on_teacher(config, file, teacher)
+    student = build_on_teacher(config, file, teacher, lazy=lazy)
     weights_file = folder / "model.safetensors"
     load_weights(weights_file, student.network)
+    if not config.get("lora"):
+        StoredWeights(dict.fromkeys(student.network.state_dict(), weights_file)).attach(student.network)
     note_unverified(file, weights_file)
     return student
 
 
-def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None) -> Student:
-    """Build a student on its teacher, with the weights of the teacher."""
+def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None, *, lazy: bool) -> Student:
+    """Build a student on its teacher, with the weights of the teacher, which adapters want in memory."""
     name, lora = config.get("teacher"), config.get("lora")
     try:
         check_student(config)
         if lora:
             import_optional("peft", str(file), extra="diffusers")
         size = config.get("image_size")
-        base = teacher or load_teacher(str(name), size=(size[0], size[1]) if size else None)
+        base = teacher or load_teacher(str(name), size=(size[0], size[1]) if size else None, lazy=lazy and not lora)
         if other := [key for key in SHARED_KEYS if base.config.get(key) != config.get(key)]:
             raise ValueError(f"{base.name} is another model: its {other[0]} differs")
         denoiser = add_lora(base.denoiser, **lora) if lora else copy.deepcopy(base.denoiser)

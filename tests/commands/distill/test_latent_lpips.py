@@ -21,7 +21,7 @@ def lpips(monkeypatch):
     """LPIPS of two small blocks with random weights, at 20 pixels."""
     torch.manual_seed(0)
     model = LPIPS(resize=20, blocks=((5, 1), (7, 1)))
-    monkeypatch.setattr(functions, "load_lpips", lambda path, *, resize: model)
+    monkeypatch.setattr(functions, "load_lpips", lambda path, **form: model)
     return model
 
 

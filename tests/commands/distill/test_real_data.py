@@ -158,10 +158,10 @@ def test_what_does_not_fit_the_teacher_is_one_line(rng, tmp_path):
     refused(tmp_path / "pets", classes, r"pets: 2 classes, the teacher has 3 classes: a, b, c$")
     refused(tmp_path / "deep", colour, r"its mode is I;16, expected 8 bits a channel")
     refused(tmp_path / "empty", colour, "empty holds no images")
-    refused(tmp_path / "empty.zip", colour, r"empty\.zip holds no pictures")
+    refused(tmp_path / "empty.zip", colour, r"empty\.zip holds no images")
     refused(tmp_path / "nothing", colour, "nothing does not exist")
     (tmp_path / "set" / "0.png").write_bytes(b"no picture")
-    refused(tmp_path / "set", colour, r"1 of 5 pictures cannot be read, first 0\.png")
+    refused(tmp_path / "set", colour, r"1 of 5 images cannot be read, first 0\.png")
 
 
 def test_grey_images_among_coloured_ones_have_three_channels(rng, tmp_path):

@@ -5,9 +5,11 @@ import torch
 
 from dmdistill.commands.distill import command
 from dmdistill.commands.options import change
+from helpers.edits import edit_json
 from helpers.method_runs import method_run
 from helpers.process_group_tests import together
 from helpers.runs import logged_values, student_bytes, weights
+from helpers.tiny_models import save_student
 
 KINDS = {
     "pairs of its own": ("dmd2", {"method": "dmd", "pair_count": 8, "batch_reg": 4, "solver_steps": 2}),
@@ -46,6 +48,38 @@ def test_reading_shards_changes_nothing(kind, tiny_teacher, class_pictures, tmp_
         pytest.importorskip("peft")
     config = method_run(name, tiny_teacher, class_pictures, tmp_path / "read", steps=2, strategy="fsdp", **options)
     whole = change(config, out=tmp_path / "whole", offload_teacher=False)
+    processes = 4 if config.memory.sharding_group else 2
+    assert [places for places, _ in together(processes, run, config)] == [["meta"]] * processes
+    together(processes, run_whole, whole)
+    assert logged_values(config.out) == logged_values(whole.out)
+    assert torch.equal(weights(config.out, 2), weights(whole.out, 2))
+    assert student_bytes(config.out) == student_bytes(whole.out)
+
+
+STARTS = {  # the rank of the student's adapters, options
+    "all weights": (0, {}),
+    "all weights, in groups": (0, {"sharding_group": 2}),
+    "adapters, which are merged": (2, {}),
+    "adapters, trained further": (2, {"lora_student": 2}),
+}
+
+
+@pytest.mark.parametrize("teacher", ["edm", "pipeline"])
+@pytest.mark.parametrize("kind", STARTS)
+def test_a_student_to_start_from_is_read_in_shards_too(kind, teacher, tiny_teacher, tiny_pipeline, tmp_path):
+    """Its file and the teacher's are others, and so would be the losses."""
+    rank, options = STARTS[kind]
+    pytest.importorskip("peft")
+    name = str(tiny_pipeline("stable_diffusion") if teacher == "pipeline" else tiny_teacher)
+    start = tmp_path / "start"
+    save_student(name, start, rank=rank)
+    if options.get("lora_student"):
+        edit_json(start / "config.json", lora={"rank": rank, "alpha": rank})  # as this run's adapters
+    if teacher == "pipeline":
+        (tmp_path / "prompts.txt").write_text("a red square\na blue circle\n")
+        options = {"prompts": str(tmp_path / "prompts.txt"), **options}
+    config = method_run("dmd2", name, None, tmp_path / "read", steps=2, strategy="fsdp", start=str(start), **options)
+    whole = change(config, out=tmp_path / "whole")
     processes = 4 if config.memory.sharding_group else 2
     assert [places for places, _ in together(processes, run, config)] == [["meta"]] * processes
     together(processes, run_whole, whole)

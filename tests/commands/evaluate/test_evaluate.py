@@ -318,7 +318,7 @@ def test_without_a_reference_a_report_says_how_to_give_one(student, capsys):
     assert (report["metrics"], report["reference"], report["compared_with"]) == ({}, None, None)
     printed = capsys.readouterr().out
     assert "no quality was measured: for FID, KID, precision, recall, density, coverage give real images" in printed
-    assert "by --reference DATA, a folder or zip of pictures, the files of CIFAR-10 or an IDX set, or EDM's" in printed
+    assert "by --reference DATA, a folder or zip of images, the files of CIFAR-10 or an IDX set, or EDM's" in printed
 
 
 @pytest.mark.parametrize("left", ["intact", "damaged"])
@@ -474,8 +474,8 @@ def given(student, photos, tmp_path):
         ("STUDENT --reference three --metrics density", "--metrics density needs at least 6 images"),
         ("three --metrics is", "--metrics is needs at least 10 images"),
         ("PHOTOS --images 61 --reference PHOTOS", "--images 61 is more than the 60 images"),
-        ("STUDENT --reference damaged --images 9", "1 of 9 pictures cannot be read, first 004.png"),
-        ("damaged --reference PHOTOS", "1 of 9 pictures cannot be read, first 004.png"),
+        ("STUDENT --reference damaged --images 9", "1 of 9 images cannot be read, first 004.png"),
+        ("damaged --reference PHOTOS", "1 of 9 images cannot be read, first 004.png"),
         ("STUDENT --reference x.npz --metrics kid", "x.npz has only statistics"),
         ("STUDENT --reference x.npz --images 9", "x.npz holds statistics of 6 features, "),
         ("STUDENT --reference nowhere", "nowhere does not exist"),

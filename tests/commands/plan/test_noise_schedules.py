@@ -36,6 +36,7 @@ def test_a_teacher_on_any_noise_schedule_is_planned(teacher, tmp_path, monkeypat
     monkeypatch.delitem(sys.modules, "own_schedules", raising=False)
     (tmp_path / "own_schedules.py").write_text(SCHEDULES)
     sizes = ["--batch", "2", "--batch-reg", "2", "--pair-count", "4", "--match-from", "0.5", "--solver-steps", "2"]
+    sizes += ["--regress-until", "1"]
     compute = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--peak-tflops", "1"]
     main(["plan", "--teacher", teacher, "--json", "plan.json", *sizes, *compute])
     numbers = json.loads((tmp_path / "plan.json").read_text())

@@ -144,8 +144,8 @@ def check_matching_guidance(config: DistillConfig, teacher: Teacher) -> None:
 
 
 def reads_shards(config: DistillConfig, processes: ProcessGroup) -> bool:
-    """Whether each process reads its shards of the teacher's weights; those of a student to start from are whole."""
-    return config.memory.strategy == "fsdp" and processes.world_size > 1 and config.start is None
+    """Whether each process reads its shards of the weights from their files."""
+    return config.memory.strategy == "fsdp" and processes.world_size > 1
 
 
 def load_configured_teacher(config: DistillConfig, *, lazy: bool = False) -> Teacher:

@@ -11,6 +11,7 @@ import torch
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.generators import Generator
+from dmdistill.distributed.stored_weights import take_weights
 from dmdistill.models.load import SHARED_KEYS, absolute_name, load_model
 from dmdistill.models.model import Model, Teacher
 from dmdistill.networks.activation_checkpointing import CHECKPOINTING
@@ -61,7 +62,7 @@ def initial_generator(config: DistillConfig, teacher: Teacher, copy_denoiser: Co
         if config.memory.lora_student:
             denoiser.load_state_dict(adapter_weights(start.denoiser), strict=False)
         else:
-            denoiser.load_state_dict(merge_lora(start.denoiser).state_dict())
+            take_weights(denoiser, merge_lora(start.denoiser))
     return Generator(denoiser, student_times(config, teacher), config.student.transition)
 
 
@@ -91,7 +92,9 @@ def load_start(config: DistillConfig, teacher: Teacher) -> Model | None:
     if config.start is None:
         return None
     foreign, name = "network" not in teacher.config, teacher_name(config, teacher)
-    start = load_model(config.start, teacher=teacher if foreign else None)
+    on_meta, adapters = teacher.device.type == "meta", config.memory.lora_student > 0
+    given = adapters if on_meta else foreign  # merging a student's adapters wants a teacher's weights in memory
+    start = load_model(config.start, teacher=teacher if given else None, lazy=on_meta)
     if isinstance(start, Teacher):
         raise ValueError(
             f"--start {config.start} is a teacher, expected a student: without --start the generator begins as one"
