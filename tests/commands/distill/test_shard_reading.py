@@ -1,5 +1,7 @@
 """A sharded distillation whose processes read or offload their shards is, bit for bit, one that does not."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -64,8 +66,14 @@ STARTS = {  # the rank of the student's adapters, options
 }
 
 
-@pytest.mark.parametrize("teacher", ["edm", "pipeline"])
-@pytest.mark.parametrize("kind", STARTS)
+FAST = {("all weights", "edm"), ("all weights", "pipeline"), ("adapters, which are merged", "edm")}
+FAST |= {("adapters, trained further", "pipeline")}
+CASES = [
+    pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in product(STARTS, ["edm", "pipeline"])
+]
+
+
+@pytest.mark.parametrize(("kind", "teacher"), CASES)
 def test_a_student_to_start_from_is_read_in_shards_too(kind, teacher, tiny_teacher, tiny_pipeline, tmp_path):
     """Its file and the teacher's are others, and so would be the losses."""
     rank, options = STARTS[kind]
