@@ -245,13 +245,8 @@ TRICKS: dict[str, Callable[[Ours], AbstractContextManager[None]]] = {
     "EMA in one operation": without_foreach_average,
     "no waiting for the device": with_device_checks,
 }
-ON_CPU = (
-    "norms and SiLU kept",
-    "activations in blocks kept",
-    "attention by plain products",
-    "norms of small groups in fp32",
-    "memory kept by the allocator",
-)
+OF_OUR_BLOCKS = ("norms and SiLU kept", "activations in blocks kept", "attention by plain products")
+ON_CPU = (*OF_OUR_BLOCKS, "norms of small groups in fp32", "memory kept by the allocator")
 SAVES_MEMORY = (  # optimisations without which memory is measured
     "bf16 inside the networks",
     "the teacher's weights cast once",
@@ -268,7 +263,7 @@ def applicable_tricks(ours: Ours) -> list[str]:
     idle += ["bf16 inside the networks", "the teacher's weights cast once"] if ours.precision is None else []
     idle += ["norms and SiLU recomputed"] if ours.teacher.device.type == "cpu" else ON_CPU
     if not any(isinstance(block, UNetBlock) for block in ours.fake.modules()):
-        idle += ["norms and SiLU recomputed", *ON_CPU[:3]]
+        idle += ["norms and SiLU recomputed", *OF_OUR_BLOCKS]
     norms = (module for module in ours.fake.modules() if isinstance(module, GroupNorm))
     if ours.precision is None or not any(norm.num_channels < 16 * norm.num_groups for norm in norms):
         idle += ["norms of small groups in fp32"]

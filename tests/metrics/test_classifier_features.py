@@ -9,6 +9,7 @@ import torch
 from dmdistill.io.atomic import write_safetensors
 from dmdistill.io.weights import bundled_models
 from dmdistill.metrics.classifier_features import load_classifier_features
+from dmdistill.models.load import load_model
 from helpers.damage import damage
 from helpers.edits import edit_json
 
@@ -76,6 +77,11 @@ def test_a_missing_classifier_has_a_hint():
         ValueError, match=r"^feature extractor fashion-clasifier: .*; did you mean 'fashion-classifier'\?"
     ):
         load_classifier_features("fashion-clasifier", CPU)
+
+
+def test_a_classifier_is_no_model():
+    with pytest.raises(ValueError, match="describes a classifier, expected a teacher or student: --feature-extractor"):
+        load_model("fashion-classifier")
 
 
 def test_bundled_weights_have_checksums():

@@ -59,7 +59,7 @@ def from_uint8(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Convert floats in [-1, 1] to uint8, rounded to nearest and clipped. ValueError where one is NaN or infinite."""
     if not torch.isfinite(images).all():
-        raise ValueError("images hold NaN or infinity: not images")
+        raise ValueError("images hold NaN or infinity")
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

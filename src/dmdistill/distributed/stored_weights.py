@@ -84,12 +84,17 @@ def stored_parts(network: nn.Module) -> Iterator[tuple[str, nn.Module, StoredWei
 
 
 def take_weights(network: nn.Module, other: nn.Module) -> None:
-    """Replace a network's weights by those of another of its form, which are in memory, or both on the meta device."""
-    own = network.state_dict()
-    for prefix, _, stored in list(stored_parts(other)):
+    """Give a network the weights of another of its form.
+
+    Those that the other has in memory are copied, or take the place of parameters on the meta device; of those that it
+    has on the meta device the network is told the files.
+    """
+    own, state = network.state_dict(), other.state_dict()
+    for prefix, _, stored in stored_parts(other):
         stored.attach(network.get_submodule(prefix.removesuffix(".")))
-    loaded = {name: one.to(own[name].dtype) for name, one in other.state_dict().items() if not one.is_meta}
-    network.load_state_dict(loaded, strict=False, assign=any(one.is_meta for one in own.values()))
+    loaded = {name: one.to(own[name].dtype) for name, one in state.items() if not one.is_meta}
+    on_meta = any(one.is_meta for one in own.values())
+    network.load_state_dict(loaded, strict=len(loaded) == len(state), assign=on_meta)
 
 
 def iterate_state(network: nn.Module) -> Iterator[Tensor]:

@@ -37,11 +37,11 @@ from dmdistill.data.pairs import PairDataset
 from dmdistill.distributed.data_parallel import Parallelism, check_sharding_group, parallelism
 from dmdistill.distributed.process_group import ProcessGroup, is_elastic_restart, join_process_group, local_device
 from dmdistill.io.errors import import_optional
+from dmdistill.io.user_functions import import_function
 from dmdistill.models.cards import student_card
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student, Teacher
-from dmdistill.models.python_function import import_function
 from dmdistill.training.loggers import logging_to, require_logger
 from dmdistill.training.nonfinite import OutputMonitor
 from dmdistill.training.trainer import Trainer

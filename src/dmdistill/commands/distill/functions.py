@@ -7,11 +7,11 @@ from torch import Tensor
 
 from dmdistill.commands.distill.config import RegressionOptions
 from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
+from dmdistill.io.user_functions import import_function
 from dmdistill.metrics.lpips import LPIPS
 from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.models.diffusers_components import load_autoencoder
 from dmdistill.models.model import Teacher
-from dmdistill.models.python_function import import_function
 
 __all__ = ["load_distance", "load_weight"]
 

@@ -20,9 +20,9 @@ from dmdistill.core.generators import Generator
 from dmdistill.core.losses import Distance
 from dmdistill.core.partition import SharedNoise, split_batch
 from dmdistill.distributed.data_parallel import Parallelism
+from dmdistill.io.user_functions import import_function
 from dmdistill.models.discriminator import DenoiserWithHead, HeadDiscriminator, add_head
 from dmdistill.models.model import Teacher
-from dmdistill.models.python_function import import_function
 from dmdistill.training.ema import ImplicitAlignment
 from dmdistill.training.microbatches import run_in_lockstep
 from dmdistill.training.optimizer import NetworkOptimizer
