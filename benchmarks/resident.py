@@ -35,8 +35,17 @@ def read_status(name: str) -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
 
 
-def run_json(*command: str, threads: int) -> Any:
-    """Run a Python command whose allocator returns large blocks at once; parse the last line that it prints as JSON."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(threads)}
+def run_json(*command: str, threads: int, spare_memory: bool = False) -> Any:
+    """Run a Python command and parse the last line that it prints as JSON.
+
+    Args:
+        command: its arguments.
+        threads: of PyTorch.
+        spare_memory: let the allocator keep what is freed as it does by itself, or as the program asks; otherwise it
+            returns large blocks at once.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    if not spare_memory:
+        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
     done = subprocess.run([sys.executable, *command], env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

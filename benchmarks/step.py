@@ -245,7 +245,8 @@ def measure_memory(setting: Setting) -> dict[str, float]:
 
 def measure_in_subprocess(setting: Setting) -> dict[str, float]:
     """Call `measure_memory` in a separate process."""
-    return run_json(__file__, "--measure", json.dumps(asdict(setting)), threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return run_json(__file__, "--measure", json.dumps(asdict(setting)), threads=threads, spare_memory=True)
 
 
 def time_in_turns(

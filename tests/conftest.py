@@ -46,14 +46,25 @@ def rng() -> torch.Generator:
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory) -> Path:
     """The folder of a teacher of 1 x 8 x 8 images, random in every weight, with no judge."""
+    return save_tiny_teacher(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def augmented_teacher(tmp_path_factory) -> Path:
+    """The folder of such a teacher that takes labels of augmentations."""
+    return save_tiny_teacher(tmp_path_factory.mktemp("models") / "augmented", augment=0.12)
+
+
+def save_tiny_teacher(folder: Path, **options: Any) -> Path:
+    """Save a teacher of 1 x 8 x 8 images."""
     torch.manual_seed(0)
-    config = configure(TeachConfig, network=NetworkOptions(model_channels=16, channel_mult=(1,), num_blocks=1))
+    network = NetworkOptions(model_channels=16, channel_mult=(1,), num_blocks=1)
+    config = configure(TeachConfig, network=network, **options)
     data = LabelledImages(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), CLASSES, licence="MIT")
     teacher = EDMRecipe(config).new_teacher(data)
     for parameter in teacher.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     teacher.config.update(name="tiny", feature_extractor=None)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(folder, teacher, card="A teacher of nothing.")
     return folder
 

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import threading
+import zipfile
 
 import pytest
 import torch
@@ -49,11 +50,12 @@ def test_where_nothing_was_saved_there_is_none(tmp_path):
 
 
 def test_no_flipped_bit_goes_undetected(checkpoints):
-    """Of 500 single flips anywhere in the file, each is either found or in a byte that means nothing."""
+    """Of 500 single flips anywhere in the file, and all in its directory, each is found or means nothing."""
     file, rng = checkpoints.files()[0], random.Random(0)
     content, found = file.read_bytes(), 0
-    for _ in range(500):
-        at = rng.randrange(8 * len(content))
+    with zipfile.ZipFile(file) as archive:
+        directory = range(8 * archive.start_dir, 8 * len(content))
+    for at in [*(rng.randrange(8 * len(content)) for _ in range(500)), *directory]:
         damaged = bytearray(content)
         damaged[at // 8] ^= 1 << at % 8
         file.write_bytes(damaged)
@@ -61,7 +63,7 @@ def test_no_flipped_bit_goes_undetected(checkpoints):
             assert same(read_checkpoint(file), state(3)), f"byte {at // 8}, bit {at % 8}"
         except DamagedCheckpointError:
             found += 1
-    assert found > 100, "all flips fell into padding"
+    assert found > 1000, "all flips fell into padding"
 
 
 def test_no_file_cut_short_goes_undetected(checkpoints):
@@ -123,6 +125,14 @@ def test_checkpoints_of_later_steps_are_removed_with_the_old(keep, steps, checkp
     """A run that went back to step 6 leaves the damaged state of step 9 behind as soon as it has a new one."""
     Checkpoints(checkpoints.folder.parent, keep=keep, background=False).write(7, state(7))
     assert checkpoints.steps() == steps
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4, 8])
+def test_as_many_checkpoints_stay_as_are_asked_for(keep, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=keep, background=False)
+    for step in range(1, 11):
+        checkpoints.write(step, state(step))
+        assert checkpoints.steps() == [*range(max(1, step - keep + 1), step + 1)]
 
 
 @pytest.fixture

@@ -316,8 +316,7 @@ def test_a_network_is_attracted_after_each_update_of_another():
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter.add_(1)
-    for one in (net, moved):
-        one[0].requires_grad_(False)
+    net[0].requires_grad_(False)
     update = build(net)
     update.alignments.append(ImplicitAlignment(moved, net, weight=0.25, first=1))
     plain = copy.deepcopy(moved)
@@ -329,4 +328,7 @@ def test_a_network_is_attracted_after_each_update_of_another():
         torch.testing.assert_close(list(moved.parameters()), list(plain.parameters()))
     assert not same(moved, net)
     with pytest.raises(ValueError, match="other parameters in training"):
-        ImplicitAlignment(network(), net, weight=0.25)
+        ImplicitAlignment(network()[:2], net, weight=0.25)
+    moved[2].requires_grad_(False)
+    with pytest.raises(ValueError, match="other parameters in training"):
+        ImplicitAlignment(moved, net, weight=0.25)

@@ -203,29 +203,48 @@ def test_hooks_are_called_at_their_steps_and_after_the_last(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("when", [0, 6])
-def test_nan_stops_the_run_and_leaves_a_finite_state(when, tmp_path):
-    toy = Toy(tmp_path)
-
-    def iterate(step):
-        losses = Toy.iterate(toy, step)
-        if step == when:
-            toy.updates["fake"](toy.updates["fake"].network(torch.full((1, 3), math.nan)).sum())
-        return losses
-
-    toy.iterate = iterate
-    with pytest.raises(NonFiniteError, match=rf"^step {when}: the network's loss is .* lower learning rate"):
+@pytest.mark.parametrize("when", [0, 2, 6])
+def test_nan_stops_the_run_and_its_last_checkpoint_is_resumed(when, uninterrupted, tmp_path):
+    """Bit for bit, though a part of the step had been done: a step that failed leaves no checkpoint."""
+    toy = Toy(tmp_path / "nan")
+    toy.iterate = with_nan(toy, when, times=99)
+    where = r". .*checkpoints has the state after step 4" if when == 6 else ""
+    with pytest.raises(NonFiniteError, match=rf"^step {when}: the network's loss is .*{where}; a lower learning rate"):
         toy.fit()
-    if when == 0:  # there is nothing to keep
-        assert not (tmp_path / "checkpoints").exists()
-        return
-    state = torch.load(tmp_path / "checkpoints" / checkpoints(tmp_path)[-1], weights_only=True)
-    assert state["step"] == when
-    weights = [
-        w for update in state["updates"].values() for w in [*update["network"].values(), *optimizer_tensors(update)]
-    ]
-    assert all(torch.isfinite(w).all() for w in weights)
-    assert Toy(tmp_path, resume=True).fit()
+    assert (tmp_path / "nan" / "checkpoints").exists() == (when == 6)
+    again = Toy(tmp_path / "nan", resume=True)
+    assert again.trainer.step == (4 if when == 6 else 0)
+    assert again.fit()
+    assert again.state() == uninterrupted.state()
+
+
+def test_a_run_goes_on_on_another_kind_of_device(tmp_path, capsys):
+    """CUDA's generator has another state: the draws that follow are new ones, the same in every such resume."""
+    Toy(tmp_path, steps=4).fit()
+    file = tmp_path / "checkpoints" / "step-00000004.pt"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"rng": torch.zeros(16, dtype=torch.uint8)}, file)
+    found = []
+    for _ in range(2):
+        toy = Toy(tmp_path, resume=True)
+        assert "another kind of device: from step 4 on random draws are others" in capsys.readouterr().out
+        found.append(torch.randn(3, generator=toy.rng).tolist())
+    assert found[0] == found[1] != torch.randn(3, generator=torch.Generator().manual_seed(3)).tolist()
+    assert toy.fit()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), torch.distributed.DistBackendError("x")]
+)
+def test_what_fails_in_reading_a_good_checkpoint_is_not_its_fault(error, tmp_path, monkeypatch):
+    Toy(tmp_path).fit()
+
+    def fail(self, state):
+        raise error
+
+    monkeypatch.setattr(NetworkOptimizer, "load_state_dict", fail)
+    with pytest.raises(type(error), match=f"^{error}$"):
+        Toy(tmp_path, resume=True)
 
 
 def with_nan(toy, when, *, times):

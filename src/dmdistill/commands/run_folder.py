@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
-from rich.console import Console
 
 from dmdistill.commands.options import ComputeOptions, flag_name, option_values, resolve_paths
 from dmdistill.commands.presets import write_config
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, local_device
 from dmdistill.io.atomic import atomic_write
+from dmdistill.io.console import say
 from dmdistill.io.folders import check_new_folder, exclusive_folder, removed_if_useless
 from dmdistill.training.device import choose_device, choose_precision, reuse_memory
 from dmdistill.training.signals import TrainingStopped
@@ -38,7 +38,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # of --save-dtype
 
 
 def setup_compute(compute: ComputeOptions) -> tuple[torch.device, torch.dtype | None]:
-    """Set a CPU's threads and allocator and, with bf16, TF32 and cuDNN's benchmark mode.
+    """Set a CPU's threads and allocator, and a GPU's TF32 and cuDNN's benchmark mode, which come with bf16 only.
 
     Returns the device and the precision.
     """
@@ -49,9 +49,8 @@ def setup_compute(compute: ComputeOptions) -> tuple[torch.device, torch.dtype | 
     if device.type == "cpu":
         reuse_memory()
     precision = choose_precision(compute.precision, device)
-    if precision is not None:  # then fp32 is for sums; where fp32 is requested, nothing is rounded to TF32
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("highest" if precision is None else "high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = precision is not None
     return device, precision
 
 
@@ -124,7 +123,7 @@ class RunFolder:
 
     def print(self, text: str) -> None:
         """Print a line."""
-        Console(highlight=False).print(text, soft_wrap=True, markup=False)
+        say(text)
 
     def print_resume_command(self, command: str, done: str) -> None:
         """Print what was done and the command that resumes the run."""

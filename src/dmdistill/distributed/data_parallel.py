@@ -7,6 +7,7 @@ With hybrid sharding (HSDP) groups of processes do so, and each group has a repl
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class Replicated(DistributedDataParallel):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network, gradient_as_bucket_view=True)
-        self.broadcast_buffers = False  # they are constants
+        self.broadcast_buffers = False  # they are constants, which __init__ has sent to all processes
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -148,7 +149,10 @@ def shard_like(tensor: Tensor, shard: Any) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
+    own: dict[str, Any] = {}  # each process takes its part; torch 2.6 sends that of rank 0
+    if "src_data_rank" in inspect.signature(distribute_tensor).parameters:
+        own["src_data_rank"] = None
+    return distribute_tensor(tensor.to(shard.device), shard.device_mesh, shard.placements, **own)
 
 
 def accumulating(network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:

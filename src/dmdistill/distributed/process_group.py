@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["SINGLE_PROCESS", "ProcessGroup", "is_elastic_restart", "join_process_group", "local_device"]
+__all__ = [
+    "SINGLE_PROCESS",
+    "ProcessGroup",
+    "is_connection_error",
+    "is_elastic_restart",
+    "join_process_group",
+    "local_device",
+]
 
 Item = TypeVar("Item")
 
@@ -157,7 +164,7 @@ def is_first_failure(store: Any) -> bool:
         return True
 
 
-def is_connection_error(error: Exception) -> bool:
+def is_connection_error(error: BaseException) -> bool:
     """Whether an error only says that another process no longer responds."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 

@@ -13,7 +13,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from dmdistill.distributed.stored_weights import read_shards
 
-__all__ = ["Sharder", "blocks", "is_sharded_tensor"]
+__all__ = ["Sharder", "blocks", "check_can_shard", "is_sharded_tensor"]
 
 
 class Sharder:
@@ -76,6 +76,14 @@ class Sharder:
                         known, weight = parameter in self.shards, parameter.detach()
                         own[parameter] = nn.Parameter(weight.to("meta") if known else weight.clone(), False)
                     setattr(part, name, own[parameter])
+
+
+def check_can_shard() -> None:
+    """Raise a ValueError where this version of PyTorch cannot shard on the device of the process group."""
+    if dist.get_backend() != "nccl" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise ValueError(
+            f"--strategy fsdp on CPUs with torch {torch.__version__}, expected torch 2.7 or newer: give --strategy ddp"
+        )
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:

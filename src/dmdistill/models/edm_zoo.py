@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rich.console import Console
-
 from dmdistill.io.atomic import atomic_write
+from dmdistill.io.console import say
 from dmdistill.io.download import download
 from dmdistill.io.file_hashes import file_sha256
 from dmdistill.io.folders import cache_folder
@@ -51,6 +50,6 @@ def check_hash(file: Path) -> None:
     if not record.exists():
         with atomic_write(record) as temporary:
             temporary.write_text(f"{found}  {file.name}\n", encoding="utf-8")
-        Console(stderr=True).print(f"sha256 {found}, stored in {record}", highlight=False, markup=False, soft_wrap=True)
+        say(f"sha256 {found}, stored in {record}", stderr=True)
     elif record.read_text(encoding="utf-8").split()[:1] != [found]:
         raise ValueError(f"{file} has changed since {record.name} was written: remove both to download it again")

@@ -22,6 +22,7 @@ from dmdistill.models.image_size import ImageSize, check_fixed_size
 from dmdistill.models.model import Model, Student, Teacher
 from dmdistill.models.python_function import is_python_function, load_python_function
 from dmdistill.models.single_file import is_single_file
+from dmdistill.networks.casting import widen_weights
 from dmdistill.networks.lora import add_lora
 
 __all__ = ["SHARED_KEYS", "absolute_name", "display_name", "load_model", "load_teacher"]
@@ -150,6 +151,8 @@ def build_on_teacher(config: dict[str, Any], file: Path, teacher: Teacher | None
         if other := [key for key in SHARED_KEYS if base.config.get(key) != config.get(key)]:
             raise ValueError(f"{base.name} is another model: its {other[0]} differs")
         denoiser = add_lora(base.denoiser, **lora) if lora else copy.deepcopy(base.denoiser)
+        if not lora:
+            widen_weights(denoiser.net)  # of a teacher that was cast for inference
         if "embedded_guidance" in config:
             denoiser.net.guidance = config["embedded_guidance"]
         return Student.from_teacher(base, denoiser, config)

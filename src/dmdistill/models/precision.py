@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
 
 from dmdistill.core.denoisers import Denoiser
+from dmdistill.io.console import say
 from dmdistill.io.errors import first_line
 
 __all__ = ["fall_back_to_fp32"]
@@ -26,8 +26,7 @@ def fall_back_to_fp32(name: str, denoiser: Denoiser, evaluate: Callable[[], obje
     if error is None or evaluation_error(denoiser, None, evaluate) is not None:
         denoiser.precision = precision
         return
-    text = f"{name}: the network computes in fp32, as it fails in {precision} ({first_line(error)})"
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    say(f"{name}: the network computes in fp32, as it fails in {precision} ({first_line(error)})", stderr=True)
 
 
 def evaluation_error(

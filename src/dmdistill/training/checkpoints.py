@@ -134,7 +134,7 @@ class Checkpoints:
     def remove_others(self, newest: Path) -> None:
         """Remove all checkpoints but the newest and the last few before it, and incomplete folders."""
         earlier = [file for file in self.files() if file_step(file) < file_step(newest)]
-        kept = {newest, *earlier[len(earlier) - self.keep + 1 :]}
+        kept = {newest, *earlier[max(len(earlier) - self.keep + 1, 0) :]}
         for path in set(self.files()) - kept:
             remove(path)
         for path in [path for path in self.folder.glob(".step-*") if path.is_dir()]:
@@ -196,6 +196,8 @@ def read_checkpoint(file: Path, *, verify_shards: bool = True) -> dict[str, Any]
         with zipfile.ZipFile(file) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise DamagedCheckpointError(f"the checksum of {damaged} differs")
+            if odd := [entry.filename for entry in archive.infolist() if entry.external_attr]:  # no checksum has these
+                raise DamagedCheckpointError(f"{odd[0]} is marked as no file")
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise many kinds at bytes that mean nothing
         raise DamagedCheckpointError(first_line(error)) from None

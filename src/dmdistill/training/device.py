@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from pathlib import Path
 
@@ -64,13 +65,14 @@ def is_intel() -> bool:
 def reuse_memory(largest: int = 1 << 29) -> None:
     """Let glibc's malloc keep the memory of freed tensors for the next ones; with another C library do nothing.
 
-    By default it returns that of large tensors to Linux, which then clears every page anew, step by step.
+    By default it returns that of large tensors to Linux, which then clears every page anew, step by step. glibc's own
+    variable for that, MALLOC_MMAP_THRESHOLD_, goes first: a small one saves memory and costs time.
 
     Args:
         largest: bytes of a tensor whose memory is kept. Of unused memory at most twice as much is kept, glibc's own
             rule, by which it goes up to 32 MiB.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_MMAP_THRESHOLD, largest)
         malloc.mallopt(M_TRIM_THRESHOLD, 2 * largest)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdistill.distributed.data_parallel import local_tensor
-from dmdistill.networks.lora import copy_sharing_frozen
+from dmdistill.networks.copying import copy_sharing_frozen
 
 __all__ = ["EMA", "ImplicitAlignment"]
 
@@ -49,8 +49,8 @@ class ImplicitAlignment:
     It takes place after each update of G.
 
     Args:
-        moved: the fake score, whose trained parameters move.
-        towards: G, of the same architecture and with the same parameters in training.
+        moved: the fake score; those of its parameters move that both networks train.
+        towards: G, of the same architecture. What it trains the fake score trains, too.
         weight: w, from 0 to 1.
         first: updates of `towards` before which nothing moves.
 
@@ -59,10 +59,10 @@ class ImplicitAlignment:
     """
 
     def __init__(self, moved: nn.Module, towards: nn.Module, *, weight: float, first: int = 0) -> None:
-        own, others = ([p for p in network.parameters() if p.requires_grad] for network in (moved, towards))
-        if [p.shape for p in own] != [p.shape for p in others]:
+        own, others = ({name: p for name, p in net.named_parameters() if p.requires_grad} for net in (moved, towards))
+        if any(name not in own or own[name].shape != p.shape for name, p in others.items()):
             raise ValueError("a network is to move towards one with other parameters in training")
-        self.moved, self.towards = ([local_tensor(p.detach()) for p in group] for group in (own, others))
+        self.moved, self.towards = ([local_tensor(net[name].detach()) for name in others] for net in (own, others))
         self.weight, self.first = weight, first
 
     def update(self, count: int) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmdistill.distributed.process_group import ProcessGroup
+
 __all__ = ["NonFiniteError", "OutputMonitor"]
 
 
@@ -35,6 +37,13 @@ class OutputMonitor:
     def start(self, *, enabled: bool) -> None:
         """Begin a step: forget what was found, and inspect outputs or not."""
         self.enabled, self.finding = enabled, None
+
+    def describe(self, processes: ProcessGroup) -> str:
+        """Return the first finding of several processes, all of which call this, for a message; "" for none."""
+        for rank, finding in enumerate(processes.all_gather(self.finding)):
+            if finding is not None:
+                return f": {finding}" + (f" (process {rank})" if processes.world_size > 1 else "")
+        return ""
 
     @torch.no_grad()
     def inspect(self, name: str, network: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

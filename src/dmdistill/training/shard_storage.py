@@ -202,11 +202,10 @@ def load_shards(folder: Path, tensors: dict[str, Any], targets: dict[str, Tensor
         ValueError: a name or shape is another one, or a file cannot be read.
     """
     reader, planner = ShardReader(folder, tensors), DefaultLoadPlanner(**FLAT)
-    options: Any = {"process_group": processes.group, "no_dist": processes.world_size == 1}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # of a single process
-            load(targets, storage_reader=reader, planner=planner, **options)
+            load(targets, storage_reader=reader, planner=planner, process_group=processes.group)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read: {describe_failure(error)}") from None
 

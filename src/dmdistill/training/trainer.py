@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, is_connection_error
+from dmdistill.io.console import say
 from dmdistill.io.errors import first_line
 from dmdistill.training.checkpoints import Checkpoints, read_checkpoint, read_shards
+from dmdistill.training.device import is_out_of_memory
 from dmdistill.training.metrics_log import MetricsLog
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
@@ -153,7 +154,7 @@ class Trainer:
         return True
 
     def advance(self, iterate: Iteration) -> None:
-        """Take one step. NonFiniteError, after a checkpoint, if it is checked and a loss or gradient is not finite."""
+        """Take one step. NonFiniteError if it is checked and a loss or gradient is not finite."""
         for update in self.updates.values():
             update.check_finite = self.check_finite
         if self.output_monitor is not None:
@@ -161,26 +162,16 @@ class Trainer:
         try:
             losses = iterate(self.step)
         except FloatingPointError as error:
-            state = ";"
-            if self.step > 0:  # of a run that has taken no step there is nothing to keep
-                self.save()
-                state = f". The last good state is in {self.checkpoints.folder};"
+            found = self.output_monitor.describe(self.processes) if self.output_monitor is not None else ""
+            saved = self.checkpoints.steps()  # this step is half done: other networks may have been updated in it
+            state = f". {self.checkpoints.folder} has the state after step {saved[-1]}" if saved else ""
             raise NonFiniteError(
-                f"step {self.step}: {error}{self.nonfinite_output()}{state} a lower learning rate or a longer warm-up "
-                "usually helps"
+                f"step {self.step}: {error}{found}{state}; a lower learning rate or a longer warm-up usually helps"
             ) from error
         self.step += 1
         for key, value in losses.items():
             self.sums[key] = self.sums.get(key, 0) + value
             self.counts[key] = self.counts.get(key, 0) + 1
-
-    def nonfinite_output(self) -> str:
-        """Say which network of which process returned NaN or infinity first, for a message; "" where none did."""
-        found = self.output_monitor.finding if self.output_monitor is not None else None
-        for rank, finding in enumerate(self.processes.all_gather(found)):
-            if finding is not None:
-                return f": {finding}" + (f" (process {rank})" if self.processes.world_size > 1 else "")
-        return ""
 
     @property
     def check_finite(self) -> bool:
@@ -268,16 +259,27 @@ class Trainer:
                 raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")
             self.step, self.seconds = state["step"], state["seconds"]
             self.sums, self.counts = state["sums"], state["counts"]
-            self.rng.set_state(state["rng"])
+            self.restore_rng(state["rng"])
             self.metrics_log.checksum = state["log"]
             for name, update in self.updates.items():
                 part = state["updates"][name], file, state, f"/{name}/"
                 update.load_state_dict(read_shards(*part, update.tensor_like, self.processes))
-            for name in self.stateful.keys() & state["stateful"].keys():
-                self.stateful[name].load_state_dict(state["stateful"][name])
+            for name, one in self.stateful.items():  # some communicate: in the same order in every process
+                if name in state["stateful"]:
+                    one.load_state_dict(state["stateful"][name])
         except (KeyError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error) or is_connection_error(error):
+                raise
             raise ValueError(f"{file} is of another kind of run ({first_line(error)}): remove it to go on") from None
         return True
+
+    def restore_rng(self, state: Tensor) -> None:
+        """Return to a state of the random draws; those on another kind of device begin anew, from seed and step."""
+        if len(state) == len(self.rng.get_state()):
+            self.rng.set_state(state)
+        else:
+            self.rng.manual_seed(self.rng.initial_seed() + self.step)
+            self.print(f"the checkpoint is of another kind of device: from step {self.step} on random draws are others")
 
     def read_newest(self) -> tuple[Path, dict[str, Any]] | None:
         """Newest undamaged checkpoint and its state: rank 0 finds it, the others read the same file."""
@@ -294,4 +296,4 @@ class Trainer:
 
     def print(self, text: str) -> None:
         """Print one line for the user."""
-        Console(highlight=False).print(text, soft_wrap=True, markup=False)
+        say(text)

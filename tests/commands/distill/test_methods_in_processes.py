@@ -58,6 +58,17 @@ def test_a_method_learns_the_same_in_two_processes(strategy, name, options, tiny
     assert_same_distillation(config, single, steps)
 
 
+def test_a_fake_score_that_learns_augmentations_and_moves_towards_the_generator(augmented_teacher, tmp_path):
+    """It trains a layer that the generator, which is given no labels, leaves as it is."""
+    single = method_run("sid", augmented_teacher, None, tmp_path / "one", steps=3, augment_fake=0.5, ida=0.1)
+    run(single)
+    together(2, run, config := change(single, out=tmp_path / "two"))
+    assert_same_distillation(config, single, 3)
+    state = torch.load(config.out / "checkpoints" / "step-00000003.pt", weights_only=True)
+    layers = {name: any("map_augment" in key for key in one["network"]) for name, one in state["updates"].items()}
+    assert layers == {"generator": False, "fake": True}
+
+
 @pytest.mark.slow  # torchrun and its processes import torch five times
 @pytest.mark.parametrize("name", ["dmd2-gan", "dmd2-on-teacher"])
 def test_a_sharded_gan_whose_process_was_killed_is_resumed(name, tiny_teacher, class_pictures, tmp_path):

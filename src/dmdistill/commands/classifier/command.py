@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 from dmdistill.commands.classifier.config import ClassifierConfig
@@ -18,6 +17,7 @@ from dmdistill.data.image_tensors import LabelledImages, from_uint8
 from dmdistill.data.training_set import load_labelled_images
 from dmdistill.io.atomic import atomic_write, check_writable, write_json
 from dmdistill.io.checksums import add_checksum
+from dmdistill.io.console import say
 from dmdistill.io.folders import check_new_folder
 from dmdistill.io.weights import save_weights
 from dmdistill.metrics.classifier_features import ClassifierFeatures
@@ -53,10 +53,9 @@ def train_classifier(config: ClassifierConfig) -> ClassifierFeatures:
         "frechet_test_images": frechet_distance(test_moments.statistics(), extractor.reference),
     }
     save(extractor, network, results, config)
-    Console(highlight=False).print(
+    say(
         f"accuracy {results['accuracy']:.2%} on {len(held_out)} test images, whose Frechet distance to the {len(data)} "
-        f"training images is {results['frechet_test_images']:.4g}; classifier in {config.out}",
-        markup=False,
+        f"training images is {results['frechet_test_images']:.4g}; classifier in {config.out}"
     )
     return extractor
 

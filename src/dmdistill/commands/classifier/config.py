@@ -24,8 +24,6 @@ class ClassifierConfig:
     """Pixels that each image is cropped to, a square around its middle, and resized to. The default is as they are."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
-    preset: str = ""
-    """Settings to start from; the other flags change them."""
     epochs: int = 8
     """Passes over the training images."""
     batch: int = 256

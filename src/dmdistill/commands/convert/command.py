@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from dmdistill.commands.convert.config import ConvertConfig
 from dmdistill.commands.options import check
 from dmdistill.commands.run_folder import DTYPES
 from dmdistill.data.fashion_captions import write_captioned_images, write_captions
 from dmdistill.data.training_set import load_labelled_images
 from dmdistill.io.atomic import atomic_write
+from dmdistill.io.console import say
 from dmdistill.io.folders import cache_folder, new_folder
 from dmdistill.metrics.lpips_weights import FILE, load_lpips, make_lpips
 from dmdistill.models.cards import teacher_card
@@ -71,8 +70,3 @@ def convert_teacher(out: Path, config: ConvertConfig) -> None:
         save_model(folder, teacher, card=card, dtype=DTYPES[config.save_dtype])
     megabytes = (out / "model.safetensors").stat().st_size / 1e6
     say(f"{teacher.name}: {megabytes:.1f} MB of {config.save_dtype} weights, with config.json and README.md, in {out}")
-
-
-def say(line: str) -> None:
-    """Print a line."""
-    Console(highlight=False).print(line, markup=False, soft_wrap=True)

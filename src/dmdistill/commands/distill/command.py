@@ -15,7 +15,7 @@ from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.extended_run import describe_extension, keep_phases
 from dmdistill.commands.distill.functions import load_distance
 from dmdistill.commands.distill.hints import describe_options
-from dmdistill.commands.distill.initialization import check_student_times, initial_generator, trainable_copy
+from dmdistill.commands.distill.initialization import check_student_times, initial_fake_score, initial_generator
 from dmdistill.commands.distill.method_options import METHODS
 from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.distill.pair_loading import make_own_pairs, open_given_pairs
@@ -36,6 +36,7 @@ from dmdistill.data.image_sources import check_images
 from dmdistill.data.pairs import PairDataset
 from dmdistill.distributed.data_parallel import Parallelism, check_sharding_group, parallelism
 from dmdistill.distributed.process_group import ProcessGroup, is_elastic_restart, join_process_group, local_device
+from dmdistill.distributed.sharding import check_can_shard
 from dmdistill.io.errors import import_optional
 from dmdistill.io.user_functions import import_function
 from dmdistill.models.cards import student_card
@@ -86,6 +87,8 @@ def check_distill(config: DistillConfig, processes: ProcessGroup) -> None:
     if config.regression.lambda_reg > 0:
         parallel.check_divisible("--batch-reg", config.regression.batch_reg)
     check_sharding_group(config.memory.sharding_group, processes.world_size)
+    if reads_shards(config, processes):
+        check_can_shard()
     for source in (config.gan.data, config.evaluation.reference):
         if source is not None and not source.endswith(".npz"):  # EDM's statistics
             check_images(source)
@@ -178,7 +181,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     pairs = open_given_pairs(config, teacher)
     real_images = open_real_images(config, teacher, run)
     generator = initial_generator(config, teacher)
-    fake = trainable_copy(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
+    fake = initial_fake_score(config, teacher)
     run.lock()
     batch = sampling_batch_size(teacher, config.batch)
     if pairs is None and config.regression.lambda_reg > 0:

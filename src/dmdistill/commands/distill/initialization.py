@@ -20,6 +20,7 @@ from dmdistill.networks.lora import adapter_weights, add_lora, merge_lora
 __all__ = [
     "INHERITED_KEYS",
     "check_student_times",
+    "initial_fake_score",
     "initial_generator",
     "required_teacher",
     "student_times",
@@ -30,18 +31,21 @@ __all__ = [
 SID_NOISE = 2.5  # sigma/alpha at which SiD's generator is evaluated (Zhou et al. 2024)
 ROUNDING = 1e-6  # of the schedule's times, which are fp32
 INHERITED_KEYS = (*SHARED_KEYS, "classes")  # of config.json, equal in a student and its teacher
-Copy = Callable[[Denoiser, int, str], Denoiser]
+Copy = Callable[..., Denoiser]  # as `trainable_copy`
 
 
-def trainable_copy(denoiser: Denoiser, rank: int, checkpointing: str) -> Denoiser:
+def trainable_copy(denoiser: Denoiser, rank: int, checkpointing: str, *, augments: bool = False) -> Denoiser:
     """Copy a denoiser for training.
 
     Args:
         denoiser: the teacher's.
         rank: of LoRA adapters to its frozen weights, which stay shared; 0 copies all weights and trains them.
         checkpointing: none, norms or blocks.
+        augments: train the layer of augmentation labels, too; DDP refuses trained weights that get no gradient.
     """
     trained = add_lora(denoiser, rank=rank) if rank else copy.deepcopy(denoiser).requires_grad_(True)
+    if not augments and (layer := getattr(trained.net, "map_augment", None)) is not None:
+        layer.requires_grad_(False)
     CHECKPOINTING[checkpointing](trained.net)
     return trained
 
@@ -64,6 +68,18 @@ def initial_generator(config: DistillConfig, teacher: Teacher, copy_denoiser: Co
         else:
             take_weights(denoiser, merge_lora(start.denoiser))
     return Generator(denoiser, student_times(config, teacher), config.student.transition)
+
+
+def initial_fake_score(config: DistillConfig, teacher: Teacher, copy_denoiser: Copy = trainable_copy) -> Denoiser:
+    """Build the fake score, as the teacher's denoiser.
+
+    Args:
+        config: the options.
+        teacher: the teacher.
+        copy_denoiser: copies the teacher's denoiser for training.
+    """
+    memory, augments = config.memory, config.fake_score.augment_fake > 0
+    return copy_denoiser(teacher.denoiser, memory.lora_fake, memory.checkpointing, augments=augments)
 
 
 def student_times(config: DistillConfig, teacher: Teacher) -> tuple[float, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from rich.console import Console
 
 from dmdistill.commands.evaluate.feature_extraction import extract_features
 from dmdistill.commands.evaluate.inputs import Evaluation
 from dmdistill.commands.evaluate.reference_cache import reference_features
 from dmdistill.distributed.process_group import ProcessGroup
+from dmdistill.io.console import say
 from dmdistill.metrics.accumulate import FeatureStatistics
 from dmdistill.metrics.alignment import Alignment
 from dmdistill.metrics.clip_score import load_clip
@@ -22,6 +24,7 @@ DIGITS = 4  # of a value: the further ones change with the batch, as networks' r
 FID_IMAGES = 10_000  # FID rises as the number of images falls, below this by whole points
 BENCHMARK_IMAGES = (30_000, 50_000)  # of COCO, and of CIFAR-10 and ImageNet
 KID_SUBSET = MetricOptions().kid_subset_size
+warn = partial(say, stderr=True)  # beside the table
 
 
 def compute_values(evaluation: Evaluation, processes: ProcessGroup) -> tuple[dict[str, float], int]:
@@ -47,7 +50,7 @@ def compute_values(evaluation: Evaluation, processes: ProcessGroup) -> tuple[dic
         values |= compute_group(evaluation, extractor, features, references.get(features.source))
     images = max(accumulator.moments.count for accumulator in accumulators)
     for line in count_warnings(evaluation, images):
-        print_line(line)
+        warn(line)
     return {key: float(f"{value:.{DIGITS}g}") for key, value in values.items()}, images
 
 
@@ -86,7 +89,7 @@ def extract_references(
     if reference.source is None:  # statistics of Inception's features
         compared = [one for one in compared if one.extractor is not classifier]
     new = [FeatureExtraction(one.extractor, one.store_features) for one in compared]
-    features = reference_features(reference, new, batch=evaluation.batch, processes=processes, say=print_line)
+    features = reference_features(reference, new, batch=evaluation.batch, processes=processes, say=warn)
     return references | {one.source: one for one in features}
 
 
@@ -122,8 +125,3 @@ def count_warnings(evaluation: Evaluation, images: int) -> list[str]:
     if overlaps and reference is not None and reference != images:
         lines.append(f"{', '.join(overlaps)} of {images} images against {reference}: as many of each are usual")
     return lines
-
-
-def print_line(line: str) -> None:
-    """Print a line to stderr, beside the table."""
-    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)

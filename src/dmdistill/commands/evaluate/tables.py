@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dmdistill.io.console import say
 from dmdistill.metrics.registry import METRICS, metric_label
 
 __all__ = ["print_comparison", "print_report"]
@@ -66,4 +67,4 @@ def print_table(table: Table, report: Report, comparing: Sequence[str]) -> None:
                 "without real images, `dmdistill evaluate STUDENT --reference model:TEACHER` compares with the teacher"
             )
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dmdistill.commands.export.config import ExportConfig
 from dmdistill.commands.export.latent import export_pipeline
 from dmdistill.commands.export.pixel import export_pixel_pipeline
@@ -14,6 +12,7 @@ from dmdistill.commands.export.precision import choose_dtype
 from dmdistill.commands.export.single_file import export_single_file
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.io.checksums import add_checksum, pop_checksum
+from dmdistill.io.console import say
 from dmdistill.io.errors import first_line, import_optional
 from dmdistill.io.folders import new_folder
 from dmdistill.models.cards import export_card
@@ -37,12 +36,11 @@ def export(config: ExportConfig) -> Path:
         if not isinstance(student, Student):
             raise ValueError(f"{config.student} is a teacher, expected a student")
         write_export(student, folder, config)
-    console = Console(highlight=False)
     form = "for diffusers" if config.format == "diffusers" else "as a single file"
-    console.print(f"{student.name} {form} in {config.out}", soft_wrap=True, markup=False)
-    console.print(f"how to load it: {config.out / 'README.md'}", soft_wrap=True, markup=False)
+    say(f"{student.name} {form} in {config.out}")
+    say(f"how to load it: {config.out / 'README.md'}")
     if config.push_to_hub is not None:
-        console.print(f"pushed to {push_to_hub(config.out, config.push_to_hub)}", soft_wrap=True, markup=False)
+        say(f"pushed to {push_to_hub(config.out, config.push_to_hub)}")
     return config.out
 
 

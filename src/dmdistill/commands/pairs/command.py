@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from dmdistill.commands.options import check
 from dmdistill.commands.pairs.config import PairsConfig
@@ -17,6 +16,7 @@ from dmdistill.commands.run_folder import setup_compute
 from dmdistill.commands.solver_options import with_solver_options
 from dmdistill.data.pairs import PairDataset, PairSettings, check_space, make_pairs
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
+from dmdistill.io.console import say
 from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
@@ -44,7 +44,7 @@ def pairs(config: PairsConfig) -> PairDataset:
             seed=config.seed,
             processes=processes,
         )
-        Console(highlight=False).print(f"{len(dataset)} pairs in {config.out}", markup=False, soft_wrap=True)
+        say(f"{len(dataset)} pairs in {config.out}")
         return dataset
 
 

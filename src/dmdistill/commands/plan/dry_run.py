@@ -16,7 +16,12 @@ from dmdistill.commands.distill.batches import Batches
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.diagnostics import Probe
 from dmdistill.commands.distill.functions import load_distance
-from dmdistill.commands.distill.initialization import initial_generator, student_times, trainable_copy
+from dmdistill.commands.distill.initialization import (
+    initial_fake_score,
+    initial_generator,
+    student_times,
+    trainable_copy,
+)
 from dmdistill.commands.distill.monitor import build_probe
 from dmdistill.commands.distill.schedule import BatchNeeds, Phase
 from dmdistill.commands.distill.setup import Distillation, set_up
@@ -193,7 +198,7 @@ def build(
     group = config.memory.sharding_group or processes
     sharding = ShardingRecorder(ledger, world_size=group) if ledger is not None and sharded else None
     generator = initial_generator(config, teacher, copy_denoiser)
-    fake = copy_denoiser(teacher.denoiser, config.memory.lora_fake, config.memory.checkpointing)
+    fake = initial_fake_score(config, teacher, copy_denoiser)
     count = config.pair_set.pair_count
     distillation = set_up(
         config,
@@ -212,13 +217,13 @@ def build(
 
 
 def copy_without_data(
-    mode: FakeTensors, teacher: Teacher, denoiser: Denoiser, rank: int, checkpointing: str
+    mode: FakeTensors, teacher: Teacher, denoiser: Denoiser, rank: int, checkpointing: str, *, augments: bool = False
 ) -> Denoiser:
     """Copy a denoiser for training, without data. Adapters are made with data, which are few: peft moves layers."""
     if not rank:
-        return trainable_copy(denoiser, rank, checkpointing)
+        return trainable_copy(denoiser, rank, checkpointing, augments=augments)
     with _disable_current_modes():
-        adapted = trainable_copy(teacher.denoiser, rank, checkpointing)
+        adapted = trainable_copy(teacher.denoiser, rank, checkpointing, augments=augments)
     return mode.copy_network(adapted)
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dmdistill.io.console import say
+
 __all__ = ["Summary", "format_cell", "print_rows", "summarize_seeds"]
 
 Summary = Mapping[str, Any]
@@ -52,4 +54,4 @@ def print_rows(
     if not console.is_terminal:
         console.width = 140  # a log file needs no line breaks
     console.print(table)
-    console.print(f"{plot}, {plot.with_suffix('.json').name}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{plot}, {plot.with_suffix('.json').name}")

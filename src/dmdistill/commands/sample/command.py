@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from torch import Tensor
 
 from dmdistill.commands.options import check
@@ -12,6 +11,7 @@ from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.solver_options import with_sampling_options
 from dmdistill.data.image_tensors import save_grid
 from dmdistill.io.atomic import check_writable
+from dmdistill.io.console import say
 from dmdistill.models.load import load_model
 from dmdistill.models.model import Model
 from dmdistill.models.requests import read_request
@@ -36,9 +36,7 @@ def sample(config: SampleConfig) -> Tensor:
     model.to(device, precision).cast_weights()
     images = model(labels=config.labels or None, count=config.count, seed=config.seed)
     save_grid(config.out, images, columns=min(config.columns, config.count))
-    Console(highlight=False).print(
-        f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}", markup=False, soft_wrap=True
-    )
+    say(f"{config.count} images, {model.evaluations} evaluation(s) each: {config.out}")
     return images
 
 

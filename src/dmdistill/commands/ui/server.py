@@ -5,9 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from rich.console import Console
-
 from dmdistill.commands.ui.packages import load_package
+from dmdistill.io.console import say
 from dmdistill.io.errors import first_line
 
 __all__ = ["listen", "make_app", "serve"]
@@ -48,5 +47,5 @@ def serve(page: Any, listening: socket.socket) -> None:
     settings = uvicorn.Config(make_app(page), log_level="critical", timeout_graceful_shutdown=SECONDS_TO_CLOSE)
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    Console(highlight=False).print(f"http://{address}:{port}  (Ctrl-C ends it)", markup=False, soft_wrap=True)
+    say(f"http://{address}:{port}  (Ctrl-C ends it)")
     uvicorn.Server(settings).run(sockets=[listening])
