@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from dmdistill.commands.cli import COMMANDS, parse
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.schedule import PhaseSchedule
-from dmdistill.commands.options import SolverOptions, change, check, option_values
+from dmdistill.commands.options import ComputeOptions, SolverOptions, change, check, option_values
 from dmdistill.commands.pairs.config import PairsConfig
 from dmdistill.commands.plan.config import PlanConfig
 from dmdistill.commands.presets import (
@@ -23,6 +24,7 @@ from dmdistill.commands.presets import (
     recommended_presets,
     write_config,
 )
+from dmdistill.commands.run_folder import setup_compute
 from dmdistill.commands.teach.config import TeachConfig
 
 CHANGED = [
@@ -423,3 +425,14 @@ def test_a_preset_can_be_started_from_with_another_method(method):
         check(config)
         assert (config.regression.lambda_reg > 0) == (method == "dmd")
     assert from_preset(DistillConfig, "cifar10-tiny", method=method).fake_score.fake_steps == 2
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("bf16", True), ("fp32", False)])
+def test_nothing_is_rounded_to_tf32_where_fp32_is_asked_for(precision, rounds):
+    """Neither products nor convolutions, which PyTorch rounds by default; whatever was computed before."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    setup_compute(ComputeOptions(device="cpu", precision=precision))
+    now = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+    assert now == ("high" if rounds else "highest", rounds)

@@ -1,11 +1,14 @@
 """Encoded prompts: each once, stored, completed after a stop, selected by number."""
 
+import time
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dmdistill.data.prompt_embeddings import Prompts, PromptSet, encode_prompts
 from dmdistill.data.shards import rows_in_memory
+from helpers.process_group_tests import together
 
 TEXTS = ["red", "green", "red", "blue and green", "sky", "night", "red", "a", "b"]  # 7 in 9
 
@@ -177,3 +180,27 @@ def test_nan_is_never_stored(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinity in prompt_embeds"):
         encode(tmp_path, encoder=Broken())
     assert list(tmp_path.rglob("shard*")) == []
+
+
+class SlowEncoder(Encoder):
+    """Encoder that takes its time and notes each text in a file."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def encode(self, prompts):
+        time.sleep(0.1)
+        with self.file.open("a") as file:
+            file.writelines(f"{text}\n" for text in prompts)
+        return super().encode(prompts)
+
+
+def encode_slowly(folder):
+    encode(folder / "prompts", encoder=SlowEncoder(folder / "texts"))
+
+
+def test_of_processes_that_want_the_same_prompts_one_encodes_them(tmp_path):
+    """Those of torchrun: each would load the text encoders."""
+    together(2, encode_slowly, tmp_path)
+    assert sorted((tmp_path / "texts").read_text().splitlines()) == sorted(set(TEXTS))

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -289,3 +290,15 @@ def test_what_is_no_json_is_named(text, tmp_path):
     with pytest.raises(ValueError, match=r"x\.json is not JSON") as caught:
         read_json(tmp_path / "x.json")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_tensors_is_in_memory_once_while_it_is_written(tmp_path):
+    """Beside the tensors themselves."""
+    tensors = {"a": torch.rand(4_000_000), "b": torch.rand(3, 5)}
+    write_safetensors(tmp_path / "first.safetensors", tensors)  # imports
+    tracemalloc.start()
+    write_safetensors(tmp_path / "second.safetensors", tensors)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.1 * tensors["a"].nbytes
+    assert torch.equal(read_safetensors(tmp_path / "second.safetensors")["a"], tensors["a"])

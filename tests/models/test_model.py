@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,3 +211,23 @@ def test_a_fingerprint_is_of_all_that_determines_the_images():
     rounded = teacher()
     rounded.network.bfloat16()
     assert fingerprint(rounded) not in prints
+
+
+@pytest.mark.parametrize("mesh", ["cuda", "cpu"])
+def test_conditions_go_where_the_network_computes(mesh, tiny_teacher):
+    """An offloaded shard lies on the CPU; the blocks that are gathered from it compute on the GPU."""
+    shard = SimpleNamespace(full_tensor=None, device=CPU, device_mesh=SimpleNamespace(device_type=mesh))
+    network = SimpleNamespace(parameters=lambda: iter([shard]))
+    model = replace(load_teacher(str(tiny_teacher)), denoiser=SimpleNamespace(net=network))
+    assert model.device == torch.device(mesh)
+
+
+def test_a_student_of_a_network_of_others_has_its_own_digits_on_a_teacher_in_bf16(tmp_path):
+    """The teacher that is cast for inference lends its network, not its rounding."""
+    diffusers = pytest.importorskip("diffusers")
+    name = str(unet2d(tmp_path / "teacher", diffusers.DDIMScheduler()))
+    student = save_student(name, tmp_path / "student")
+    teacher = load_teacher(name).to(CPU, torch.bfloat16).cast_weights()
+    again = load_model(str(tmp_path / "student"), teacher=teacher).network.state_dict()
+    assert {weight.dtype for weight in again.values()} == {torch.float32}
+    torch.testing.assert_close(dict(again), dict(student.network.state_dict()), rtol=0, atol=0)

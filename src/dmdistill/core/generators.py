@@ -65,7 +65,7 @@ class Generator(nn.Module):
             eps: draws noise of that shape, for the transition "sde".
         """
         schedule = self.denoiser.schedule
-        times = x.new_tensor(self.timesteps[step : step + 2])
+        times = torch.stack([x.new_full((), t) for t in self.timesteps[step : step + 2]])
         (alpha, alpha_next), (sigma, sigma_next) = schedule.alpha(times), schedule.sigma(times)
         if self.transition == "sde":
             return alpha_next * images + sigma_next * eps()

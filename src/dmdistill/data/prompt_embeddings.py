@@ -22,7 +22,7 @@ from torch import Tensor
 from dmdistill.data.conditions import TextEncoder
 from dmdistill.data.shards import ReadTensors, ShardLayout, Track, open_shards, write_shards
 from dmdistill.io.atomic import read_safetensors, write_json, write_safetensors
-from dmdistill.io.folders import writable_cache_folder
+from dmdistill.io.folders import folder_in_turn, writable_cache_folder
 
 __all__ = ["PromptSet", "Prompts", "encode_prompts", "encode_texts"]
 
@@ -79,7 +79,7 @@ class PromptSet:
         *,
         rows: Tensor | None = None,
     ) -> None:
-        self.texts, self.read, self.empty = tuple(texts), read, empty
+        self.texts, self.read, self.empty = tuple(texts), read, {name: row.float() for name, row in empty.items()}
         self.rows = torch.arange(len(texts)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -90,11 +90,12 @@ class PromptSet:
 
     def select(self, index: Tensor) -> Prompts:
         """Return the prompts of these numbers, integers (B,), on their device. ValueError if one is out of range."""
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise ValueError(f"prompts {int(index.min())} to {int(index.max())}, expected 0 to {len(self) - 1}")
-        encoded = self.read(self.rows[index.long().cpu()])
-        tensors = {name: encoded[name].to(index.device).float() for name in self.empty}
-        return Prompts(tensors, {name: row.to(index.device).float() for name, row in self.empty.items()})
+        numbers, device = index.long().cpu(), index.device
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            raise ValueError(f"prompts {int(numbers.min())} to {int(numbers.max())}, expected 0 to {len(self) - 1}")
+        encoded = self.read(self.rows[numbers])
+        self.empty = {name: row.to(device) for name, row in self.empty.items()}  # copied once, where they are used
+        return Prompts({name: encoded[name].to(device).float() for name in self.empty}, self.empty)
 
 
 def encode_prompts(
@@ -107,6 +108,8 @@ def encode_prompts(
     track: Track = lambda items, name: items,
 ) -> PromptSet:
     """Encode the prompts that `folder` does not hold yet, each text once, and open the set.
+
+    Of several processes that want the same prompts one encodes them and the others wait.
 
     Args:
         texts: of the prompts.
@@ -121,15 +124,18 @@ def encode_prompts(
     unique = list(dict.fromkeys(texts))
     home = folder / hash_texts([encoder.id, str(shard_size), *unique])[:32]
     layout = ShardLayout(home, len(unique), shard_size)
-    if not (home / "empty.safetensors").exists():
-        write_json(home / "prompts.json", {"encoder": encoder.id, "count": len(unique), "shard_size": shard_size})
-        write_safetensors(home / "empty.safetensors", check_finite(encoder.empty()))
 
     def make_batch(shard: int, rows: slice) -> dict[str, Tensor]:
         start = shard * shard_size
         return check_finite(encoder.encode(unique[start + rows.start : start + rows.stop]))
 
-    write_shards(layout, layout.missing(), make_batch, batch=batch, track=track, name="encoding prompts")
+    if layout.missing() or not (home / "empty.safetensors").exists():
+        with folder_in_turn(home):
+            if not (home / "empty.safetensors").exists():
+                about = {"encoder": encoder.id, "count": len(unique), "shard_size": shard_size}
+                write_json(home / "prompts.json", about)
+                write_safetensors(home / "empty.safetensors", check_finite(encoder.empty()))
+            write_shards(layout, layout.missing(), make_batch, batch=batch, track=track, name="encoding prompts")
     empty = read_safetensors(home / "empty.safetensors")
     row = {text: number for number, text in enumerate(unique)}
     read = open_shards(layout, stored_like(empty, read_safetensors(layout.file(0)))).read

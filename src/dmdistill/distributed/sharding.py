@@ -79,8 +79,9 @@ class Sharder:
 
 
 def check_can_shard() -> None:
-    """Raise a ValueError where this version of PyTorch cannot shard on the device of the process group."""
-    if dist.get_backend() != "nccl" and not hasattr(torch.cpu.Stream, "record_event"):
+    """Raise a ValueError where this version of PyTorch cannot shard on the device of the process group, if any."""
+    on_cpu = dist.is_initialized() and dist.get_backend() != "nccl"
+    if on_cpu and not hasattr(torch.cpu.Stream, "record_event"):
         raise ValueError(
             f"--strategy fsdp on CPUs with torch {torch.__version__}, expected torch 2.7 or newer: give --strategy ddp"
         )

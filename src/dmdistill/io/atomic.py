@@ -83,8 +83,9 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_write(path) as temporary:  # save_file would make it unreadable for others
-        temporary.write_bytes(add_tensor_checksum(save(plain, metadata={"format": "pt"})))
+    parts = add_tensor_checksum(save(plain, metadata={"format": "pt"}))
+    with atomic_write(path) as temporary, temporary.open("wb") as file:  # save_file's would be unreadable for others
+        file.writelines(parts)
 
 
 def read_safetensors(path: Path, *, verify: bool = True) -> dict[str, Tensor]:

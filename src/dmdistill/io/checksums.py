@@ -33,17 +33,17 @@ __all__ = [
 NAME = "crc32"
 
 
-def add_tensor_checksum(file: bytes) -> bytes:
-    """Return the content of a safetensors file with the CRC-32 of everything else in its metadata.
+def add_tensor_checksum(file: bytes) -> tuple[bytes, memoryview]:
+    """Return a safetensors file with the CRC-32 of everything else in its metadata: a new head, and what follows it.
 
     safetensors itself writes metadata of several entries in any order; written here, equal tensors make equal files.
     """
     size = int.from_bytes(file[:8], "little")
-    header, content = json.loads(file[8 : 8 + size]), file[8 + size :]
+    header, content = json.loads(file[8 : 8 + size]), memoryview(file)[8 + size :]
     header["__metadata__"][NAME] = f"{zlib.crc32(content, zlib.crc32(compact_json(header))):08x}"
     text = compact_json(header)
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content
+    return len(text).to_bytes(8, "little") + text, content
 
 
 def check_tensor_checksum(path: Path) -> None:
@@ -106,15 +106,16 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256, hexadecimal, of tensors' names and content, whichever file they come from."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        sha.update(name.encode() + tensor_bytes(tensor))
+        sha.update(name.encode())
+        sha.update(tensor_bytes(tensor))
     return sha.hexdigest()
 
 
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """Return a tensor's content, of any type: numpy has no bf16."""
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's content, of any type, without a copy where it is in the host's memory: numpy has no bf16."""
     import torch
 
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @cache

@@ -20,6 +20,7 @@ __all__ = [
     "cache_folder",
     "check_new_folder",
     "exclusive_folder",
+    "folder_in_turn",
     "new_folder",
     "removed_if_useless",
     "writable_cache_folder",
@@ -126,6 +127,18 @@ def removed_if_useless(folder: Path, is_useful: Callable[[], bool], *, kept: Seq
 
 
 @contextmanager
+def folder_in_turn(folder: Path) -> Iterator[None]:
+    """Make a folder, and wait until no other process is within such a block for it: one fills it, the others find it.
+
+    OSError, naming the folder, where it cannot be made.
+    """
+    with describe_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / LOCK, folder, wait=True):
+        yield
+
+
+@contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
     """Lock a folder for this process, make it where it is missing, and remove half-written files of a killed process.
 
@@ -143,15 +156,15 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def file_lock(file: Path, folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder. ValueError where another process holds it.
+def file_lock(file: Path, folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder; where another process holds it, wait for it, or raise a ValueError.
 
     The operating system releases the lock when the process ends, however it ends. A place that cannot be written, or
     that lies on a file system without locks, is not locked.
     """
     lock = FileLock(file)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=wait)
     except Timeout:
         raise ValueError(f"{folder} is in use by another process: wait for its end, or choose another --out") from None
     except (OSError, NotImplementedError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,11 @@ class Statistics:
     mean: Tensor
     covariance: Tensor
     count: int | None
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric root of the covariance, D D."""
+        return matrix_sqrt(self.covariance)
 
 
 @dataclass
@@ -115,7 +121,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features, expected the same features")
     difference = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
-    overlap = torch.linalg.svdvals(matrix_sqrt(a.covariance) @ matrix_sqrt(b.covariance)).sum()
+    overlap = torch.linalg.svdvals(a.root @ b.root).sum()
     return max(0.0, float(difference - 2 * overlap))
 
 

@@ -8,6 +8,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from dmdistill.io.checksums import tensor_bytes
+
 __all__ = ["VAE", "Autoencoder"]
 
 
@@ -77,5 +79,5 @@ class VAE(nn.Module):
         sha = hashlib.sha256(f"{type(self.model).__name__} {self.scale} {self.shift}".encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(f"{name} {tensor.dtype}".encode())
-            sha.update(tensor.contiguous().cpu().view(torch.uint8).numpy())
+            sha.update(tensor_bytes(tensor))
         return sha.hexdigest()[:8]

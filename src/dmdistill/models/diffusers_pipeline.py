@@ -219,7 +219,7 @@ def match_autoencoder(network: DiffusersWrapper, autoencoder: VAE, shape: tuple[
             "inpainting or editing, expected one that generates images from noise"
         )
     if isinstance(network, UNet2DCondition):
-        network.pixels = 2 ** (len(config["block_out_channels"]) - 1)
+        network.pixels = autoencoder.image_shape((1, 1, 1))[1]
 
 
 def read_classes(network: DiffusersWrapper, folder: Path, names: list[str] | None) -> LabelSpace | None:

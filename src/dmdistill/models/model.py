@@ -16,6 +16,7 @@ from dmdistill.core.generators import Generator, Transition
 from dmdistill.core.solvers import SOLVERS, evaluations
 from dmdistill.data.conditions import Conditions, TextEncoder
 from dmdistill.data.prompt_embeddings import encode_texts
+from dmdistill.distributed.sharding import is_sharded_tensor
 from dmdistill.models.autoencoder import Autoencoder
 from dmdistill.models.clipping import Clipping, clip
 from dmdistill.models.precision import fall_back_to_fp32
@@ -131,8 +132,9 @@ class Model(ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the network's parameters."""
-        return next(self.network.parameters(), torch.zeros(())).device
+        """The device that the network computes on: that of its parameters, unless they are offloaded shards."""
+        parameter: Any = next(self.network.parameters(), torch.zeros(()))
+        return torch.device(parameter.device_mesh.device_type) if is_sharded_tensor(parameter) else parameter.device
 
     def to(
         self,

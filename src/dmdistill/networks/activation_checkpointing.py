@@ -35,13 +35,13 @@ def checkpoint_norms(network: nn.Module, *, on_cpu: bool = True) -> None:
 def checkpoint_blocks(network: nn.Module) -> None:
     """Make each block of a network store its inputs only; the backward pass computes the rest again.
 
-    Networks of diffusers have a method for this; elsewhere a block is a module whose class name ends in Block, the
-    outermost where they are nested. Gradients stay the same. ValueError where there is no block.
+    Networks of diffusers have a method for this; elsewhere a block is a module with "Block" in the name of its class,
+    the outermost where they are nested. Gradients stay the same. ValueError where there is no block.
     """
     if not wrap_blocks(network):
         raise ValueError(
             f"--checkpointing blocks: {type(network).__name__} has neither enable_gradient_checkpointing() nor a "
-            "module whose class name ends in Block; expected norms or none"
+            "module with Block in the name of its class; expected norms or none"
         )
 
 
@@ -50,7 +50,7 @@ def wrap_blocks(module: nn.Module) -> int:
     if callable(own := getattr(module, "enable_gradient_checkpointing", None)):
         own()
         return 1
-    if type(module).__name__.endswith("Block"):
+    if "Block" in type(module).__name__:
         module.forward = partial(recompute, module.forward)
         return 1
     return sum(wrap_blocks(child) for child in module.children())

@@ -96,8 +96,9 @@ class UNet2DCondition(DiffusersWrapper):
 
     def time_ids(self, x: Tensor) -> Tensor:
         """Return XL's original size, crop and target size, of an uncropped image."""
-        height, width = self.pixels * x.shape[2], self.pixels * x.shape[3]
-        return x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), -1)
+        ids = x.new_zeros(len(x), 6)  # filled on the device: a list that is copied to it would be waited for
+        ids[:, 0::4], ids[:, 1::4] = self.pixels * x.shape[2], self.pixels * x.shape[3]
+        return ids
 
 
 class DiT(DiffusersWrapper):
@@ -146,8 +147,8 @@ class Flux(DiffusersWrapper):
         b, c, height, width = x.shape
         rows, columns = height // 2, width // 2
         patches = x.reshape(b, c, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, 4 * c)
-        row, column = torch.arange(rows), torch.arange(columns)
-        positions = torch.stack(torch.meshgrid(torch.arange(1), row, column, indexing="ij"), dim=-1).reshape(-1, 3)
+        axes = (torch.arange(size, device=x.device) for size in (1, rows, columns))
+        positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
         f = self.model(
             patches,
             timestep=t,
@@ -162,14 +163,18 @@ class Flux(DiffusersWrapper):
 
 
 def class_numbers(cond: NetworkCondition | None, classes: int, *, null: int | None = None) -> Tensor:
-    """Return the classes of labels as integers (B,); a row of zeros, no class, has the number `null`."""
+    """Return the classes of labels as integers (B,); a row of zeros, no class, has the number `null`.
+
+    ValueError for labels of other classes, and for a row of zeros that has no number; on a GPU that is not checked, as
+    it would have to be waited for.
+    """
     if cond is None or cond.one_hot.shape[1] not in (classes, classes - 1):
         raise ValueError(f"the network was trained with {classes} classes: each sample needs a label of as many")
     one_hot = cond.one_hot
     if one_hot.shape[1] == classes - 1:  # the network's last class means none
         null = classes - 1
     none = one_hot.sum(1) == 0
-    if null is None and none.any():
+    if null is None and none.device.type == "cpu" and none.any():
         raise ValueError("the network has no null class, which guidance needs: only guidance 1 is possible")
     return torch.where(none, null or 0, one_hot.argmax(1))
 

@@ -40,6 +40,7 @@ from dmdistill.distributed.sharding import check_can_shard
 from dmdistill.io.errors import import_optional
 from dmdistill.io.user_functions import import_function
 from dmdistill.models.cards import student_card
+from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.folder import save_model
 from dmdistill.models.load import load_model, load_teacher
 from dmdistill.models.model import Student, Teacher
@@ -173,19 +174,19 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     network_device = parallel.build_device(run.device)
     teacher = with_prompts(teacher, config.prompts, device=run.device)
     teacher.to(run.device, run.precision, network_device=network_device)
-    teacher_check = TeacherCheck(teacher)
+    identity = run.processes.on_main(lambda: fingerprint(teacher))  # it reads every weight
     metric = load_validation_metric(
         config.evaluation.reference, teacher, device=run.device, processes=run.processes, say=run.print
     )
     distance = load_distance(config.regression, teacher, run.device, run.precision)
-    pairs = open_given_pairs(config, teacher)
+    pairs = open_given_pairs(config, teacher, identity)
     real_images = open_real_images(config, teacher, run)
     generator = initial_generator(config, teacher)
     fake = initial_fake_score(config, teacher)
     run.lock()
     batch = sampling_batch_size(teacher, config.batch)
     if pairs is None and config.regression.lambda_reg > 0:
-        pairs = make_own_pairs(config, teacher, run, partial(load_configured_teacher, config), network_device)
+        pairs = make_own_pairs(config, teacher, identity, run, partial(load_configured_teacher, config), network_device)
     distillation = set_up(
         config,
         teacher,
@@ -198,7 +199,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
         rng=run.rng,
     )
     trainer = build_trainer(config, distillation)
-    trainer.stateful |= {"options": OptionsCheck(run.config, run.print), "teacher": teacher_check}
+    trainer.stateful |= {"options": OptionsCheck(run.config, run.print), "teacher": TeacherCheck(teacher, identity)}
     trainer.stateful["ratios"] = distillation.objectives.ratios
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
     if config.resume is not None:

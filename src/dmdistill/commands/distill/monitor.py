@@ -27,6 +27,7 @@ __all__ = ["TEACHER_IMAGES", "Monitor", "build_probe"]
 
 TEACHER_IMAGES = 16  # of its solver: as many evaluations as a step or two of DMD2
 ROW = 8  # images of a row of a sample grid
+SHOWN = 64  # images of a sample grid
 PREFIX = "frechet_"  # before the name of an EMA, in metrics.jsonl
 
 
@@ -95,9 +96,10 @@ class Monitor:
     @torch.no_grad()
     def save_samples(self, step: int) -> dict[str, float]:
         """Save a sample grid of the last EMA."""
-        grid = self.candidates()[-1][1].sample(self.probe.z, self.probe.cond)[:64]
-        images = self.distillation.teacher.decode(grid)
+        z, cond = self.probe.z[:SHOWN], None if self.probe.cond is None else self.probe.cond[:SHOWN]
+        x = self.candidates()[-1][1].sample(z, cond)
         if self.processes.is_main:
+            images = self.distillation.teacher.decode(x)
             file = self.config.out / "samples" / f"step-{step:06d}.png"
             save_grid(file, images, columns=ROW)
             if self.trainer.logger is not None:
@@ -145,7 +147,7 @@ class Monitor:
 
     @torch.no_grad()
     def frechet(self, metric: ValidationMetric, generator: Generator) -> float:
-        """Measure a generator; each process generates some of the images."""
+        """Measure a generator: each process generates some of the images, the first one computes the distance."""
         count, seed = self.config.evaluation.evaluate_images, self.config.seed + 2
         images = generate_images(
             self.distillation.teacher,
@@ -155,11 +157,10 @@ class Monitor:
             seed=seed,
             share=self.processes.split,
         )
-        moments = metric.moments(images)
-        if self.processes.world_size > 1:
-            self.call_as_often(generator)
-            moments = sum(self.processes.all_gather(Moments() + moments), Moments())
-        return frechet_distance(moments.statistics(), metric.reference)
+        own = Moments() + metric.moments(images)  # on the CPU
+        self.call_as_often(generator)
+        moments = sum(self.processes.gather(own), Moments())
+        return self.processes.on_main(lambda: frechet_distance(moments.statistics(), metric.reference))
 
     def call_as_often(self, generator: Generator) -> None:
         """Call a sharded network once more where other processes had one more batch: all gather weights together."""

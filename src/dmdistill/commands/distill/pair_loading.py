@@ -12,13 +12,12 @@ from dmdistill.commands.evaluate.generated_images import sampling_batch_size
 from dmdistill.commands.pairs.command import make_teacher_pairs
 from dmdistill.commands.run_folder import RunFolder
 from dmdistill.data.pairs import PairDataset, open_pairs
-from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.model import Teacher
 
 __all__ = ["make_own_pairs", "open_given_pairs"]
 
 
-def open_given_pairs(config: DistillConfig, teacher: Teacher) -> PairDataset | None:
+def open_given_pairs(config: DistillConfig, teacher: Teacher, fingerprint: str) -> PairDataset | None:
     """Open the pairs of --pairs; None where none are given or wanted.
 
     ValueError where they are of images of another shape, of other conditions, or of another teacher or guidance.
@@ -33,7 +32,7 @@ def open_given_pairs(config: DistillConfig, teacher: Teacher) -> PairDataset | N
             f"--pairs {folder} holds images {pairs.shape}, conditions: {settings.conditions}; {teacher.name}'s are "
             f"{teacher.shape}, conditions: {conditions}"
         )
-    expected = (fingerprint(teacher), teacher.guidance)
+    expected = (fingerprint, teacher.guidance)
     if (settings.teacher, settings.guidance) != expected:
         raise ValueError(
             f"--pairs {folder} holds pairs of {settings.teacher} at guidance {settings.guidance:g}, expected "
@@ -45,6 +44,7 @@ def open_given_pairs(config: DistillConfig, teacher: Teacher) -> PairDataset | N
 def make_own_pairs(
     config: DistillConfig,
     teacher: Teacher,
+    fingerprint: str,
     run: RunFolder,
     load: Callable[[], Teacher],
     network_device: torch.device,
@@ -54,6 +54,7 @@ def make_own_pairs(
     Args:
         config: how many, and the seed.
         teacher: the teacher.
+        fingerprint: the teacher's.
         run: its folder and device.
         load: loads the teacher whole, for pairs that are missing, where this one's weights stay in their files.
         network_device: where the teacher's network goes afterwards.
@@ -72,6 +73,7 @@ def make_own_pairs(
         "seed": seed,
         "batch": sampling_batch_size(teacher, config.batch),
         "processes": run.processes,
+        "fingerprint": fingerprint,
     }
     pairs = make_teacher_pairs(teacher, folder, **options, device=run.device, load=load_whole)
     teacher.to(run.device, run.precision, network_device=network_device)

@@ -104,7 +104,7 @@ def draw_comparison(
     from matplotlib.figure import Figure
 
     first = next(iter(models.values()))
-    shape = image_shape(first, first.device)
+    shape = image_shape(first)
     cell = min(max(shape[1:]), MOST_SIDE)
     columns, cell = min(columns, max(WIDEST // cell, 1)), max(cell, LEAST_SIDE)
     count = rows * columns

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dmdistill.commands.evaluate.generated_images import image_shape
 from dmdistill.commands.prompts import with_prompt_texts
 from dmdistill.data.conditions import Conditions
 from dmdistill.data.image_labels import ImageLabels
@@ -54,8 +55,7 @@ def load_real_images(
     Raises:
         ValueError: the source cannot be read, or does not fit the teacher.
     """
-    autoencoder = teacher.autoencoder
-    shape = teacher.shape if autoencoder is None else autoencoder.image_shape(teacher.shape)
+    autoencoder, shape = teacher.autoencoder, image_shape(teacher)
     images = open_images(source, side=shape[1] if shape[1] == shape[2] else None)
     conditions, index = select_conditions(images, teacher, device=device, cache=cache)
     words = f", {len(conditions)} {'captions' if teacher.text is not None else 'classes'}" if conditions else ""
@@ -138,10 +138,10 @@ def read_latents(
 
     layout = processes.on_main(find)
     if missing := processes.on_main(layout.missing):  # asked once: the others may already write
-        image_shape = autoencoder.image_shape(shape)
-        check_shape(images, image_shape)
+        pixels = autoencoder.image_shape(shape)
+        check_shape(images, pixels)
         encoder = autoencoder.to(device)
-        batch = max(1, PIXELS // (image_shape[1] * image_shape[2]))
+        batch = max(1, PIXELS // (pixels[1] * pixels[2]))
         encode_images(
             images,
             layout,

@@ -50,7 +50,7 @@ def write_report(
     """
     count = config.evaluation.report_images
     reference = config.evaluation.reference
-    side = reference_side(teacher, teacher.device) if reference is not None else None
+    side = reference_side(teacher) if reference is not None else None
     settings = EvaluateConfig(
         str(config.out), reference=reference, images=count, batch=batch, side=side, seed=config.seed + 3
     )

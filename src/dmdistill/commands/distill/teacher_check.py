@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmdistill.models.fingerprint import fingerprint
 from dmdistill.models.model import Teacher
 
 __all__ = ["TeacherCheck"]
 
 
 class TeacherCheck:
-    """Compares the teacher of a resumed run with that of its checkpoints, by a hash of the weights and its guidance."""
+    """Compares the teacher of a resumed run with that of its checkpoints, by its fingerprint and its guidance.
 
-    def __init__(self, teacher: Teacher) -> None:
-        self.name, self.identity = teacher.name, f"{fingerprint(teacher)} at guidance {teacher.guidance:g}"
+    Args:
+        teacher: the teacher.
+        fingerprint: its fingerprint.
+    """
+
+    def __init__(self, teacher: Teacher, fingerprint: str) -> None:
+        self.name, self.identity = teacher.name, f"{fingerprint} at guidance {teacher.guidance:g}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the teacher."""

@@ -45,9 +45,9 @@ class ValidationMetric:
         return accumulate_moments(self.extractor, map(to_uint8, images))
 
 
-def reference_side(teacher: Teacher, device: torch.device) -> int | None:
+def reference_side(teacher: Teacher) -> int | None:
     """Return the side that real images are cropped and resized to; None for a teacher whose images are not square."""
-    _, height, width = image_shape(teacher, device)
+    _, height, width = image_shape(teacher)
     return height if height == width else None
 
 
@@ -76,8 +76,8 @@ def load_validation_metric(
             return None
         classifier = load_classifier_features(teacher.feature_extractor, device)
         return ValidationMetric(classifier, classifier.reference)
-    images = open_reference(reference, side=reference_side(teacher, device))
-    if images.source is not None and images.source.shape != (shape := image_shape(teacher, device)):
+    images = open_reference(reference, side=reference_side(teacher))
+    if images.source is not None and images.source.shape != (shape := image_shape(teacher)):
         raise ValueError(f"--reference {reference} has images {images.source.shape}, {teacher.name}'s are {shape}")
     inception = load_inception(device=device)
     extraction = FeatureExtraction(inception)

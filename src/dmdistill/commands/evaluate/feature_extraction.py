@@ -20,6 +20,7 @@ from dmdistill.data.image_sources import ImageSource
 from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.metrics.accumulate import FeatureAccumulator
 from dmdistill.metrics.extraction import Extraction
+from dmdistill.metrics.frechet import Moments
 from dmdistill.training.progress import progress_bar
 
 __all__ = ["extract_features"]
@@ -64,8 +65,9 @@ def extract_features(
                     extraction.add(group, block[i : i + len(group)])
                 advance(sum(map(len, blocks[: done - 1])) + i + len(group))
             partial.save(done)
-    for extraction in extractions:
-        extraction.accumulator.merge()
+    for accumulator in (extraction.accumulator for extraction in extractions):
+        accumulator.merge()
+        accumulator.moments = Moments() + accumulator.moments  # to the CPU: sums of a GPU would come back on that GPU
     shares = processes.gather([extraction.accumulator for extraction in extractions])
     partial.remove()
     return [functools.reduce(operator.add, share) for share in zip(*shares, strict=True)]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,13 +48,8 @@ class GeneratedImages:
     @property
     def shape(self) -> tuple[int, int, int]:
         """C H W of every image."""
-        channels, height, width = self.model_shape
+        channels, height, width = image_shape(self.model)
         return (channels, self.side or height, self.side or width)
-
-    @cached_property
-    def model_shape(self) -> tuple[int, int, int]:
-        """C H W of the model's images without `side`."""
-        return image_shape(self.model, self.model.device)
 
     def digest(self) -> str:
         """Hash everything that decides the images: weights, conditions, solver, steps, precision, seed, count, side."""
@@ -73,13 +67,9 @@ class GeneratedImages:
         return images if self.side is None else center_crop_batch(images, self.side)
 
 
-@torch.no_grad()
-def image_shape(model: Model, device: torch.device) -> tuple[int, int, int]:
-    """Return C H W of a model's images; latents are decoded, on this device, to find out."""
-    if model.autoencoder is None:
-        return model.shape
-    channels, height, width = model.decode(torch.zeros(1, *model.shape, device=device)).shape[1:]
-    return channels, height, width
+def image_shape(model: Model) -> tuple[int, int, int]:
+    """Return C H W of a model's images."""
+    return model.shape if model.autoencoder is None else model.autoencoder.image_shape(model.shape)
 
 
 def generator_inputs(model: Model, rows: range, *, seed: int) -> tuple[Tensor, Condition | None]:
@@ -129,7 +119,12 @@ def batch_ranges(count: int, batch: int) -> list[range]:
 
 
 def sampling_batch_size(model: Model, batch: int) -> int:
-    """Return how many images to generate at once: 500 small ones, fewer large ones; of latents at most 16."""
+    """Return how many images to generate at once: of pixels 500 small ones, fewer large ones; of latents at most 16.
+
+    Args:
+        model: whose images are generated.
+        batch: most images of latents.
+    """
     if model.autoencoder is not None:
         return min(batch, 16)
     return max(1, min(500, 500 * 3 * 64 * 64 // math.prod(model.shape)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dmdistill.core.schedules import EDM, VP, Flow, NoiseSchedule
 from dmdistill.models.cards import describe_distillation
@@ -51,11 +50,7 @@ def describe_shape(model: Model) -> dict[str, str]:
     shape = " x ".join(map(str, model.shape))
     if model.autoencoder is None:
         return {"images": shape}
-    config: Any = getattr(getattr(model.autoencoder, "model", None), "config", {})
-    if not config.get("block_out_channels"):
-        return {"latents": shape}
-    factor = 2 ** (len(config["block_out_channels"]) - 1)  # the rule of diffusers' pipelines
-    height, width = (factor * side for side in model.shape[1:])
+    _, height, width = model.autoencoder.image_shape(model.shape)
     return {"latents": f"{shape} (images {height} x {width})"}
 
 

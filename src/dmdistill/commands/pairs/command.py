@@ -17,7 +17,7 @@ from dmdistill.commands.solver_options import with_solver_options
 from dmdistill.data.pairs import PairDataset, PairSettings, check_space, make_pairs
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group, local_device
 from dmdistill.io.console import say
-from dmdistill.models.fingerprint import fingerprint
+from dmdistill.models.fingerprint import fingerprint as compute_fingerprint
 from dmdistill.models.load import load_teacher
 from dmdistill.models.model import Teacher
 from dmdistill.training.progress import track_rows
@@ -59,6 +59,7 @@ def make_teacher_pairs(
     processes: ProcessGroup = SINGLE_PROCESS,
     device: torch.device | None = None,
     load: Callable[[], Teacher] | None = None,
+    fingerprint: str | None = None,
 ) -> PairDataset:
     """Make a teacher's pairs on its device; those that the folder has already are kept.
 
@@ -72,11 +73,12 @@ def make_teacher_pairs(
         processes: that make them together.
         device: of the noise; None for the teacher's.
         load: returns the teacher that makes missing pairs; None for this one.
+        fingerprint: the teacher's, where it is known.
     """
     load_once = cache(load or (lambda: teacher))
     check_space(folder, count, teacher.shape)
     settings = PairSettings(
-        teacher=fingerprint(teacher),
+        teacher=fingerprint or processes.on_main(lambda: compute_fingerprint(teacher)),
         conditions=str(teacher.conditions or "none"),
         solver=teacher.solver,
         steps=teacher.steps,

@@ -103,14 +103,23 @@ class CaptionTokens:
 
     def select(self, index: Tensor) -> Tokens:
         """Return the captions of these numbers, integers (B,), on their device."""
-        return Tokens(self.tokens[index.cpu()].to(index.device), self.empty.to(index.device))
+        return Tokens(self.tokens.to(index.device)[index], self.empty.to(index.device))
+
+    def to(self, device: torch.device) -> Self:
+        """Return the tokens on a device."""
+        return replace(self, tokens=self.tokens.to(device), empty=self.empty.to(device))
 
 
 class CaptionedLatents:
     """Random batches of latents with the tokens of their captions, on the device of the random generator."""
 
     def __init__(self, latents: Tensor, captions: CaptionTokens, *, rng: torch.Generator, dropout: float) -> None:
-        self.latents, self.captions, self.rng, self.dropout = latents.to(rng.device), captions, rng, dropout
+        self.latents, self.captions, self.rng, self.dropout = (
+            latents.to(rng.device),
+            captions.to(rng.device),
+            rng,
+            dropout,
+        )
 
     def draw(self, n: int) -> tuple[Tensor, Tokens]:
         """Draw n latents with replacement, fp32, n C H W, and their captions."""
