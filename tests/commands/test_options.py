@@ -277,6 +277,28 @@ def test_a_preset_of_wrong_types_is_refused(text, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[pairz]\nlr = 0.5", r"no table \[pairz\]; did you mean 'pairs'"),
+        ("[distil]\nlr = 0.5", r"no table \[distil\]; did you mean 'distill'"),
+        ("base = 'FILE'", "its base leads back to it"),
+    ],
+)
+def test_a_table_of_no_command_and_a_base_without_end_are_refused(text, match, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(text.replace("FILE", str(file)))
+    with pytest.raises(ValueError, match=match):
+        from_preset(DistillConfig, str(file))
+
+
+def test_a_file_of_another_kind_is_no_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("lr: 0.5")
+    with pytest.raises(ValueError, match=r"own.yaml is no preset: a preset is a .toml file"):
+        from_preset(DistillConfig, "own.yaml")
+
+
 def test_a_preset_builds_on_its_base(tmp_path):
     """Its own options come before the base's, tables before what they share."""
     text = "base = 'cifar10'\nlr = 7e-7\n[pairs]\npair_count = 3\n"
@@ -436,3 +458,27 @@ def test_nothing_is_rounded_to_tf32_where_fp32_is_asked_for(precision, rounds):
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
     assert now == ("high" if rounds else "highest", rounds)
+
+
+def own_objective(generator, real, fake):
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"out": "runs/x"}, "--out 'runs/x', expected Path"),
+        ({"steps": "a"}, "--steps 'a', expected int"),
+        ({"steps": True}, "--steps True, expected int"),
+        ({"lr": None}, "--lr None, expected float"),
+        ({"ema_halflives": [3.0]}, r"--ema-halflives \[3.0\], expected tuple\[float"),
+        ({"ema_halflives": ("3",)}, r"--ema-halflives \('3',\), expected tuple\[float"),
+        ({"divergence": "ks"}, "--divergence 'ks', expected Literal"),
+        ({"method": own_objective}, "--method <function .*: give its name, such as '__main__:own_objective'"),
+    ],
+)
+def test_a_value_of_another_type_is_named(values, match):
+    """As it can come from Python; flags are parsed to their types."""
+    with pytest.raises(ValueError, match=match):
+        check(change(DistillConfig(), **values))
+    check(change(DistillConfig(), lr=1, ema_halflives=(1, 2.5)))

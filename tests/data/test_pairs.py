@@ -139,7 +139,8 @@ def test_a_finished_set_is_only_opened(tmp_path):
 def test_other_settings_are_refused_by_name(change, tmp_path):
     make(tmp_path)
     before = shards(tmp_path)
-    with pytest.raises(ValueError, match=f"other settings: {', '.join(change)} differ"):
+    differing = "; ".join(f"{key} {getattr(SETTINGS, key)}, now {value}" for key, value in change.items())
+    with pytest.raises(ValueError, match=rf"other settings: {differing}\. "):
         make(tmp_path, replace(SETTINGS, **change))
     assert shards(tmp_path) == before
 

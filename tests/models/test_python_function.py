@@ -42,6 +42,16 @@ class Normed(nn.Module):
         return self.norm(x)
 
 
+class Bare(nn.Module):
+    def forward(self, x, t, cond=None):
+        return 0.5 * x
+
+
+class Pair(Net):
+    def forward(self, x, t, cond=None):
+        return super().forward(x, t), t
+
+
 def make(network, shape=(1, 8, 8), **named):
     return Teacher(name="own", denoiser=FlowDenoiser(network, Flow()), shape=shape, **{"solver": "ddim"} | named)
 
@@ -82,6 +92,9 @@ def load(tmp_path, monkeypatch):
             f"{CALLED.replace('2 x 1', '2 x 3')} gives 2 x 6 x 8 x 8, expected 2 x 3 x 8 x 8$",
         ),
         ("make(Net(1, scale=float('nan')))", f"{CALLED} gives NaN or infinity"),
+        ("make(Net(), steps=0)", "0 solver steps, expected 1 or more"),
+        ("make(Bare())", "its network has no parameters, a student would have nothing to train"),
+        ("make(Pair())", f"{CALLED} returns a tuple, expected a tensor of 2 x 1 x 8 x 8"),
         ("make(Net(), solver='euler')", "solver 'euler', expected one of heun, dpmpp, ddim, pndm"),
         ("make(Net(), solver='dpm++')", "solver 'dpm\\+\\+', .*; did you mean 'dpmpp'?"),
         (

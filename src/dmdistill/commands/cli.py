@@ -35,6 +35,7 @@ from dmdistill.commands.sample.config import SampleConfig
 from dmdistill.commands.teach.config import TeachConfig
 from dmdistill.commands.ui.config import UiConfig
 from dmdistill.commands.unknown_words import check_words
+from dmdistill.io.user_functions import describe_user_error, is_user_error
 from dmdistill.training.signals import TrainingStopped
 
 __all__ = ["main"]
@@ -99,21 +100,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         getattr(module, COMMANDS[name].function)(config)
     except BrokenPipeError:  # of stdout: `exit_if_closed` is around
         raise
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("DMDISTILL_DEBUG"):
-            raise
-        fail(str(error))
-    except (RuntimeError, MemoryError) as error:
-        from dmdistill.training.device import is_out_of_memory  # which loads torch, as whatever ran out of memory has
-
-        if os.environ.get("DMDISTILL_DEBUG") or not is_out_of_memory(error):
-            raise
-        flags = [flag_name(name) for name in SIZES if name in option_values(config)]
-        fail(f"out of memory: try a smaller {' or '.join(flags) or 'model'}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)
     except TrainingStopped as stopped:
         raise SystemExit(stopped.exit_code) from None
+    except Exception as error:
+        message = describe_failure(error, config)
+        if message is None or os.environ.get("DMDISTILL_DEBUG"):
+            raise
+        fail(message)
+
+
+def describe_failure(error: Exception, config: Any) -> str | None:
+    """Return what the user can mend, in one line; None for a fault of this package."""
+    if isinstance(error, ValueError | OSError | FloatingPointError):
+        return str(error)
+    if isinstance(error, RuntimeError | MemoryError):
+        from dmdistill.training.device import is_out_of_memory  # which loads torch, as whatever ran out of memory has
+
+        if is_out_of_memory(error):
+            flags = [flag_name(name) for name in SIZES if name in option_values(config)]
+            return f"out of memory: try a smaller {' or '.join(flags) or 'model'}"
+    if is_user_error(error):
+        return f"{describe_user_error(error)}; DMDISTILL_DEBUG=1 shows the traceback"
+    return None
 
 
 def short_help() -> str:

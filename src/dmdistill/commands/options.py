@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import inspect
 import math
 import os
+import types
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 __all__ = [
     "ComputeOptions",
@@ -91,12 +95,14 @@ class ImageSizeOptions:
 def check(config: Any) -> None:
     """Check a configuration and its groups, before anything is loaded or written.
 
-    ValueError, naming the flag, where a number is NaN or infinite, where a seed is negative or too large, and for all
-    that a group's own `check` refuses.
+    ValueError, naming the flag, where a value is of another type, as it can be in Python, where a number is NaN or
+    infinite, where a seed is negative or too large, and for all that a group's own `check` refuses.
     """
     for group in groups(config):
+        hints = get_type_hints(type(group))
         for field in dataclasses.fields(group):
             value: Any = getattr(group, field.name)
+            check_type(field.name, value, hints[field.name])
             numbers: Any = value if isinstance(value, tuple) else (value,)
             if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
                 raise ValueError(f"{flag_name(field.name)} {value}, expected a finite number")
@@ -107,6 +113,34 @@ def check(config: Any) -> None:
     for group in groups(config):
         if hasattr(group, "check"):
             group.check()
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Raise a ValueError where the value of an option is not of its type."""
+    if not fits(value, hint):
+        expected = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint).replace("typing.", "")
+        by_name = f": give its name, such as '__main__:{value.__name__}'" if inspect.isfunction(value) else ""
+        raise ValueError(f"{flag_name(name)} {value!r:.80}, expected {expected.replace('pathlib.', '')}{by_name}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, of those that options have; an integer is a float too."""
+    kinds = get_args(hint)
+    match get_origin(hint):
+        case typing.Annotated:
+            return fits(value, kinds[0])
+        case typing.Literal:
+            return value in kinds
+        case typing.Union | types.UnionType:
+            return any(fits(value, kind) for kind in kinds)
+        case builtins.tuple:
+            if get_origin(kinds[0]) is tuple:  # of a flag that is given several times, whose values were joined
+                return isinstance(value, tuple)
+            expected = len(value) * kinds[:1] if kinds[-1] is Ellipsis and isinstance(value, tuple) else kinds
+            return isinstance(value, tuple) and len(value) == len(expected) and all(map(fits, value, expected))
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def require(config: Any, expected: str, allowed: Callable[[Any], bool], *names: str) -> None:

@@ -100,14 +100,17 @@ def method_values(kind: type, method: str) -> dict[str, Any]:
     return preset_values(kind, f"_{method}") if known and ":" not in method else {}
 
 
-def preset_values(kind: type, name: str) -> dict[str, Any]:
-    """Return a preset's options for a command, those of its bases included.
+def preset_values(kind: type, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a preset's options for a command, those of its bases included; `above` are presets whose base it is.
 
-    ValueError for an unknown preset.
+    ValueError for an unknown preset, and for one that is its own base.
     """
+    if name in above:
+        raise ValueError(f"preset {name}: its base leads back to it, by {' and '.join(above)}")
     table = read_preset(name)
     base = table.pop("base", None)
-    values = preset_values(kind, str(base)) if base is not None else {}
+    values = preset_values(kind, str(base), (*above, name)) if base is not None else {}
+    check_tables(kind, name, table)
     command = COMMANDS[kind.__name__]
     tables = {key: value for key, value in table.items() if key in TABLES and isinstance(value, dict)}
     own = tables.get(command, {})
@@ -115,6 +118,17 @@ def preset_values(kind: type, name: str) -> dict[str, Any]:
     if command == "pairs":  # the other options that the tables share are those of distill
         shared = {key: value for key, value in shared.items() if key in option_types(kind)}
     return values | shared | dict(flatten(own))
+
+
+def check_tables(kind: type, name: str, table: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a table of a preset that is neither a command's nor one of its groups of options.
+
+    `pairs` leaves out what is of `distill`, and so its groups, which are not known here.
+    """
+    known = {*TABLES, *(group for group, hint in get_type_hints(kind).items() if dataclasses.is_dataclass(hint))}
+    odd = [key for key, value in table.items() if isinstance(value, dict) and key not in known]
+    if odd and COMMANDS[kind.__name__] == "distill":
+        raise ValueError(f"preset {name}: no table [{odd[0]}]{did_you_mean(odd[0], TABLES)}")
 
 
 def preset_comment(name: str) -> str:
@@ -131,10 +145,12 @@ def read_preset(name: str) -> dict[str, Any]:
         return read_toml(Path(name).expanduser())
     file = preset_folder() / f"{name}.toml"
     if not name or "/" in name or not file.is_file():
+        if Path(name).is_file():
+            raise ValueError(f"{name} is no preset: a preset is a .toml file")
         names = preset_names()
-        raise ValueError(
-            f"unknown preset {name!r}{did_you_mean(name, names) or '.'} Known: {', '.join(names)}, or a .toml file"
-        )
+        hint = did_you_mean(name, names)
+        known = " `dmdistill presets` lists all" if hint else f". Known: {', '.join(names)}, or a .toml file"
+        raise ValueError(f"unknown preset {name!r}{hint}{known}")
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 

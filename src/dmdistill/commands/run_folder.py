@@ -104,14 +104,28 @@ class RunFolder:
         self.locks.__exit__(*error)
 
     def lock(self) -> None:
-        """Make and lock the folder and write config.toml. ValueError where another process has the lock."""
-        self.processes.on_main(self.write)
+        """Make and lock the folder; write config.toml of a new run. ValueError where another process has the lock."""
+        self.processes.on_main(self.make)
 
-    def write(self) -> None:
-        """Make and lock the folder and write config.toml, in the process that writes."""
+    def make(self) -> None:
+        """Make and lock the folder, in the process that writes."""
         if self.config.resume is None:
             self.locks.enter_context(removed_if_useless(self.folder, self.has_results, kept=KEPT))
         self.locks.enter_context(exclusive_folder(self.folder))
+        if self.config.resume is None:
+            self.write_config()
+
+    def restore(self, trainer: Trainer) -> None:
+        """Load the newest checkpoint of a run that is resumed; its options are in config.toml once they are accepted.
+
+        ValueError where an option changed that may not: then config.toml stays as it was.
+        """
+        if self.config.resume is not None:
+            trainer.restore()
+            self.processes.on_main(self.write_config)
+
+    def write_config(self) -> None:
+        """Write config.toml."""
         with atomic_write(self.folder / "config.toml") as temporary:
             write_config(self.config, temporary)
 

@@ -139,10 +139,31 @@ def guidance_loss(
 def matching_loss(x: Tensor, at: Estimates, weight: Weight, *, scale: float = 1.0) -> Tensor:
     """Return a scalar whose gradient in x is scale * weight * (mu_fake - mu_real) / numel(x)."""
     with torch.no_grad():
-        factor = weight(at)
-        grad = (expand(factor, x) if factor.ndim == 1 else factor) * (at.mu_fake - at.mu_real)
+        grad = check_weight(weight(at), x) * (at.mu_fake - at.mu_real)
         target = x.detach() - (grad if scale == 1 else scale * grad)
     return 0.5 * F.mse_loss(x, target)
+
+
+def check_weight(factor: Tensor, x: Tensor) -> Tensor:
+    """Return a weight of the gradient in a shape that broadcasts over x. ValueError where it has another."""
+    if not isinstance(factor, Tensor):
+        raise ValueError(f"the weight returned an object of type {type(factor).__name__}, expected a tensor")
+    if factor.shape == x.shape[:1]:
+        return expand(factor, x)
+    if factor.ndim == 1 or not broadcasts(factor, x):
+        raise ValueError(
+            f"the weight has shape {tuple(factor.shape)}, expected ({len(x)},), one per sample, or one that broadcasts "
+            f"over {tuple(x.shape)}"
+        )
+    return factor
+
+
+def broadcasts(factor: Tensor, x: Tensor) -> bool:
+    """Whether a factor can be multiplied with x without making it larger."""
+    try:
+        return torch.broadcast_shapes(factor.shape, x.shape) == x.shape
+    except RuntimeError:
+        return False
 
 
 def coefficients(schedule: NoiseSchedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

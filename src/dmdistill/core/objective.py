@@ -98,9 +98,13 @@ class Objective:
 def update_loss(
     update: str, terms: Mapping[Term, float], samples: Samples, batch: Batch, noise: NoiseSource
 ) -> UpdateLoss:
-    """Evaluate terms on samples. ValueError where there are none."""
+    """Evaluate terms on samples. ValueError where there are none, or where one is no scalar."""
     if not terms:
         raise ValueError(f"the objective has no term for the update of {update!r}")
     losses = {term.name: term(samples, batch, noise) for term in terms}
+    if odd := [name for name, loss in losses.items() if not isinstance(loss, Tensor) or loss.ndim]:
+        given = losses[odd[0]]
+        what = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise ValueError(f"the term {odd[0]!r} returned {what}, expected a scalar tensor, such as a mean")
     first, *others = (weight * losses[term.name] for term, weight in terms.items())
     return UpdateLoss(update, losses, sum(others, first))

@@ -173,6 +173,9 @@ def check_images(source: str) -> None:
     """Raise a ValueError where a source is missing or is not one of images, of which none is read."""
     path, _ = split_source(source)
     if not path.exists():
+        folder, _, part = source.rpartition(":")
+        if folder and Path(folder).exists():
+            raise ValueError(f"{source}: {folder} has no part {part!r}, expected :train or :test")
         where = next((f". {at}" for name, at in PUBLISHED.items() if name in path.name.replace("-", "").lower()), "")
         raise ValueError(f"{path} does not exist: expected {FORMATS}{where}")
     if is_model_or_run(path):

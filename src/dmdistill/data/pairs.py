@@ -32,7 +32,7 @@ from dmdistill.io.atomic import read_json, read_safetensors, write_json
 from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.folders import exclusive_folder, removed_if_useless
 
-__all__ = ["PairDataset", "PairSettings", "check_space", "make_pairs", "open_pairs"]
+__all__ = ["PairDataset", "PairSettings", "check_space", "count_pairs", "make_pairs", "open_pairs"]
 
 JSON_TYPES = {"str": ("str",), "int": ("int",), "float": ("int", "float")}  # by a field's annotation
 BYTES = 2 + 2  # of a number of z and of one of y
@@ -130,6 +130,13 @@ def open_pairs(folder: Path) -> PairDataset:
     return PairDataset(settings, shards, seconds_per_image=seconds)
 
 
+def count_pairs(folder: Path) -> tuple[int, int]:
+    """Return how many pairs of a set are in its files, and how many it is to have. ValueError without pairs.json."""
+    settings, _ = read_settings(folder / "pairs.json")
+    layout = ShardLayout(folder, settings.count, settings.shard_size)
+    return settings.count - sum(map(layout.rows, layout.missing())), settings.count
+
+
 def command_to_finish(folder: Path) -> str:
     """Return, in words, how the missing shards of a set are made."""
     command = f"dmdistill pairs --out {shlex.quote(str(folder))}"
@@ -182,7 +189,7 @@ def make_pairs(
 
         started = time.perf_counter()
         missing = processes.on_main(lock)
-        make_batch = batch_maker(layout, settings.seed, draw, generate, torch.Generator(device))
+        make_batch = batch_maker(layout, settings, draw, generate, torch.Generator(device))
         write_shards(layout, processes.split(missing), make_batch, batch=batch, track=track, name="making pairs")
         processes.barrier()
         if missing and processes.is_main:
@@ -204,7 +211,7 @@ def check_space(folder: Path, count: int, shape: tuple[int, ...]) -> None:
 
 
 def batch_maker(
-    layout: ShardLayout, seed: int, draw: Draw, generate: Generate, rng: torch.Generator
+    layout: ShardLayout, settings: PairSettings, draw: Draw, generate: Generate, rng: torch.Generator
 ) -> Callable[[int, slice], dict[str, Tensor]]:
     """Return the function that makes a batch of a shard. A shard's noise is one draw: it depends on no batch size."""
     z, index = torch.empty(0), None
@@ -212,12 +219,14 @@ def batch_maker(
     def make_batch(shard: int, rows: slice) -> dict[str, Tensor]:
         nonlocal z, index
         if rows.start == 0:
-            z, index = draw(layout.rows(shard), rng.manual_seed(derive_seed(seed, shard)))
+            z, index = draw(layout.rows(shard), rng.manual_seed(derive_seed(settings.seed, shard)))
             z = z.half()
         given = None if index is None else index[rows]
         y = generate(z[rows].float(), given).half()
         if not torch.isfinite(y).all():
-            raise ValueError("the solver gave NaN, infinity or more than fp16 holds: try --precision fp32")
+            advice = "" if settings.precision == "float32" else ": try --precision fp32"
+            solver = f"{settings.steps} steps of {settings.solver} with the teacher {settings.teacher}"
+            raise ValueError(f"{solver} gave NaN, infinity or more than fp16 holds{advice}")
         return {"z": z[rows], "y": y} | ({} if given is None else {"index": given})
 
     return make_batch
@@ -228,8 +237,12 @@ def write_or_compare(file: Path, settings: PairSettings) -> None:
     if not file.exists():
         write_settings(file, settings, None)
     stored, _ = read_settings(file)
-    if odd := [key for key, value in asdict(settings).items() if getattr(stored, key) != value]:
-        raise ValueError(f"{file.parent} holds pairs of other settings: {', '.join(odd)} differ; choose another folder")
+    both = {key: (getattr(stored, key), value) for key, value in asdict(settings).items()}
+    if odd := [f"{key} {before}, now {value}" for key, (before, value) in both.items() if before != value]:
+        raise ValueError(
+            f"{file.parent} holds pairs of other settings: {'; '.join(odd)}. Give those settings, choose another "
+            "folder, or remove this one to make its pairs anew"
+        )
 
 
 def write_settings(file: Path, settings: PairSettings, seconds: float | None) -> None:

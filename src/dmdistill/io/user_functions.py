@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 from dmdistill.io.errors import did_you_mean, first_line
 
-__all__ = ["describe_user_error", "import_function"]
+__all__ = ["describe_user_error", "import_function", "is_user_error"]
 
 PACKAGE = Path(__file__).parents[1]
+STDLIB = Path(sysconfig.get_path("stdlib"))
+FOLDERS: set[Path] = set()  # of the modules that were imported for the user
 
 
 def import_function(name: str, what: str) -> Callable[..., Any]:
@@ -43,6 +46,8 @@ def import_function(name: str, what: str) -> Callable[..., Any]:
     if function is None:
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
         raise ValueError(f"{what} {name}: {module_name} has no {function_name!r}{did_you_mean(function_name, own)}")
+    if file := getattr(module, "__file__", None):
+        FOLDERS.add(Path(file).resolve().parent)
     if not callable(function):
         raise ValueError(f"{what} {name}: it is a {type(function).__name__}, expected a function")
     return function
@@ -56,6 +61,13 @@ def describe_user_error(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}{where}"
 
 
+def is_user_error(error: BaseException) -> bool:
+    """Whether an error came up in a function of the user's own, or in what it called."""
+    files = [one.filename for one in traceback.extract_tb(error.__traceback__)]
+    return any(FOLDERS & {*Path(file).resolve().parents} and not in_library(file) for file in files)
+
+
 def in_library(file: str) -> bool:
-    """Whether a file is of this package or of an installed one."""
-    return bool({"site-packages", "dist-packages"} & {*Path(file).parts}) or PACKAGE in Path(file).parents
+    """Whether a file is of this package, of an installed one, or of Python."""
+    parents = Path(file).parents
+    return bool({"site-packages", "dist-packages"} & {*Path(file).parts}) or PACKAGE in parents or STDLIB in parents

@@ -117,6 +117,8 @@ def describe_path(path: Path) -> str:
         return f"is a file of an unknown kind, expected {FORMS}"
     if (path / LORA_FILE).is_file():
         return "holds LoRA weights, for diffusers to load: give the folder of the student or run that was exported"
+    if (path / "config.toml").is_file():
+        return f"is the folder of a run that has no model yet: `dmdistill info {path}` says how far it is"
     if not any(path.iterdir()):
         return f"is an empty folder, expected {FORMS}"
     return "holds no config.json, student/ or teacher/: not the folder of a model or run"
@@ -189,14 +191,15 @@ def unknown_model(name: str) -> ValueError:
         if is_diffusers(folder) or read_json(folder / "config.json")["kind"] != "feature_extractor"
     ]
     in_models = [folder.name for folder in Path("models").glob("*")]
-    hint = did_you_mean(name, [*models, *NAMES, *neighbours(path), *in_models]) or "."
+    if hint := did_you_mean(name, [*models, *NAMES, *neighbours(path), *in_models]):
+        return ValueError(f"unknown model {name!r}{hint}")
     known = [
         *models,
         summary(),
         "a model of the repository's folder models/ (in a checkout, or by $DMDISTILL_MODELS)",
         FORMS,
     ]
-    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join(known)}")
+    return ValueError(f"unknown model {name!r}. Known: {', '.join(known)}")
 
 
 def neighbours(path: Path) -> list[str]:

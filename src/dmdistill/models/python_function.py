@@ -49,7 +49,7 @@ def load_python_function(name: str) -> Teacher:
 
 
 def check_parts(name: str, teacher: Teacher) -> None:
-    """Raise a ValueError for a denoiser that is none of ours, and for an unknown solver."""
+    """Raise a ValueError for a denoiser that is none of ours or has no weights, an unknown solver, or no steps."""
     if not isinstance(teacher.denoiser, Denoiser):
         kind = type(teacher.denoiser).__name__
         raise ValueError(
@@ -59,6 +59,10 @@ def check_parts(name: str, teacher: Teacher) -> None:
     if teacher.solver not in SOLVERS:
         hint = did_you_mean(teacher.solver, SOLVERS)
         raise ValueError(f"teacher {name}: solver {teacher.solver!r}, expected one of {', '.join(SOLVERS)}{hint}")
+    if teacher.steps < 1:
+        raise ValueError(f"teacher {name}: {teacher.steps} solver steps, expected 1 or more")
+    if not teacher.num_parameters:
+        raise ValueError(f"teacher {name}: its network has no parameters, a student would have nothing to train")
 
 
 def try_network(name: str, teacher: Teacher) -> None:
@@ -71,7 +75,11 @@ def try_network(name: str, teacher: Teacher) -> None:
     try:
         mu = teacher.evaluate_on_noise(2)
     except Exception as error:  # whatever the user's network raises
-        given = outputs[-1].shape if outputs and isinstance(outputs[-1], Tensor) else None
+        if outputs and not isinstance(outputs[-1], Tensor):
+            raise ValueError(
+                f"{called} returns a {type(outputs[-1]).__name__}, expected a tensor of {shape}"
+            ) from error
+        given = outputs[-1].shape if outputs else None
         if given is not None and given != (2, *teacher.shape):
             raise ValueError(f"{called} gives {' x '.join(map(str, given))}, expected {shape}") from error
         without_classes = teacher.conditions is None and "'NoneType'" in str(error)

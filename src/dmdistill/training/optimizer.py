@@ -82,7 +82,7 @@ class NetworkOptimizer:
         def factor(count: int) -> float:
             since = count - restart if count >= restart else count
             rise = min(1.0, (since + 1) / max(warmup, 1))
-            return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / steps)) if decay else 1.0)
+            return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, count / max(steps, 1))) if decay else 1.0)
 
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.losses: list[Tensor] = []  # of the microbatches so far

@@ -96,11 +96,12 @@ class Trainer:
         """Load the newest undamaged checkpoint; return whether there is one.
 
         Call it once everything whose state is to be restored is registered, before `fit`. ValueError, naming the file,
-        if the checkpoint is that of another kind of run, or if all are damaged.
+        if the checkpoint is that of another kind of run, or if all are damaged; and where the run has taken more steps.
         """
         restored = self.load()
-        if restored:
-            self.check_finite_until = 0
+        if self.step > self.steps:
+            raise ValueError(f"--steps {self.steps}: the run has taken {self.step} steps, give {self.step} or more")
+        self.check_finite_until = 0 if restored else self.check_finite_until
         return restored
 
     def fit(self, iterate: Iteration, *, hooks: Hooks = (), name: str, work: Work = float) -> bool:
@@ -251,9 +252,9 @@ class Trainer:
 
     def load(self) -> bool:
         """Return to the newest checkpoint; False if there is none. ValueError if it is another run's."""
-        if (newest := self.read_newest()) is None:
+        file, state = self.read_newest() or (None, {})
+        if file is None:
             return False
-        file, state = newest
         try:
             if set(state["updates"]) != set(self.updates):
                 raise ValueError(f"{file} holds {sorted(state['updates'])}, this run trains {sorted(self.updates)}")

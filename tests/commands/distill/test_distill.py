@@ -259,10 +259,13 @@ def test_a_resumed_run_keeps_its_options(settings, terminated, capsys):
     terminated(Distillation, "iterate", 3)
     with pytest.raises(TrainingStopped):
         distill(config)
-    again = dataclasses.replace(config, resume=config.out)
+    again, written = dataclasses.replace(config, resume=config.out), (config.out / "config.toml").read_bytes()
     for name, value in (("batch", 4), ("batch_reg", 3), ("weight_decay", 0.02), ("match_from", 0.5)):
         with pytest.raises(ValueError, match=rf"^--resume: {flag_name(name)} {value}, before "):
-            distill(change(again, **{name: value}))
+            distill(change(again, **{name: value}, lr=0.5))
+    with pytest.raises(ValueError, match=r"^--steps 2: the run has taken 3 steps, give 3 or more"):
+        distill(change(again, steps=2))
+    assert (config.out / "config.toml").read_bytes() == written  # what is refused leaves no trace
     capsys.readouterr()
     assert distill(change(again, steps=7, log_every=1)) is not None
     assert "resumed with other options: --steps 7, before 6; --log-every 1, before 2\n" in capsys.readouterr().out

@@ -1,13 +1,17 @@
 """The phases of a distillation, by the losses in its log."""
 
+import signal
+
 import pytest
 
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.distill.extended_run import keep_phases
 from dmdistill.commands.distill.schedule import PhaseSchedule
+from dmdistill.commands.distill.setup import Distillation
 from dmdistill.commands.options import change
 from dmdistill.commands.presets import write_config
 from dmdistill.training.metrics_log import read_metrics
+from dmdistill.training.signals import TrainingStopped
 
 
 def test_before_match_from_regression_is_the_only_loss(settings):
@@ -97,3 +101,23 @@ def test_every_step_is_some_work(settings):
         schedule = PhaseSchedule(settings(**given))
         work = [schedule.work(step) for step in range(schedule.config.steps + 1)]
         assert work == sorted(set(work))
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_run_can_end_before_its_fake_score_begins(steps, settings, monkeypatch):
+    """It was begun for more steps, and is resumed for fewer."""
+    config = settings(log_every=1, match_from=0.8, fake_from=0.8, lr_decay=True, save_every=1)
+    iterate = Distillation.iterate
+
+    def interrupting(self, step):
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return iterate(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "iterate", interrupting)
+        with pytest.raises(TrainingStopped):
+            distill(config)
+    assert distill(change(config, resume=config.out, steps=steps)) is not None
+    losses, _ = losses_by_step(config)
+    assert losses == steps * [["reg"]]

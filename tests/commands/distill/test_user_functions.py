@@ -8,7 +8,10 @@ from dmdistill.commands.distill.command import distill
 from dmdistill.commands.options import change
 from helpers.runs import student_bytes
 
+MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+
 SOURCE = """
+from dataclasses import replace
 from dmdistill.core.losses import pseudo_huber
 from dmdistill.core.methods import dmd
 
@@ -22,6 +25,40 @@ def distance(x, y):
     return 2 * pseudo_huber(x, y)
 
 number = 3
+
+def returns_a_number(generator, real, fake):
+    return 3
+
+def takes_two(generator, real):
+    return dmd(generator, real, real)
+
+def another_critic(generator, real, fake):
+    objective = dmd(generator, real, fake)
+    return replace(objective, critics={"critic": objective.critics["fake"]})
+
+def no_critic(generator, real, fake):
+    return replace(dmd(generator, real, fake), critics={})
+
+def weight_of_a_number(at):
+    return 1.0
+
+def weight_of_three(at):
+    return at.t[:3]
+
+def distance_that_fails(x, y):
+    return (x - y).absent
+
+def distance_per_pixel(x, y):
+    return x - y
+
+class PerSample:
+    name = "loss_own"
+
+    def __call__(self, samples, batch, noise):
+        return samples.x.flatten(1).mean(1)
+
+def term_per_sample(generator, real, fake):
+    return replace(dmd(generator, real, fake), terms={PerSample(): 1.0})
 """
 
 
@@ -61,3 +98,29 @@ def test_a_wrong_name_is_one_line_before_the_run_begins(option, name, tiny_teach
     line = error_line("distill", "--teacher", tiny_teacher, "--out", tmp_path / "run", f"--{option}", name)
     assert f"--{option} {name}" in line
     assert not (tmp_path / "run").exists()
+
+
+FAULTS = {
+    "method returns_a_number": "returned an object of type int, expected an Objective",
+    "method takes_two": "takes_two() takes 2 positional arguments but 3 were given",
+    "method another_critic": "no network has the update 'critic' of its critics, expected 'fake'",
+    "method term_per_sample": "the term 'loss_own' returned shape (10,), expected a scalar tensor, such as a mean",
+    "weight weight_of_a_number": "the weight returned an object of type float, expected a tensor",
+    "weight weight_of_three": "the weight has shape (3,), expected (5,), one per sample",
+    "distance distance_that_fails": "AttributeError: 'Tensor' object has no attribute 'absent' (",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_ones_own_function_is_one_line(fault, tiny_teacher, own_module, error_line, tmp_path):
+    """Without a traceback, and what could be tried before the pairs were made was."""
+    option, name = fault.split()
+    flags = ["--preset", "_small", "--steps", "2", "--batch", "5", "--pair-count", "5", "--solver-steps", "1", *MACHINE]
+    given = ["--teacher", tiny_teacher, "--out", tmp_path / "run", *flags, f"--{option}", f"own_functions:{name}"]
+    assert FAULTS[fault] in error_line("distill", *given)
+    assert (tmp_path / "run" / "pairs").exists() == (name.startswith(("weight", "distance", "term")))
+
+
+def test_an_objective_without_critics_is_said_to_train_no_fake_score(settings, own_module, capsys):
+    distill(settings(method="own_functions:no_critic", report_images=0))
+    assert "--method own_functions:no_critic has no critics: the fake score stays" in capsys.readouterr().out

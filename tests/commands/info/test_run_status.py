@@ -295,3 +295,38 @@ def test_a_real_run_is_described(tiny_teacher, tmp_path, capsys, monkeypatch, er
     for text in ("loss_kl", "2 of 4", "left", "verdict"):
         assert text in printed
     assert " ".join(f"{rows[1][f'gap_{i}']:.2g}" for i in range(8)) in printed
+
+
+def test_a_run_that_has_only_begun_is_described(tiny_teacher, tmp_path, capsys, monkeypatch, error_line):
+    """While it makes its pairs, and with a checkpoint before the first row of its log."""
+    monkeypatch.setenv("COLUMNS", "200")
+    run = tmp_path / "run"
+    pairs = ["--pair-count", "6", "--solver-steps", "2", "--batch-reg", "3", "--device", "cpu", "--threads", "1"]
+    given = ["distill", "--teacher", str(tiny_teacher), "--out", str(run), "--steps", "4", "--batch", "3", *pairs]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dmdistill.data.shards.write_safetensors", interrupted)
+        with pytest.raises(SystemExit):
+            main(given)
+    capsys.readouterr()
+    main(["info", str(run)])
+    printed = capsys.readouterr().out
+    assert "0 of 4" in printed
+    assert "0 of 6 made" in printed
+    assert f"is the folder of a run that has no model yet: `dmdistill info {run}`" in error_line("sample", run)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step-00000003.pt").write_bytes(b"")
+    main(["info", str(run)])
+    assert "3 of 4" in capsys.readouterr().out
+
+
+def test_no_run_is_healthy_while_its_learning_rate_rises():
+    """One that is sick is named in any case."""
+    rows = make_log("frechet_ema", [9.0, 8.0, 7.0])
+    assert verdict(rows, None, warmup=3).startswith("healthy so far: ")
+    assert verdict(rows, None, warmup=4).startswith("too early to tell: the learning rate rises until step 4; ")
+    assert verdict(rows, None, warmup=4, ended=True).startswith("too short to judge: the learning rate rises ")
+    assert verdict(make_log("frechet_ema", [9.0, 99.0, 999.0]), None, warmup=4).startswith("unhealthy: ")

@@ -13,7 +13,7 @@ import torch
 
 from dmdistill.commands.distill.config import DistillConfig
 from dmdistill.commands.distill.extended_run import describe_extension, keep_phases
-from dmdistill.commands.distill.functions import load_distance
+from dmdistill.commands.distill.functions import load_distance, load_objective
 from dmdistill.commands.distill.hints import describe_options
 from dmdistill.commands.distill.initialization import check_student_times, initial_fake_score, initial_generator
 from dmdistill.commands.distill.method_options import METHODS
@@ -30,6 +30,8 @@ from dmdistill.commands.options import check, flag_name, option_values
 from dmdistill.commands.prompts import with_prompts
 from dmdistill.commands.run_folder import DTYPES, OptionsCheck, RunFolder, open_run
 from dmdistill.commands.solver_options import check_guidable, embedded_guidance, with_solver_options
+from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import Flow
 from dmdistill.data.augmentation import AUGMENT_LABELS
 from dmdistill.data.image_sources import check_images
@@ -183,6 +185,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     real_images = open_real_images(config, teacher, run)
     generator = initial_generator(config, teacher)
     fake = initial_fake_score(config, teacher)
+    check_own_objective(config, generator, teacher, fake, run)
     run.lock()
     batch = sampling_batch_size(teacher, config.batch)
     if pairs is None and config.regression.lambda_reg > 0:
@@ -202,8 +205,7 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     trainer.stateful |= {"options": OptionsCheck(run.config, run.print), "teacher": TeacherCheck(teacher, identity)}
     trainer.stateful["ratios"] = distillation.objectives.ratios
     monitor = Monitor(config, distillation, trainer, metric, batch=batch)
-    if config.resume is not None:
-        trainer.restore()
+    run.restore(trainer)
     if config.logging.sample_every and not trainer.step and (file := monitor.save_start()):
         run.print(f"teacher and untrained student, in rows: {file}")
     with logging_to(trainer, config.logging.log_to if run.processes.is_main else None, option_values(config)):
@@ -214,6 +216,16 @@ def run_distillation(config: DistillConfig, teacher: Teacher, run: RunFolder) ->
     if student is None or not config.evaluation.report_images:
         return student
     return report(config, teacher, pairs, run, batch=batch, seconds=trainer.seconds)
+
+
+def check_own_objective(
+    config: DistillConfig, generator: Generator, teacher: Teacher, fake: Denoiser, run: RunFolder
+) -> None:
+    """Raise a ValueError where the user's own method fails, before pairs are made; say if it trains no fake score."""
+    if config.method not in METHODS:
+        objective = load_objective(config.method, generator, teacher.guided_denoiser, fake)
+        if not objective.critics:
+            run.print(f"--method {config.method} has no critics: the fake score stays as the teacher is")
 
 
 def open_real_images(config: DistillConfig, teacher: Teacher, run: RunFolder) -> RealImages | None:
@@ -259,9 +271,9 @@ def finish(
     dtype = DTYPES[config.checkpoint.save_dtype]
     save_model(config.out / "student", student, card=student_card(student, option_values(config)), dtype=dtype)
     run.print(f"student in {config.out / 'student'}; `dmdistill info {config.out}` says whether its curves are healthy")
-    if config.evaluation.reference is not None and not config.evaluation.report_images:
-        command = f"dmdistill evaluate {config.out} --reference {config.evaluation.reference}"
-        run.print(f"--report-images 0: `{command}` measures the student")
+    if not config.evaluation.report_images:
+        reference = f" --reference {config.evaluation.reference}" if config.evaluation.reference is not None else ""
+        run.print(f"no report, by --report-images 0: `dmdistill evaluate {config.out}{reference}` measures the student")
     return teacher, student
 
 

@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmdistill.commands.distill.config import RegressionOptions
+from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
-from dmdistill.io.user_functions import import_function
+from dmdistill.core.objective import Objective
+from dmdistill.io.user_functions import describe_user_error, import_function
 from dmdistill.metrics.lpips import LPIPS
 from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.models.diffusers_components import load_autoencoder
 from dmdistill.models.model import Teacher
 
-__all__ = ["load_distance", "load_weight"]
+__all__ = ["load_distance", "load_objective", "load_weight"]
 
 
 def load_weight(name: str) -> Weight:
     """Return the weight of the distribution-matching gradient that --weight names."""
     return WEIGHTS[name] if name in WEIGHTS else import_function(name, "--weight")
+
+
+def load_objective(name: str, generator: nn.Module, real: Denoiser, fake: Denoiser) -> Objective:
+    """Call the function of the user's own that --method names, with the networks.
+
+    ValueError where it fails, or returns no objective whose critics can be updated.
+    """
+    function = import_function(name, "--method")
+    try:
+        objective = function(generator, real, fake)
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(
+            f"--method {name}, called with generator, real and fake: {describe_user_error(error)}"
+        ) from error
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            f"--method {name} returned an object of type {type(objective).__name__}, expected an Objective"
+        )
+    if odd := [*(objective.critics.keys() - {"fake"})]:
+        raise ValueError(f"--method {name}: no network has the update {odd[0]!r} of its critics, expected 'fake'")
+    return objective
 
 
 def load_distance(

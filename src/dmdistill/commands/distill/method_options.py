@@ -146,6 +146,7 @@ class ScoreOptions:
         """Raise a ValueError for a value that an option cannot have."""
         require_at_least(self, 0, "generator_from")
         require(self, "from 0 to below 1", lambda share: 0 <= share < 1, "ratio_ema")
+        require_positive(self, "sid_alpha")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmdistill.commands.distill.batches import Batches, BatchSource, PairSource, RealSource
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.functions import load_weight
+from dmdistill.commands.distill.functions import load_objective, load_weight
 from dmdistill.commands.distill.objectives import Networks, Objectives
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
@@ -20,7 +20,6 @@ from dmdistill.core.generators import Generator
 from dmdistill.core.losses import Distance
 from dmdistill.core.partition import SharedNoise, split_batch
 from dmdistill.distributed.data_parallel import Parallelism
-from dmdistill.io.user_functions import import_function
 from dmdistill.models.discriminator import DenoiserWithHead, HeadDiscriminator, add_head
 from dmdistill.models.model import Teacher
 from dmdistill.training.ema import ImplicitAlignment
@@ -168,7 +167,7 @@ def build_objectives(
         weight=load_weight(config.matching.weight),
         mean=parallel.processes.all_mean,
         ratios=RatioAverages(keep=config.score.ratio_ema),
-        own=None if phases.method is not None else import_function(config.method, "--method")(*networks),
+        own=None if phases.method is not None else load_objective(config.method, *networks),
     )
 
 

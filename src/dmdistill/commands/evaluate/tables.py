@@ -64,7 +64,8 @@ def print_table(table: Table, report: Report, comparing: Sequence[str]) -> None:
         lines.append(f"{missing}for {labels} give real images by --reference DATA, {REFERENCES}")
         if missing:
             lines.append(
-                "without real images, `dmdistill evaluate STUDENT --reference model:TEACHER` compares with the teacher"
+                "without them `dmdistill evaluate STUDENT --reference model:TEACHER` compares with the teacher; "
+                "for images like those of Fashion-MNIST add --metrics frechet --feature-extractor fashion-classifier"
             )
     for line in lines:
         say(line)

@@ -42,13 +42,14 @@ NOISY = 2.0
 1.05."""
 
 
-def verdict(rows: Rows, clip: float | None, *, start: str | None = None, ended: bool = False) -> str:
+def verdict(rows: Rows, clip: float | None, *, start: str | None = None, warmup: int = 0, ended: bool = False) -> str:
     """Say whether a run is healthy by its log; where it is not, what is wrong and what to change.
 
     Args:
         rows: of the log.
         clip: the run's --grad-clip.
         start: the student that the run started from, which may be good already.
+        warmup: steps in which the learning rate rises; within them no run is called healthy.
         ended: no more rows will come, so that what was measured once is judged too.
     """
     if noise := find_noise(rows, least=1 if ended else 2):  # of which all other figures follow
@@ -70,6 +71,9 @@ def verdict(rows: Rows, clip: float | None, *, start: str | None = None, ended: 
         return f"unhealthy: {'; '.join(problems)}"
     texts = ", ".join(text for _, text in findings)
     measured = any(check is not None for check in checks[2:])  # finite values and gradients are not enough
+    if measured and rows[-1]["step"] < warmup:
+        early = "too short to judge" if ended else "too early to tell"
+        return f"{early}: the learning rate rises until step {warmup}; {texts}"
     if measured:
         return f"healthy: {texts}" if ended else f"healthy so far: {texts}"
     if ended:

@@ -11,6 +11,7 @@ from dmdistill.commands.info.log_series import Rows
 from dmdistill.commands.info.run_health import verdict
 from dmdistill.commands.info.run_trends import describe_trends
 from dmdistill.commands.presets import flatten, read_toml
+from dmdistill.data.pairs import count_pairs
 from dmdistill.io.atomic import read_json
 from dmdistill.io.checksums import pop_checksum
 
@@ -27,23 +28,35 @@ def describe_run(run: Path, rows: Rows) -> dict[str, str]:
         if not 0 <= row.get("seconds", -1) < LONGEST:
             raise ValueError(f"{run / 'metrics.jsonl'} is damaged: seconds {row.get('seconds')} at step {row['step']}")
     settings = read_settings(run / "config.toml")
+    if not rows:
+        return {"run": str(run), **describe_beginning(run, settings.get("steps"))}
     trends = describe_trends(rows)
     ended = rows[-1]["step"] >= settings.get("steps", float("inf"))
+    known = {name: settings[name] for name in ("start", "warmup") if name in settings}
     latest = {key: value for row in rows for key, value in row.items()}
     return {
         "run": str(run),
         **progress(rows, settings.get("steps")),
-        "verdict": verdict(rows, settings.get("grad_clip"), start=settings.get("start"), ended=ended),
+        "verdict": verdict(rows, settings.get("grad_clip"), **known, ended=ended),
         **{key: f"{value:.4g}" for key, value in latest.items() if not SUMMARIZED.match(key)},
         **trends,
         **describe_report(run / "report.json"),
     }
 
 
+def describe_beginning(run: Path, steps: int | None) -> dict[str, str]:
+    """Return how far a run is whose log has no row yet."""
+    if saved := sorted((run / "checkpoints").glob("step-*")):
+        step = int(saved[-1].stem.removeprefix("step-"))
+        return {"step": f"{step} of {steps}", "log": "no row yet: --log-every is the number of steps between two"}
+    made = "{} of {} made".format(*count_pairs(run / "pairs")) if (run / "pairs" / "pairs.json").is_file() else None
+    return {"step": f"0 of {steps}"} | ({} if made is None else {"pairs": made})
+
+
 def read_settings(file: Path) -> dict[str, Any]:
     """Return a run's settings, empty without the file. ValueError where one that is shown is out of range."""
     settings = dict(flatten(read_toml(file))) if file.is_file() else {}
-    for name in ("steps", "grad_clip"):
+    for name in ("steps", "grad_clip", "warmup"):
         value = settings.get(name, 0)
         if not isinstance(value, int | float) or not 0 <= value < 1e12:
             raise ValueError(f"{file}: {name} = {value!r:.50}, expected a number from 0 to 1e12")

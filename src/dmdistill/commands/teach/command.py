@@ -70,8 +70,7 @@ def train(config: TeachConfig, recipe: Recipe, teacher: Teacher, data: LabelledI
         save_every=output.save_every,
     )
     trainer.stateful["options"] = OptionsCheck(run.config, run.print)
-    if config.resume is not None:
-        trainer.restore()
+    run.restore(trainer)
     iteration = Iteration(config, recipe, denoiser, optimizer, images, run.rng)
     hooks = [(output.sample_every, SampleHook(averaged, trainer, config.seed))] if output.sample_every else []
     with logging_to(trainer, output.log_to, option_values(config)):
