@@ -173,7 +173,7 @@ def test_fdistills_weight_is_normalized_twice(schedule, exact, drawn):
 
 def test_a_share_of_the_averages_of_fdistills_ratio_is_kept():
     """Each bin starts at 1 and changes only where it has samples; by default its average is that of the samples."""
-    kept, plain = RatioAverages(4, keep=0.5), RatioAverages(4)
+    kept, plain = RatioAverages(4, decay=0.5), RatioAverages(4)
     first, second = (
         (torch.tensor([6.0, 0, 3, 0]), torch.tensor([2, 0, 1, 0])),
         (torch.tensor([4.0, 0, 0, 9]), torch.tensor([1, 0, 0, 3])),

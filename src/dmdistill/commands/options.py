@@ -42,7 +42,7 @@ class ComputeOptions:
     device: str = "auto"
     """Device: cpu, cuda, cuda:1 ...; auto uses CUDA where there is a GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the networks; auto uses bf16 where the hardware is faster in it. Weights and losses stay in fp32."""
+    """Precision of the networks; auto uses bf16 where the hardware is faster in it. Losses and trained weights: fp32."""
     threads: int = 0
     """CPU threads; 0 uses all. With 1 the same seed gives the same result, bit for bit."""
 

@@ -47,7 +47,7 @@ Config = TypeVar("Config")
 
 MAX_DEPTH = 4
 TABLES = ("teach", "pairs", "distill")
-COMMANDS = {"TeachConfig": "teach", "PairsConfig": "pairs", "DistillConfig": "distill", "PlanConfig": "distill"}
+TABLE_OF = {"TeachConfig": "teach", "PairsConfig": "pairs", "DistillConfig": "distill", "PlanConfig": "distill"}
 
 
 def preset_names() -> list[str]:
@@ -74,7 +74,7 @@ def from_preset(kind: type[Config], name: str, **changes: Any) -> Config:
     """
     values = preset_values(kind, name)
     if not values:
-        raise ValueError(f"preset {name} has no options for {COMMANDS[kind.__name__]}, choose another one")
+        raise ValueError(f"preset {name} has no options for {TABLE_OF[kind.__name__]}, choose another one")
     own = values.get("method", "dmd")
     method = changes.get("method", own)
     if method != own:
@@ -111,7 +111,7 @@ def preset_values(kind: type, name: str, above: tuple[str, ...] = ()) -> dict[st
     base = table.pop("base", None)
     values = preset_values(kind, str(base), (*above, name)) if base is not None else {}
     check_tables(kind, name, table)
-    command = COMMANDS[kind.__name__]
+    command = TABLE_OF[kind.__name__]
     tables = {key: value for key, value in table.items() if key in TABLES and isinstance(value, dict)}
     own = tables.get(command, {})
     shared = {} if command == "teach" else dict(flatten({k: v for k, v in table.items() if k not in tables}))
@@ -127,7 +127,7 @@ def check_tables(kind: type, name: str, table: Mapping[str, Any]) -> None:
     """
     known = {*TABLES, *(group for group, hint in get_type_hints(kind).items() if dataclasses.is_dataclass(hint))}
     odd = [key for key, value in table.items() if isinstance(value, dict) and key not in known]
-    if odd and COMMANDS[kind.__name__] == "distill":
+    if odd and TABLE_OF[kind.__name__] == "distill":
         raise ValueError(f"preset {name}: no table [{odd[0]}]{did_you_mean(odd[0], TABLES)}")
 
 

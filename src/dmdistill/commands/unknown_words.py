@@ -10,7 +10,7 @@ from dmdistill.io.errors import did_you_mean
 
 __all__ = ["check_words", "known_flags"]
 
-COMMANDS = {"train": "distill", "generate": "sample", "eval": "evaluate", "fid": "evaluate"}
+SYNONYMS = {"train": "distill", "generate": "sample", "eval": "evaluate", "fid": "evaluate"}
 """Usual names of commands elsewhere."""
 
 FLAGS = {
@@ -75,7 +75,7 @@ def check_words(arguments: list[str], configs: Mapping[str, type]) -> None:
     if name.startswith("-"):
         raise ValueError(f"{name} stands before the command: dmdistill COMMAND {name} ..., see dmdistill --help")
     if name not in configs:
-        hint = f"; did you mean {COMMANDS[name]!r}?" if name in COMMANDS else did_you_mean(name, configs)
+        hint = f"; did you mean {SYNONYMS[name]!r}?" if name in SYNONYMS else did_you_mean(name, configs)
         expected = f", expected one of {', '.join(configs)}"
         raise ValueError(f"unknown command {name!r}{hint or expected}")
     known = known_flags(configs[name])

@@ -114,7 +114,10 @@ class EpsDenoiser(Denoiser):
 
 
 class VDenoiser(Denoiser):
-    """F predicts v = alpha eps - sigma x on a variance-preserving path (Salimans & Ho 2022)."""
+    """F predicts v = alpha eps - sigma x on a variance-preserving path (Salimans & Ho 2022).
+
+    Its training loss |F - v|^2 is |mu - x|^2 / sigma^2.
+    """
 
     def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * x_t - sigma * f
@@ -124,7 +127,10 @@ class VDenoiser(Denoiser):
 
 
 class FlowDenoiser(Denoiser):
-    """F predicts the velocity eps - x of a rectified flow."""
+    """F predicts the velocity eps - x of a rectified flow (Liu et al. 2022).
+
+    Its training loss |F - (eps - x)|^2 is |mu - x|^2 / sigma^2.
+    """
 
     def mean(self, f: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return x_t - sigma * f

@@ -39,17 +39,17 @@ class RatioAverages:
 
     Args:
         bins: how many.
-        keep: the share that an average keeps where its bin has samples; 0 for their mean alone.
+        decay: the share that an average keeps where its bin has samples, in [0, 1); 0 for their mean alone.
     """
 
-    def __init__(self, bins: int = 10, keep: float = 0.0) -> None:
-        self.keep, self.values = keep, torch.ones(bins)
+    def __init__(self, bins: int = 10, decay: float = 0.0) -> None:
+        self.decay, self.values = decay, torch.ones(bins)
 
     def update(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Include samples, of which each bin has the sum of ratios and the number. Returns the averages, (bins,)."""
         self.values = self.values.to(sums)
         means = sums / counts.clamp(min=torch.finfo(sums.dtype).tiny)
-        self.values = torch.where(counts > 0, self.keep * self.values + (1 - self.keep) * means, self.values)
+        self.values = torch.where(counts > 0, self.decay * self.values + (1 - self.decay) * means, self.values)
         return self.values
 
     def state_dict(self) -> dict[str, Tensor]:

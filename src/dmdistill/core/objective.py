@@ -44,7 +44,7 @@ class UpdateLoss:
 class Objective:
     """A sum of terms for the generator, and critics that learn from its samples.
 
-    It holds no device, no optimizer and no file, and nothing in it changes: a phase of a run is another objective.
+    It holds no device, no optimizer and no file: a phase of a run is another objective.
 
     Attributes:
         sampler: generates the images of a batch: `OneStep` or `MultiStep`.

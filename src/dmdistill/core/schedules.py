@@ -120,6 +120,12 @@ class EDM(NoiseSchedule):
     """Variance exploding, t = sigma, in Karras' bins: alpha = 1, sigma = t (Karras et al. 2022, Eq. 5).
 
     sigma of bin i is (sigma_min^(1/rho) + i/(bins-1) (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
+
+    Args:
+        sigma_min: least standard deviation of the noise, above 0.
+        sigma_max: largest one, above that: of the generator's input.
+        rho: curvature of the bins, above 0.
+        bins: number of times, at least 2.
     """
 
     time_meaning = "a standard deviation of the noise, sigma"
@@ -183,7 +189,7 @@ class VP(NoiseSchedule):
 
     @classmethod
     def linear_betas(cls, steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> VP:
-        """Build the schedule of DDPM (Ho et al. 2020)."""
+        """Build the schedule of DDPM (Ho et al. 2020): `steps` betas from `first` to `last`, both in (0, 1)."""
         return cls((1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0))
 
     def abar(self, t: Tensor) -> Tensor:
@@ -221,7 +227,8 @@ class Flow(NoiseSchedule):
     """Rectified flow: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022).
 
     Args:
-        shift: of the solver's and the student's times towards noise, as in `shift_times`.
+        shift: of the solver's and the student's times towards noise, as in `shift_times`; above 0, 1 for none.
+        bins: number of times, at least 1.
     """
 
     time_meaning = "the share of noise"

@@ -6,7 +6,7 @@ the flow is dx = mu dalpha + eps dsigma on every path. DDIM is Euler's step in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,13 @@ from dmdistill.core.denoisers import Condition, Denoiser
 
 __all__ = ["SOLVERS", "Solver", "ddim", "dpmpp", "evaluations", "heun", "pndm"]
 
-Solver = Callable[..., Tensor]
+
+class Solver(Protocol):
+    """A deterministic solver of the probability-flow ODE."""
+
+    def __call__(self, denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
+        """Return images (B ...) of noise z ~ N(0, I) of that shape. ValueError for steps that it cannot take."""
+        ...
 
 
 class Trajectory:
@@ -43,10 +49,7 @@ class Trajectory:
 
 @torch.no_grad()
 def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 50) -> Tensor:
-    """Sample with DDIM (Song et al. 2021): first order, `steps` evaluations.
-
-    z ~ N(0, I), B ...; returns images of that shape.
-    """
+    """Sample with DDIM (Song et al. 2021): first order, `steps` evaluations. Called as `Solver`."""
     path = Trajectory(denoiser, z, cond, steps)
     x = path.x
     for i in range(steps):
@@ -56,7 +59,10 @@ def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
 
 @torch.no_grad()
 def heun(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
-    """Sample with Heun's method (Karras et al. 2022, algorithm 1, S_churn 0): second order, 2 steps - 1 evaluations."""
+    """Sample with Heun's method (Karras et al. 2022, algorithm 1, S_churn 0): second order, 2 steps - 1 evaluations.
+
+    Called as `Solver`.
+    """
     path = Trajectory(denoiser, z, cond, steps)
     x = path.x
     for i in range(steps):
@@ -73,7 +79,8 @@ def heun(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
 def dpmpp(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
     """Sample with DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, `steps` evaluations.
 
-    Each step is DDIM's with mu extrapolated from the last two; the first and the last one take mu as it is.
+    Each step is DDIM's with mu extrapolated from the last two; the first and the last one take mu as it is. Called as
+    `Solver`.
     """
     path = Trajectory(denoiser, z, cond, steps)
     h = (path.alpha / path.sigma).log().diff()  # infinite in a step from noise alone, and in the one to the clean image
@@ -97,7 +104,8 @@ def pndm(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
     """Sample with PNDM in its linear multi-step form (Liu et al. 2022), as for Stable Diffusion: steps + 1 evaluations.
 
     The noise of the last four steps, extrapolated by Adams-Bashforth, makes each DDIM step; the first step is a
-    trapezium, for which the denoiser is evaluated at the second time once more.
+    trapezium, for which the denoiser is evaluated at the second time once more. Called as `Solver`; ValueError, too, on
+    a noise schedule that starts at alpha = 0.
     """
     path = Trajectory(denoiser, z, cond, steps)
     if path.alpha[0] == 0:

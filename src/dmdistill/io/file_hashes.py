@@ -30,7 +30,7 @@ def hash_files(files: Sequence[Path], note: str = "") -> str:
     key = hashlib.sha256(json.dumps([stats, note]).encode()).hexdigest()
     cached = cache_folder() / "digests" / f"{key[:32]}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
-        return str(bytes.fromhex(read_json(cached)["sha256"]).hex())
+        return str(bytes.fromhex(read_json(cached)["sha256"]).hex())  # raises for what is no hash
     sha = hashlib.sha256(note.encode())
     for file in files:
         sha.update(bytes.fromhex(file_sha256(file)))

@@ -208,8 +208,8 @@ class Teacher(Model):
 
     Attributes:
         solver: "heun", "dpmpp", "ddim" or "pndm".
-        steps: of the solver.
-        guidance: the scale of classifier-free guidance; 1 is without.
+        steps: of the solver, at least 1; on a VP schedule at most its number of timesteps.
+        guidance: the scale of classifier-free guidance, from 0; 1 is without.
         clipping: of predicted images in sampling, as the teacher's scheduler clips them; None for none. It is no part
             of the distillation gradient.
     """

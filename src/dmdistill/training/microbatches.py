@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dmdistill.distributed.data_parallel import accumulating
 from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-__all__ = ["UpdateLoss", "run_in_lockstep"]
+__all__ = ["NamedLoss", "run_in_lockstep"]
 
 
-class UpdateLoss(Protocol):
+class NamedLoss(Protocol):
     """The loss of one update of a network."""
 
     @property
@@ -35,7 +35,7 @@ class UpdateLoss(Protocol):
 
 
 def run_in_lockstep(
-    iterations: Sequence[Iterator[UpdateLoss]],
+    iterations: Sequence[Iterator[NamedLoss]],
     updates: Mapping[str, Callable[[Tensor], None]],
     *,
     networks: Iterable[nn.Module] = (),
@@ -60,7 +60,7 @@ def run_in_lockstep(
 
 
 def run_update(
-    iterations: Sequence[Iterator[UpdateLoss]],
+    iterations: Sequence[Iterator[NamedLoss]],
     updates: Mapping[str, Callable[[Tensor], None]],
     networks: Sequence[nn.Module],
 ) -> dict[str, list[Tensor]]:

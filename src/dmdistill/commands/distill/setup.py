@@ -166,7 +166,7 @@ def build_objectives(
         distance=distance,
         weight=load_weight(config.matching.weight),
         mean=parallel.processes.all_mean,
-        ratios=RatioAverages(keep=config.score.ratio_ema),
+        ratios=RatioAverages(decay=config.score.ratio_ema),
         own=None if phases.method is not None else load_objective(config.method, *networks),
     )
 
