@@ -473,7 +473,7 @@ def own_objective(generator, real, fake):
         ({"lr": None}, "--lr None, expected float"),
         ({"ema_halflives": [3.0]}, r"--ema-halflives \[3.0\], expected tuple\[float"),
         ({"ema_halflives": ("3",)}, r"--ema-halflives \('3',\), expected tuple\[float"),
-        ({"divergence": "ks"}, "--divergence 'ks', expected Literal"),
+        ({"strategy": "dp"}, "--strategy 'dp', expected Literal"),
         ({"method": own_objective}, "--method <function .*: give its name, such as '__main__:own_objective'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Model cards name the method and its paper, the task and what a model makes; settings are short."""
 
+import copy
 import re
 import tomllib
 from dataclasses import replace
@@ -9,8 +10,10 @@ import pytest
 import yaml
 
 from dmdistill.commands.distill.method_options import METHODS
+from dmdistill.core.schedules import EDM, VP, Flow
+from dmdistill.data.conditions import LabelSpace
 from dmdistill.models import cards
-from dmdistill.models.cards import describe_distillation, export_card, student_card, teacher_card
+from dmdistill.models.cards import describe_distillation, describe_steps, export_card, student_card, teacher_card
 from dmdistill.models.load import load_teacher
 from helpers.tiny_models import save_student
 
@@ -108,3 +111,42 @@ def test_what_a_model_makes_is_in_words(tiny_teacher, tiny_pipeline, tmp_path):
     )
     assert re.search(r"Latents: \d+ x \d+, 4 channels\. Conditioned on prompts\.\n", text)
     assert "This folder holds the network only: that teacher is needed as well." in text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "times", "text"),
+    [
+        (EDM(), (), "A one-step image generator (1 network evaluation per image)"),
+        (EDM(), (80.0,), "A one-step image generator (1 network evaluation per image)"),
+        (VP.linear_betas(), (999.0,), "A one-step image generator (1 network evaluation per image)"),
+        (EDM(), (2.5,), "per image; its network is evaluated at the noise level sigma = 2.5)"),
+        (VP.linear_betas(), (399.0,), "per image; its network is evaluated at the timestep 399)"),
+        (Flow(), (0.6,), "per image; its network is evaluated at the share of noise 0.6)"),
+        (EDM(), (80.0, 9.0), "at the noise levels sigma = 80, 9, with fresh noise between them)"),
+        (VP.linear_betas(), (999.0, 499.0), "at the timesteps 999, 499, with fresh noise between them)"),
+        (Flow(), (1.0, 0.5), "at the shares of noise 1, 0.5, with fresh noise between them)"),
+    ],
+)
+def test_a_students_times_are_in_the_words_of_its_schedule(schedule, times, text, tiny_teacher, tmp_path):
+    """The last time of the schedule, where students of one step are evaluated by default, says nothing."""
+    student = save_student(str(tiny_teacher), tmp_path / "student")
+    denoiser = copy.copy(student.denoiser)
+    denoiser.schedule = schedule
+    student = replace(student, timesteps=times, denoiser=denoiser)
+    assert describe_steps(student).endswith(text)
+    assert "condition" not in describe_steps(student)
+    assert f"{describe_steps(student)}: distilled" in export_card(student, "", {})
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("bag", "coat"), "\nClasses: 0 bag, 1 coat.\n"),
+        (("class 0", "class 1"), "\nClasses: the numbers from 0 to 1, which have no names.\n"),
+        (tuple(f"kind{i}" for i in range(100)), ", 18 kind18, ..., 99 kind99.\n"),
+    ],
+)
+def test_an_exported_card_names_the_classes_of_its_labels(names, line, tiny_teacher, tmp_path):
+    student = replace(save_student(str(tiny_teacher), tmp_path / "student"), conditions=LabelSpace(names))
+    assert line in export_card(student, "", {})
+    assert "Classes:" not in export_card(replace(student, conditions=None), "", {})

@@ -42,7 +42,7 @@ class ComputeOptions:
     device: str = "auto"
     """Device: cpu, cuda, cuda:1 ...; auto uses CUDA where there is a GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the networks; auto uses bf16 where the hardware is faster in it. Losses and trained weights: fp32."""
+    """Precision of the networks; auto is bf16 where that is faster. Trained weights stay in fp32."""
     threads: int = 0
     """CPU threads; 0 uses all. With 1 the same seed gives the same result, bit for bit."""
 
@@ -57,12 +57,11 @@ class SolverOptions:
     """The teacher's ODE solver and its classifier-free guidance."""
 
     solver: Literal["heun", "dpmpp", "ddim", "pndm"] | None = None
-    """ODE solver; dpmpp is DPM-Solver++(2M). N steps are N evaluations, 2 N - 1 of heun, N + 1 of pndm; twice that with
-    guidance. Default: the teacher's."""
+    """ODE solver; dpmpp is DPM-Solver++(2M). N steps take N evaluations, heun's 2 N - 1. Default: the teacher's."""
     solver_steps: int | None = None
     """Solver steps. The default is the teacher's own."""
     guidance: float | None = None
-    """Classifier-free guidance scale, in pairs and mu_real too; 1 is none. Of Flux-dev: embedded."""
+    """Classifier-free guidance scale, in pairs and mu_real too; 1 disables it."""
     true_guidance: float | None = None
     """Scale of classifier-free guidance on top of an embedded one (Flux-dev), at twice the evaluations."""
 
@@ -87,7 +86,7 @@ class ImageSizeOptions:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width; None for the model's own. Images are square where one of both is given."""
+        """Height and width; None for the model's own. Images are square where only one of the two is given."""
         height, width = self.height or self.width, self.width or self.height
         return None if height is None or width is None else (height, width)
 

@@ -26,7 +26,7 @@ from dmdistill.training.trainer import Trainer
 __all__ = ["DTYPES", "OptionsCheck", "RunFolder", "open_run", "setup_compute"]
 
 SOURCES = ("teacher", "prompts", "start", "pairs", "reference", "lpips_weights", "decoder", "data")  # what a run reads
-MAY_CHANGE = {  # in a resumed run: what leaves its meaning, or what is checked by its content
+MAY_CHANGE = {  # in a resumed run: what leaves its meaning, and names of sources, which may have moved
     *("out", "resume", "preset", "steps", "phase_steps", "lr", "lr_fake", "grad_clip", *SOURCES),
     *("accumulate", "strategy", "sharding_group", "offload_teacher", "checkpointing", "compile", "device", "precision"),
     "threads",

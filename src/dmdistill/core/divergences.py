@@ -15,12 +15,15 @@ from dmdistill.core.denoisers import Condition
 from dmdistill.core.losses import Estimates, weight_eq8
 from dmdistill.core.schedules import expand
 
-__all__ = ["DIVERGENCES", "DensityRatioWeight", "Discriminator", "RatioAverages"]
+__all__ = ["DIVERGENCES", "DensityRatioWeight", "Discriminator", "Divergence", "RatioAverages"]
 
 Discriminator = Callable[[Tensor, Tensor, Condition | None], Tensor]
 """(x_t, t, cond) -> logits, B ..., of x_t being a diffused real image rather than a generated one."""
 
-DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+Divergence = Callable[[Tensor], Tensor]
+"""r (B) -> h(r) = r^2 f''(r) (B), up to a constant factor."""
+
+DIVERGENCES: dict[str, Divergence] = {
     "rkl": torch.ones_like,  # reverse KL: DMD
     "kl": lambda r: r,  # forward KL
     "js": lambda r: r / (1 + r),  # Jensen-Shannon
@@ -29,7 +32,7 @@ DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "sh": torch.sqrt,  # squared Hellinger
     "jf": lambda r: 1 + r,  # Jeffreys
 }
-"""h(r) = r^2 f''(r), up to a constant factor, by the divergence's name."""
+"""h by the divergence's name."""
 
 EPSILON = 1e-6  # of the two normalizations
 
@@ -70,14 +73,14 @@ class DensityRatioWeight:
 
     Attributes:
         discriminator: whose logits at x_t are the logarithm of r.
-        divergence: a key of `DIVERGENCES`.
+        divergence: h, or its name in `DIVERGENCES`.
         t_min, t_max: the range of t that is divided into bins.
         mean: averages a tensor over all processes.
         averages: of r in the bins: by default the mean over the samples of a batch, in tenths.
     """
 
     discriminator: Discriminator
-    divergence: str
+    divergence: str | Divergence
     t_min: float
     t_max: float
     mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
@@ -85,9 +88,10 @@ class DensityRatioWeight:
 
     def __call__(self, at: Estimates) -> Tensor:
         """Return the factor on mu_fake - mu_real, B 1 ... 1."""
-        if self.divergence == "rkl":
+        divergence = DIVERGENCES[self.divergence] if isinstance(self.divergence, str) else self.divergence
+        if divergence is DIVERGENCES["rkl"]:
             return weight_eq8(at)
-        h = DIVERGENCES[self.divergence](self.ratio(at))
+        h = divergence(self.ratio(at))
         h = h / (self.mean(h.mean()) + EPSILON)
         return weight_eq8(at) * expand(h, at.x)
 

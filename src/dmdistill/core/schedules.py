@@ -18,9 +18,9 @@ ROUNDING = 1e-3  # of a bin: times are stored in fp32
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
-    """Reshape t (B) to B 1 ... 1, so that it broadcasts over x (B ...). Every broadcast of a time goes through here."""
+    """Reshape t (B) to B 1 ... 1, so that it broadcasts over x (B ...), as every time and weight does."""
     if t.shape != x.shape[:1]:
-        raise ValueError(f"times have shape {tuple(t.shape)}, expected ({x.shape[0]},): one per sample")
+        raise ValueError(f"values of shape {tuple(t.shape)}, expected ({x.shape[0]},): one per sample")
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 

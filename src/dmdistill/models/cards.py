@@ -9,11 +9,20 @@ from pathlib import PurePath
 from typing import Any
 
 from dmdistill.core.denoisers import EDMDenoiser
+from dmdistill.core.schedules import EDM, VP, Flow
 from dmdistill.metrics.classifier_features import ClassifierFeatures
 from dmdistill.models.load import display_name
 from dmdistill.models.model import Model, Student, Teacher
 
-__all__ = ["classifier_card", "describe_distillation", "export_card", "quality_table", "student_card", "teacher_card"]
+__all__ = [
+    "class_names",
+    "classifier_card",
+    "describe_distillation",
+    "export_card",
+    "quality_table",
+    "student_card",
+    "teacher_card",
+]
 
 LICENCES = (  # as the hub names them
     *("unknown", "mit", "apache-2.0", "openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"),
@@ -33,6 +42,9 @@ METHODS = {
 }
 """The methods by the names of --method, with their papers."""
 
+TIMES = {EDM: "noise level{} sigma =", VP: "timestep{}", Flow: "share{} of noise"}
+"""What a time of a noise schedule is, with a place for the s of several."""
+
 TRANSITIONS = {"sde": "fresh noise", "ode": "the predicted noise"}
 
 PYTHON_USE = """```python
@@ -42,6 +54,8 @@ model = load_model("path/to/this/folder")
 images = model(count=64, seed=0)
 save_grid("images.png", images, columns=8)
 ```"""
+
+MOST_CLASSES = 20  # that a card lists
 
 GIVEN_TIMES = re.compile(r"\b(timesteps|sigmas)=")  # in the call of a pipeline
 
@@ -99,16 +113,15 @@ def describe_distillation(settings: dict[str, Any]) -> str:
 
 def describe_steps(student: Student) -> str:
     """Say what a student is: a generator of one or of several steps, and at which times where not the last only."""
-    if student.evaluations == 1:
-        text, at = "A one-step image generator (1 network evaluation per image)", "conditioned on the time"
-    else:
-        text = (
-            f"An image generator of {student.evaluations} steps ({student.evaluations} network evaluations per image)"
-        )
-        at = "at the times"
-    times = " ".join(f"{time:g}" for time in student.timesteps)
-    transition = f", with {TRANSITIONS[student.transition]} between them" if student.evaluations > 1 else ""
-    return f"{text}, {at} {times}{transition}" if times else text
+    count, several = student.evaluations, "s" if student.evaluations > 1 else ""
+    text = f"An image generator of {count} steps" if several else "A one-step image generator"
+    at = ""
+    if student.timesteps not in ((), (student.denoiser.schedule.t_max,)):
+        schedule, times = student.denoiser.schedule, ", ".join(f"{time:g}" for time in student.timesteps)
+        kind = next((words for kind, words in TIMES.items() if isinstance(schedule, kind)), "time{}")
+        between = f", with {TRANSITIONS[student.transition]} between them" if several else ""
+        at = f"; its network is evaluated at the {kind.format(several)} {times}{between}"
+    return f"{text} ({count} network evaluation{several} per image{at})"
 
 
 def model_card(model: Model, summary: str, settings: dict[str, Any]) -> str:
@@ -179,12 +192,31 @@ library_name: diffusers
 with dmdistill. Licence of the weights, as of the teacher's: {student.licence}.
 
 ```python
-{use.format(folder="this folder, or its name on the hub")}
+{use.replace("{folder}", "this folder, or its name on the hub")}
 ```
-{given}{quality_table([report[who] for who in ("teacher", "student") if who in report])}
+{given}{class_lines(student)}{quality_table([report[who] for who in ("teacher", "student") if who in report])}
 ## Settings of the distillation
 
 {settings_block(settings)}"""
+
+
+def class_names(model: Model) -> list[str]:
+    """Return the names of a model's classes by their numbers; [] without classes, and for classes without names."""
+    names: list[str] = list(getattr(model.conditions, "names", ()))
+    return names if names != [f"class {number}" for number in range(len(names))] else []
+
+
+def class_lines(model: Model) -> str:
+    """Return the numbers and names of a model's classes, of many only some, as a paragraph; "" without classes."""
+    if model.text is not None or model.conditions is None:
+        return ""
+    count, names = len(model.conditions), class_names(model)
+    if not names:
+        return f"\nClasses: the numbers from 0 to {count - 1}, which have no names.\n"
+    listed = [f"{number} {name}" for number, name in enumerate(names)]
+    if count > MOST_CLASSES:
+        listed[MOST_CLASSES - 1 : -1] = ["..."]
+    return f"\nClasses: {', '.join(listed)}.\n"
 
 
 def licence_lines(licence: str) -> str:

@@ -45,7 +45,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
 def cpu_prefers_bf16() -> bool:
     """Whether this CPU is faster in bf16 than in fp32: with AMX, or with AVX-512 BF16 if it is not Intel's.
 
-    Intel's cores without AMX have the instruction and convolve at 0.6 of fp32's speed with it (docs/results.md).
+    Intel's cores without AMX have the instruction and convolve at 0.6 of fp32's speed with it
+    (docs/experiments/2026-11-cpu-step.md).
     Without either bf16 is emulated.
     """
     return cpu_supports("amx_tile") or (cpu_supports("avx512_bf16") and not is_intel())

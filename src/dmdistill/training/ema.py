@@ -36,6 +36,10 @@ class EMA:
         self.averages = [local_tensor(average) for average, _ in trained]
         self.sources = [local_tensor(source) for _, source in trained]
 
+    def is_capped(self, count: int) -> bool:
+        """Whether the half-life is at its limit until the update `count`: all such averages of a network are equal."""
+        return self.halflife >= count / 10
+
     def update(self, count: int) -> None:
         """Include the network's state after its update number `count`, from 1."""
         halflife = min(self.halflife, count / 10)

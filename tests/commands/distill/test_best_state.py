@@ -45,6 +45,28 @@ def test_a_feature_extractor_measures_a_run_and_picks_the_best_state(feature_ext
     assert found[6, f"frechet_{chosen['average']}"] == min(found[6, name] for at, name in found if at == 6)
 
 
+def test_averages_that_are_still_equal_are_measured_once(judged, settings, monkeypatch):
+    """The half-life is at most a tenth of the updates: those of 1 and of 3 updates are the same for ten updates."""
+    measured, frechet = [], Monitor.frechet
+
+    def record(self, metric, generator):
+        measured.append([weight.clone() for weight in generator.parameters()])
+        return frechet(self, metric, generator)
+
+    monkeypatch.setattr(Monitor, "frechet", record)
+    config = settings(teacher=judged, evaluate_images=20, ema_halflives=(0.1, 1.0, 3.0), lr=0.02, steps=12)
+    distill(config)
+    rows = [row for row in read_metrics(config.out) if "frechet_ema1" in row]
+    assert [row["frechet_ema1"] == row["frechet_ema3"] for row in rows] == [
+        True,
+        True,
+        True,
+        False,
+    ]  # at 3, 6, 9 and 12
+    assert all(row["frechet_ema0.1"] != row["frechet_ema1"] for row in rows)
+    assert len(measured) == 3 * 2 + 3
+
+
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_measured_run_is_resumed_to_the_same_student(stop, judged, settings, monkeypatch):
     """Killed after the best state was stored, before or after a checkpoint; log and state are computed again."""

@@ -3,9 +3,11 @@
 import sys
 
 import pytest
+import torch
 
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.options import change
+from helpers.method_runs import method_run
 from helpers.runs import student_bytes
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -51,6 +53,9 @@ def distance_that_fails(x, y):
 def distance_per_pixel(x, y):
     return x - y
 
+def twice_kl(r):
+    return 2 * r
+
 class PerSample:
     name = "loss_own"
 
@@ -90,6 +95,26 @@ def test_a_function_of_ones_own_is_used(own, equal, settings, own_module):
         distill(config)
     default, first, second = (student_bytes(config.out) for config in configs)
     assert first == second != default
+
+
+def test_a_divergence_of_ones_own_is_used(own_module, tiny_teacher, class_pictures, tmp_path):
+    """That of 2 h is that of h: it is divided by its mean."""
+    options = {"kl": "kl", "own": "own_functions:twice_kl", "default": "js"}
+    runs = {
+        name: method_run("f-distill", tiny_teacher, class_pictures, tmp_path / name, steps=2, divergence=divergence)
+        for name, divergence in options.items()
+    }
+    with pytest.raises(
+        ValueError, match="--divergence ks, expected rkl, kl, js, sf, neyman, sh, jf or module:function"
+    ):
+        distill(change(runs["kl"], divergence="ks", out=tmp_path / "none"))
+    weights = {name: flat_weights(distill(change(config, report_images=0))) for name, config in runs.items()}
+    torch.testing.assert_close(weights["own"], weights["kl"], rtol=1e-5, atol=1e-7)
+    assert (weights["own"] - weights["default"]).abs().max() > 1e-5
+
+
+def flat_weights(student):
+    return torch.cat([parameter.flatten() for parameter in student.network.parameters()])
 
 
 @pytest.mark.parametrize("option", ["method", "weight", "distance"])

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -395,7 +396,7 @@ def test_the_card_describes_the_student(student, tmp_path):
         assert "Licence of the weights, as of the teacher's: MIT." in body
         assert "steps = 7" in body
         assert "| tiny-student | 1 | 2.5 | 500 |" in body
-        assert '"this folder, or its name on the hub", torch_dtype=torch.float32' in body
+        assert '"this folder, or its name on the hub", trust_remote_code=True' in body
         assert str(student.parent) not in (out / "README.md").read_text()
 
 
@@ -428,7 +429,7 @@ def test_a_teacher_of_the_hub_is_named(tiny_pipeline, tmp_path, monkeypatch):
             "owner/thing",
         )
         assert head["pipeline_tag"] == "text-to-image"
-        assert ('"owner/thing", torch_dtype=torch.float32' in body) == bool(rank)
+        assert ('"owner/thing", dtype=torch.float32' in body) == bool(rank)
         assert ("pipeline.load_lora_weights" in body) == bool(rank)
         assert list(out.rglob("*.py")) == []
         for file in (source / "text_encoder").iterdir():
@@ -458,7 +459,9 @@ def snippet(folder):
     """The code of a card, with the folder's own name in it, run; returns its names."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
     names = {}
-    exec(code.replace("this folder, or its name on the hub", str(folder)), names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # of arguments that were renamed, such as torch_dtype
+        exec(code.replace("this folder, or its name on the hub", str(folder)), names)
     return names
 
 
@@ -488,7 +491,7 @@ def test_half_precision_stays_half(lora, tiny_pipeline, tmp_path):
         out = tmp_path / "out" / name
         main(["export", str(tmp_path / name), str(out)])
         assert stored_dtypes(out if lora else out / "unet") == {"F16"}
-        assert "torch_dtype=torch.float16" in (out / "README.md").read_text()
+        assert " dtype=torch.float16" in (out / "README.md").read_text()
         main(["export", str(tmp_path / name), str(tmp_path / "out" / "full" / name), "--save-dtype", "fp32"])
         assert stored_dtypes(tmp_path / "out" / "full" / name / ("" if lora else "unet")) == {"F32"}
 

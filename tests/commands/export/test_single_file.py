@@ -1,6 +1,7 @@
 """Students as single files: diffusers' own loader makes the same image of them; the names are the published ones."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,9 @@ def run_card(out: Path, teacher: Path):
         "path/to/the/teacher", str(teacher.parent)
     )
     names = {}
-    exec(code.replace("path/to/", f"{out}/"), names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # of arguments that were renamed, such as torch_dtype
+        exec(code.replace("path/to/", f"{out}/"), names)
     return names["pipeline"]
 
 
@@ -121,7 +124,7 @@ def test_diffusers_makes_the_same_image_of_the_file(key, tiny_pipeline, tmp_path
 def test_the_card_says_what_other_interfaces_need(tiny_pipeline, tmp_path):
     _, _, out = export("steps", tiny_pipeline, tmp_path, "--save-dtype", "fp16")
     card = (out / "README.md").read_text()
-    assert "CFG scale 1 (no guidance), steps: 4, at the times 999 749 499 249\n# sampler lcm" in card
+    assert "CFG scale 1 (no guidance), steps: 4, at the timesteps 999 749 499 249\n# sampler lcm" in card
     (file,) = out.glob("*.safetensors")
     with safe_open(file, "pt") as tensors:
         assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}  # noqa: SIM118

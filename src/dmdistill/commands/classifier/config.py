@@ -21,7 +21,7 @@ class ClassifierConfig:
     """Labelled images: IDX files, CIFAR-10's binary version, or images with a folder for each class. Of sets without
     test images a tenth is held out."""
     side: int | None = None
-    """Pixels that each image is cropped to, a square around its middle, and resized to. The default is as they are."""
+    """Side in pixels to which the middle square of each image is resized. By default images keep their size."""
     out: Path = Path("runs/classifier")
     """Folder to write."""
     epochs: int = 8

@@ -28,7 +28,7 @@ class ConvertConfig:
     heads: Path | None = None
     """For lpips: vgg.pth, the linear layers of the package lpips 0.1. By default as --vgg16."""
     data: str = "datasets/fashion-mnist"
-    """For fashion-captions: the folder of Fashion-MNIST's files; its test images by :test behind it."""
+    """For fashion-captions: the folder of Fashion-MNIST's files; append :test for its test images."""
 
     def check(self) -> None:
         """Raise a ValueError where an option is missing, or is not for what is converted."""

@@ -102,6 +102,7 @@ def check_distill(config: DistillConfig, processes: ProcessGroup) -> None:
     functions = {
         "--method": config.method,
         "--weight": config.matching.weight,
+        "--divergence": config.score.divergence,
         "--distance": config.regression.distance,
     }
     for flag, name in functions.items():

@@ -69,9 +69,10 @@ class OptimizerOptions:
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     adam_eps: float = 1e-8
-    """Epsilon of AdamW. Of a recipe whose losses are sums over pixels it is the epsilon divided by their number."""
+    """Epsilon of AdamW. Losses are means over pixels: divide the epsilon of a recipe that sums by their number."""
     ema_halflives: tuple[float, ...] = (500.0, 2000.0)
-    """Half-lives, in steps, of the generator's EMAs, of which the best becomes the student; none for the generator."""
+    """Half-lives, in steps, of the generator's EMAs, each at most a tenth of the steps so far; the best EMA becomes the
+    student. Without any, the generator itself does."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""
@@ -143,7 +144,7 @@ class EvaluationOptions:
     reference: str | None = None
     """Real images, as for `dmdistill evaluate`, at the teacher's resolution; checkpoints are ranked by FID to them."""
     keep: Literal["best", "last"] = "best"
-    """Checkpoint that becomes the student: the best that was measured, or the last, as without a measurement."""
+    """Checkpoint that becomes the student: the best that was measured, or the last; without a measurement the last."""
 
     def check(self) -> None:
         """Raise a ValueError for a value that an option cannot have."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dmdistill.commands.distill.config import RegressionOptions
 from dmdistill.core.denoisers import Denoiser
+from dmdistill.core.divergences import DIVERGENCES, Divergence
 from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
 from dmdistill.core.objective import Objective
 from dmdistill.io.user_functions import describe_user_error, import_function
@@ -15,12 +16,17 @@ from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.models.diffusers_components import load_autoencoder
 from dmdistill.models.model import Teacher
 
-__all__ = ["load_distance", "load_objective", "load_weight"]
+__all__ = ["load_distance", "load_divergence", "load_objective", "load_weight"]
 
 
 def load_weight(name: str) -> Weight:
     """Return the weight of the distribution-matching gradient that --weight names."""
     return WEIGHTS[name] if name in WEIGHTS else import_function(name, "--weight")
+
+
+def load_divergence(name: str) -> Divergence:
+    """Return the function h(r) of f-distill that --divergence names."""
+    return DIVERGENCES[name] if name in DIVERGENCES else import_function(name, "--divergence")
 
 
 def load_objective(name: str, generator: nn.Module, real: Denoiser, fake: Denoiser) -> Objective:

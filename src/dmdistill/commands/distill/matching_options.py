@@ -20,7 +20,8 @@ class MatchingOptions:
     match_from: float = 0.0
     """Fraction of the run after which distributions are matched; before it regression is the only loss."""
     phase_steps: int = 0
-    """Steps of which phases are fractions; 0 for --steps. A run that is resumed with other --steps keeps its own."""
+    """Number of steps of which --match-from and the other phases are fractions; 0 for --steps. A run that is resumed
+    with other --steps keeps its own."""
     match_pairs: bool = False
     """Match the images of the pairs' noise too, x = concat(x, x_ref), as the paper does on LAION."""
     min_t: float = 0.02

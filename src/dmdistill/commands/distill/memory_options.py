@@ -12,7 +12,7 @@ __all__ = ["MemoryOptions"]
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What trades memory for time, and how processes share the work."""
+    """Options that save memory at the cost of time, and how processes share the work."""
 
     accumulate: int = 1
     """Gradient-accumulation steps: microbatches that a process computes one after the other for one update."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from dmdistill.commands.options import flag_name, require, require_at_least, require_positive
+from dmdistill.commands.options import flag_name, require, require_at_least, require_name, require_positive
 
 __all__ = [
     "METHODS",
@@ -55,6 +55,7 @@ LPIPS_OPTIONS = ("lpips_weights", "lpips_side", "lpips_pooling", "decoder")
 PAIR_OPTIONS = ("pairs", "pair_count", "batch_reg", "distance", *LPIPS_OPTIONS)
 PHASE_OPTIONS = ("match_from", "fake_from", "rewarm", "regress_until", "lambda_end", "phase_steps")
 REGRESSION_OPTIONS = ("match", "match_pairs", *PHASE_OPTIONS, *PAIR_OPTIONS)
+DIVERGENCES = ("rkl", "kl", "js", "sf", "neyman", "sh", "jf")
 SINGLE_OPTIONS = {
     "augment_fake": ("sid", "sida"),
     "discriminator": ("dmd2", "f-distill"),  # that of SiDA has no weights of its own
@@ -108,7 +109,7 @@ class FakeScoreOptions:
     """The fake score, mu_fake, which keeps learning the generator's output."""
 
     lr_fake: float = 1e-5
-    """Learning rate of the fake score: in the paper that of the generator."""
+    """Learning rate of the fake score; the paper uses the generator's."""
     fake_steps: int = 1
     """Updates of the fake score per update of the generator: 1 in DMD and SiD, 4 in f-distill, 5 or 10 in DMD2."""
     fake_from: float = 1.0
@@ -131,12 +132,13 @@ class FakeScoreOptions:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What single methods have beside distribution matching."""
+    """Options that only some methods have."""
 
-    divergence: Literal["rkl", "kl", "js", "sf", "neyman", "sh", "jf"] = "js"
-    """rkl: reverse KL, kl, js: Jensen-Shannon, sf: softened reverse KL, neyman, sh: squared Hellinger, jf: Jeffreys."""
+    divergence: str = "js"
+    """rkl: reverse KL, kl, js: Jensen-Shannon, sf: softened reverse KL, neyman, sh: squared Hellinger, jf: Jeffreys; or
+    your own h(r) = r^2 f''(r), a function of the density ratios (B), as module:function."""
     ratio_ema: float = 0.0
-    """Share that the average of f-distill's density ratios keeps in a step: 0 for each batch's own, 0.5 on ImageNet."""
+    """Weight of the old value in the moving average of f-distill's density ratios: 0 for none, 0.5 on ImageNet."""
     sid_alpha: float = 1.0
     """Alpha of SiD's loss, 1.2 or 1."""
     generator_from: int = 0
@@ -147,6 +149,7 @@ class ScoreOptions:
         require_at_least(self, 0, "generator_from")
         require(self, "from 0 to below 1", lambda share: 0 <= share < 1, "ratio_ema")
         require_positive(self, "sid_alpha")
+        require_name(self, "divergence", DIVERGENCES)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class GanOptions:
     """The discriminator of diffused images, and the real images that it learns from."""
 
     data: str | None = None
-    """Real images for a GAN: a folder, a .zip, the files of CIFAR-10 or of an IDX set. DMD2 without them has none."""
+    """Real images for a GAN: a folder, a .zip, the files of CIFAR-10 or of an IDX set. Without them DMD2 has no GAN."""
     gan_weight: float = 3e-3
     """Weight of the generator's adversarial loss; with 0 only the discriminator learns."""
     discriminator_weight: float = 1e-2

@@ -111,10 +111,19 @@ class Monitor:
         run = self.distillation
         row = self.measure_health() if run.phases.matching else {}
         if self.metric is not None:
-            for name, generator in self.candidates():
-                row[PREFIX + name] = distance = self.frechet(self.metric, generator)
-                self.best.update(step, name, distance, partial(self.weights, generator))
+            for name, distance in self.distances(self.metric).items():
+                row[PREFIX + name] = distance
+                self.best.update(step, name, distance, partial(self.weights, dict(self.candidates())[name]))
         return row
+
+    def distances(self, metric: ValidationMetric) -> dict[str, float]:
+        """Measure each EMA by its name; of those that are still equal only the first."""
+        optimizer, found = self.distillation.optimizers["generator"], {}
+        young = {f"ema{ema.halflife:g}" for ema in optimizer.emas if ema.is_capped(optimizer.count)}
+        for name, generator in self.candidates():
+            equal = next((found[other] for other in found if {name, other} <= young), None)
+            found[name] = self.frechet(metric, generator) if equal is None else equal
+        return found
 
     def measure_health(self) -> dict[str, float]:
         """Measure the networks, with a discriminator on real images, and compare them with the teacher."""
@@ -176,8 +185,8 @@ class Monitor:
         if self.config.evaluation.keep == "best" and self.best.step:
             return self.best.name, self.best.step, self.best.weights()
         if self.metric is not None:
-            metric = self.metric
-            name = min(candidates, key=lambda key: self.frechet(metric, candidates[key]))
+            distances = self.distances(self.metric)
+            name = min(distances, key=lambda key: distances[key])
         return name, self.trainer.step, self.weights(candidates[name])
 
     def weights(self, generator: Generator) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from dmdistill.commands.distill.functions import load_divergence
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.core.critics import Augment
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
@@ -151,7 +152,7 @@ class Objectives:
         assert self.networks.discriminator is not None
         schedule = self.networks.real.schedule
         low, high = schedule.time_range
-        divergence = self.schedule.config.score.divergence
+        divergence = load_divergence(self.schedule.config.score.divergence)
         return DensityRatioWeight(
             self.networks.discriminator, divergence, low, high, mean=self.mean, averages=self.ratios
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ __all__ = ["curves_figure", "draw_comparison", "draw_curves"]
 
 FRECHET = "Frechet distance"
 LINEAR = ("samples' mean, std and saturation", "accuracy of the discriminator")  # panels without a logarithmic axis
+BINNED = ("gap |mu_fake - mu_real| per noise bin", "fake-score loss per noise bin")  # panels of curves in an order
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, without black and yellow
+IN_ORDER = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#882255")  # the last is Tol's
+MARKERS = "os^DvP*X"
 LOGARITHMIC = 5.0  # ratio of the largest to the least value from which an axis is logarithmic
 LEAST_SIDE, MOST_SIDE, WIDEST = 90, 512, 2600  # pixels of an image and of all beside one another
 DPI = 100
@@ -36,57 +41,85 @@ def draw_curves(folder: Path) -> None:
 
 
 def curves_figure(rows: Sequence[dict[str, float]]) -> Any:
-    """Plot the rows of a run's log: a matplotlib figure, with a panel for each kind of value that was measured."""
+    """Plot the rows of a run's log: a matplotlib figure, with a panel for each kind of value that was measured.
+
+    A log of one row, of a run shorter than --log-every, makes points with their values beside them.
+    """
     from matplotlib.figure import Figure
 
-    panels = {
-        FRECHET: [key for key in all_keys(rows) if key.startswith("frechet_")],
-        "losses": [key for key in all_keys(rows) if key.startswith("loss")],
-        "gradient norms": [key for key in all_keys(rows) if key.startswith("gradient_")],
-        "gap |mu_fake - mu_real| per noise bin": [f"gap_{i}" for i in range(BINS)],
-        "fake-score loss per noise bin": [f"fake_loss_{i}" for i in range(BINS)],
-        LINEAR[0]: [
-            "sample_mean",
-            "sample_std",
-            "sample_saturation",
-            "teacher_mean",
-            "teacher_std",
-            "teacher_saturation",
-        ],
-        "lag of the fake score": ["fake_lag"],
-        LINEAR[1]: ["accuracy_real", "accuracy_generated"],
-    }
-    least = max(min(len(rows), 2), 1)  # points of a curve; of a distance one says something too
-    counts = {
-        title: max(sum(key in row for row in rows) for key in keys) if keys else 0 for title, keys in panels.items()
-    }
-    panels = {title: panels[title] for title, count in counts.items() if count >= (1 if title == FRECHET else least)}
+    panels = find_panels(rows)
     height = -(-len(panels) // 3) or 1
-    figure = Figure(figsize=(15, 4 * height), layout="constrained")
+    figure = Figure(figsize=(17, 4 * height), layout="constrained")
     every = figure.subplots(height, 3, squeeze=False).flat
     for axes in [*every][len(panels) :]:
         axes.remove()
     for axes, (title, keys) in zip(figure.axes, panels.items(), strict=True):
         draw_panel(axes, title, keys, rows)
-        axes.set_xlim(0, 1.03 * rows[-1]["step"])
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        axes.legend(fontsize="small")
+    if len(rows) < 2:
+        count = "One row in metrics.jsonl: points in place of curves" if rows else "No row in metrics.jsonl"
+        figure.suptitle(f"{count} (--log-every sets the number of steps between rows)")
     return figure
 
 
+def find_panels(rows: Sequence[dict[str, float]]) -> dict[str, list[str]]:
+    """Return the keys of the values in each panel, by its title; no panel where there are too few values."""
+    panels = {
+        FRECHET: [key for key in all_keys(rows) if key.startswith("frechet_")],
+        "losses": [key for key in all_keys(rows) if key.startswith("loss")],
+        "gradient norms": [key for key in all_keys(rows) if key.startswith("gradient_")],
+        BINNED[0]: [f"gap_{i}" for i in range(BINS)],
+        BINNED[1]: [f"fake_loss_{i}" for i in range(BINS)],
+        LINEAR[0]: [f"{who}_{what}" for who in ("sample", "teacher") for what in ("mean", "std", "saturation")],
+        "lag of the fake score": ["fake_lag"],
+        LINEAR[1]: ["accuracy_real", "accuracy_generated"],
+    }
+    least = max(min(len(rows), 2), 1)  # points of a curve; of a distance one says something too
+    counts = {
+        title: max([sum(key in row for row in rows) for key in keys], default=0) for title, keys in panels.items()
+    }
+    return {title: panels[title] for title, count in counts.items() if count >= (1 if title == FRECHET else least)}
+
+
 def draw_panel(axes: Any, title: str, keys: Sequence[str], rows: Sequence[dict[str, float]]) -> None:
-    """Draw the curves of a panel; its axis is logarithmic where the values differ much."""
-    drawn = []
-    for i, key in enumerate(keys):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            color = f"C{i}" if len(keys) < BINS else (i / BINS, 0.2, 1 - i / BINS)
-            style = "--" if key.startswith("teacher_") else "-"
-            axes.plot(*zip(*points, strict=True), style, marker=".", markersize=4, label=key, color=color)
-            drawn += [value for _, value in points]
-    if title not in LINEAR and min(drawn) > 0 and max(drawn) > LOGARITHMIC * min(drawn):
+    """Draw the curves of a panel and, beside it, their legend; its axis is logarithmic where the values differ much.
+
+    Of a single row the points stand side by side in the order of the legend, which has their values.
+    """
+    curves = {key: [(row["step"], row[key]) for row in rows if key in row] for key in keys}
+    curves = {key: points for key, points in curves.items() if points}
+    for i, (key, points) in enumerate(curves.items()):
+        look = line_style(title, keys, key)
+        if len(rows) == 1:
+            value, marker = points[0][1], MARKERS[i % len(MARKERS)]
+            axes.plot(i, value, marker, markersize=8, color=look["color"], label=f"{key} = {value:.3g}")
+        else:
+            size = 4 if len(points) > 1 else 10
+            axes.plot(*zip(*points, strict=True), marker=".", markersize=size, label=key, **look)
+    if len(rows) == 1:
+        axes.set_xlim(-1, len(curves))
+        axes.set_xticks([(len(curves) - 1) / 2], [f"{rows[0]['step']:g}"])
+    else:
+        axes.set_xlim(0, 1.03 * rows[-1]["step"])
+    drawn = [value for points in curves.values() for _, value in points if math.isfinite(value)]
+    if title not in LINEAR and drawn and min(drawn) > 0 and max(drawn) > LOGARITHMIC * min(drawn):
         axes.set_yscale("log")
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "frameon": False}
+    head = "bin 0: least noise" if title in BINNED else None
+    axes.legend(title=head, fontsize="small", title_fontsize="small", alignment="left", **beside)
+
+
+def line_style(title: str, keys: Sequence[str], key: str) -> dict[str, str]:
+    """Return the colour and the line of a curve among those of its panel, which the colour-blind can tell apart too.
+
+    A teacher's line has the colour of the student's, and is dashed.
+    """
+    if title in BINNED:
+        return {"color": IN_ORDER[keys.index(key) % len(IN_ORDER)], "linestyle": "-"}
+    names = list(dict.fromkeys(one.removeprefix("teacher_").removeprefix("sample_") for one in keys))
+    turn, number = divmod(names.index(key.removeprefix("teacher_").removeprefix("sample_")), len(COLORS))
+    return {"color": COLORS[number], "linestyle": "--" if key.startswith("teacher_") else ("-", ":", "-.")[turn % 3]}
 
 
 def draw_comparison(

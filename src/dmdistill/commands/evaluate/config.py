@@ -37,7 +37,7 @@ class EvaluateConfig:
     prompts: str | None = None
     """Prompts, of a text-to-image model: a .txt of one a line, .csv, .parquet, or hf:OWNER/NAME[:COLUMN]."""
     images: int | None = None
-    """Number of images. By default 10000 are generated, and all of a set of images are measured."""
+    """Number of images. By default a model generates 10000, and a set of images is measured in full."""
     batch: int | None = None
     """Images generated at once. By default 500 small ones, fewer large ones."""
     side: int | None = None

@@ -10,6 +10,7 @@ from dmdistill.commands.export.latent import export_pipeline
 from dmdistill.commands.export.pixel import export_pixel_pipeline
 from dmdistill.commands.export.precision import choose_dtype
 from dmdistill.commands.export.single_file import export_single_file
+from dmdistill.commands.export.write_errors import describe_folder_errors
 from dmdistill.io.atomic import read_json, write_json
 from dmdistill.io.checksums import add_checksum, pop_checksum
 from dmdistill.io.console import say
@@ -28,14 +29,17 @@ __all__ = ["export"]
 def export(config: ExportConfig) -> Path:
     """Write the folder, in full or not at all, and upload it where `config.push_to_hub` is given. Returns the folder.
 
-    ValueError for a teacher, for a student that diffusers cannot run, and for a folder that already exists.
+    Raises:
+        ValueError: for a teacher, a student that diffusers cannot run, and a folder that already exists.
+        OSError: the folder cannot be written.
     """
     import_optional("diffusers", "export", extra="diffusers")
     with new_folder(config.out) as folder:
         student = load_model(config.student)
         if not isinstance(student, Student):
             raise ValueError(f"{config.student} is a teacher, expected a student")
-        write_export(student, folder, config)
+        with describe_folder_errors(config.out, folder):
+            write_export(student, folder, config)
     form = "for diffusers" if config.format == "diffusers" else "as a single file"
     say(f"{student.name} {form} in {config.out}")
     say(f"how to load it: {config.out / 'README.md'}")

@@ -19,6 +19,8 @@ from dmdistill.models.single_file import is_single_file
 
 __all__ = ["FORMATS", "PipelineUse", "find_pipeline", "scheduler_usage", "teacher_usage", "usage_code"]
 
+OLD_NAME = "# before diffusers 0.40, dtype is called torch_dtype\n"  # and diffusers ignores it, with a warning
+
 
 @dataclass(frozen=True)
 class PipelineFormat:
@@ -142,7 +144,7 @@ def scheduler_usage(use: PipelineUse) -> str:
 
 def usage_code(
     call: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
     source: str = "{folder}",
     options: str = "",
@@ -150,11 +152,22 @@ def usage_code(
     imports: str = "DiffusionPipeline",
     setup: str = "",
 ) -> str:
-    """Return a card's code that loads a pipeline and generates images; {folder} stands for the exported folder."""
+    """Return a card's code that loads a pipeline and generates images; {folder} stands for the exported folder.
+
+    Args:
+        call: the last lines, which generate.
+        dtype: that every component is loaded in; None to leave it out, which loads networks in fp32.
+        source: what is loaded.
+        options: further arguments of the loading.
+        load: the function that loads.
+        imports: the names to import from diffusers.
+        setup: lines between the loading and the call.
+    """
+    note, argument = (OLD_NAME, f", dtype={dtype}") if dtype is not None else ("", "")
     return f"""import torch
 from diffusers import {imports}
 
-pipeline = {load}(
-    "{source}", torch_dtype={dtype}{options}
+{note}pipeline = {load}(
+    "{source}"{argument}{options}
 )
 {setup}{call}"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dmdistill.core.denoisers import Denoiser, EpsDenoiser
 from dmdistill.core.generators import Generator
 from dmdistill.core.schedules import VP
 from dmdistill.io.atomic import write_json
+from dmdistill.models.cards import class_names
 from dmdistill.models.diffusers_folder import read_scheduler_config, resolve_folder
 from dmdistill.models.model import Student
 from dmdistill.models.python_function import is_python_function
@@ -27,7 +29,9 @@ from dmdistill.networks.lora import merge_lora
 
 __all__ = ["ddim_is_exact", "export_pixel_pipeline", "sampling_steps"]
 
-CALL = "images = pipeline(batch_size=4, {}generator=torch.Generator().manual_seed(0)).images"  # in a card's code
+CALL = """images = pipeline(
+    {}, generator=torch.Generator().manual_seed(0)
+).images"""  # in a card's code
 
 
 def export_pixel_pipeline(student: Student, folder: Path, dtype: torch.dtype) -> str:
@@ -90,7 +94,7 @@ def write_ddim_pipeline(scheduler: Any, network: DiffusersWrapper, steps: int, f
     import diffusers
 
     diffusers.DDIMPipeline(unet=network.model, scheduler=scheduler).save_pretrained(folder)  # type: ignore[attr-defined]
-    return usage_code(CALL.format(f"num_inference_steps={steps}, "), dtype)
+    return usage_code(CALL.format(f"batch_size=4, num_inference_steps={steps}"), dtype_to_load(dtype))
 
 
 def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype: torch.dtype) -> str:
@@ -102,11 +106,18 @@ def write_custom_pipeline(student: Student, folder: Path, unet: list[str], dtype
     for step in steps:
         step["time"] *= getattr(student.network, "time_scale", 1.0)  # of a network of diffusers
     classes = len(student.conditions) if student.conditions is not None else 0
+    names = class_names(student)
     index = {"_class_name": ["pipeline", "StudentPipeline"], "_diffusers_version": diffusers.__version__, "unet": unet}
-    settings = {"steps": steps, "shape": list(student.shape), "classes": classes}
+    settings = {"steps": steps, "shape": list(student.shape), "classes": classes, "id2label": dict(enumerate(names))}
     write_json(folder / "model_index.json", index | settings)
-    labels = f"class_labels={[i % classes for i in range(4)]}, " if classes else ""
-    return usage_code(CALL.format(labels), dtype, options=", trust_remote_code=True")
+    labels = [(names or range(classes))[i % classes] for i in range(4)] if classes else []
+    arguments = f"class_labels={json.dumps(labels, ensure_ascii=False)}" if classes else "batch_size=4"
+    return usage_code(CALL.format(arguments), dtype_to_load(dtype), options=", trust_remote_code=True")
+
+
+def dtype_to_load(dtype: torch.dtype) -> torch.dtype | None:
+    """Return the dtype that a card's code gives where the network is the only component: None for fp32, the default."""
+    return None if dtype == torch.float32 else dtype
 
 
 @torch.no_grad()

@@ -133,6 +133,6 @@ def other_interfaces(student: Student, use: PipelineUse) -> str:
     sampler = SAMPLERS[student.transition if student.evaluations > 1 else "ode"]
     size = student.config.get("image_size")
     pixels = f"; images {size[1]} wide and {size[0]} high" if size else ""
-    return f"""# in other interfaces: CFG scale 1 (no guidance), steps: {student.evaluations}, at the times {times}
+    return f"""# in other interfaces: CFG scale 1 (no guidance), steps: {student.evaluations}, at the timesteps {times}
 # sampler {sampler}; the network predicts: {use.scheduler.config.prediction_type}{pixels}
 """

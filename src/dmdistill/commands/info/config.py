@@ -14,4 +14,4 @@ class InfoConfig:
     """Describe a model, or the progress and health of a run; verify a set of pairs."""
 
     model: Positional[str]
-    """Model: a name, its folder or run, a .pkl of EDM, a .safetensors or hub id, or module:function. Or pairs."""
+    """Model: a name, its folder or run, a .pkl of EDM, a .safetensors, a hub id, module:function; or pairs."""

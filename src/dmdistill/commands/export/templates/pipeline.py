@@ -25,6 +25,7 @@ class StudentPipeline(DiffusionPipeline):
             fresh noise that make the next step's input, None for the last step.
         shape: C H W of an image.
         classes: number of classes; 0 for an unconditional model.
+        id2label: names of the classes by their numbers from 0; empty where they have none.
     """
 
     def __init__(
@@ -33,16 +34,18 @@ class StudentPipeline(DiffusionPipeline):
         steps: list | tuple = (),  # diffusers takes a parameter without a default for a module
         shape: list | tuple = (),
         classes: int = 0,
+        id2label: dict | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
-        self.register_to_config(steps=list(steps), shape=list(shape), classes=classes)
+        names = {str(number): name for number, name in (id2label or {}).items()}
+        self.register_to_config(steps=list(steps), shape=list(shape), classes=classes, id2label=names)
 
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
-        class_labels: list[int] | Tensor | None = None,
+        batch_size: int | None = None,
+        class_labels: int | str | list[int | str] | Tensor | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         output_type: str = "pil",
@@ -51,22 +54,34 @@ class StudentPipeline(DiffusionPipeline):
         """Generate images.
 
         Args:
-            batch_size: number of images, where no noise is given.
-            class_labels: one per image; drawn where None.
+            batch_size: number of images, from 1; where None that of noise or class_labels, else 1.
+            class_labels: numbers, from 0, or names of classes, one per image; drawn where None.
             generator: of the random draws.
             noise: B C H W, which also decides the noise of later steps; drawn where None.
             output_type: pil, np (B H W C in [0, 1]) or pt (B C H W in about [-1, 1], not clipped).
             return_dict: whether to return an ImagePipelineOutput; else a tuple.
+
+        Raises:
+            ValueError: batch_size is below 1, a class is unknown, or noise or class_labels are not one per image.
         """
         config, device = self.config, self._execution_device
         source = generator.device if generator is not None else device
+        numbers = self.class_numbers(class_labels) if class_labels is not None else None
+        if batch_size is None:
+            batch_size = len(noise if noise is not None else numbers or [0])
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
         if noise is None:
             noise = torch.randn(batch_size, *config.shape, generator=generator, device=source)
+        if noise.shape != (batch_size, *config.shape):
+            raise ValueError(f"noise has shape {list(noise.shape)}, expected {[batch_size, *config.shape]}")
+        if numbers is not None and len(numbers) != batch_size:
+            raise ValueError(f"{len(numbers)} class_labels for {batch_size} images, expected one per image")
         noise, labels = noise.to(device, torch.float32), None
         if config.classes:
-            if class_labels is None:
-                class_labels = torch.randint(config.classes, (len(noise),), generator=generator, device=source)
-            labels = self.check_labels(torch.as_tensor(class_labels, device=device).long(), len(noise))
+            drawn = {"generator": generator, "device": source}
+            labels = torch.tensor(numbers) if numbers else torch.randint(config.classes, (batch_size,), **drawn)
+            labels = labels.to(device)
         x = noise
         for number, step in enumerate(config.steps):
             images = self.evaluate(x, step, labels)
@@ -85,12 +100,23 @@ class StudentPipeline(DiffusionPipeline):
         f = f[:, : x.shape[1]].float()  # without a learned variance
         return step["gain"] * (step["skip"] * x + step["out"] * f)
 
-    def check_labels(self, labels: Tensor, count: int) -> Tensor:
-        """Return the labels. ValueError unless there is one for each image, all in range."""
-        classes = self.config.classes
-        if labels.shape != (count,) or not bool(((labels >= 0) & (labels < classes)).all()):
-            raise ValueError(f"class_labels {labels.tolist()}, expected {count} from 0 to {classes - 1}")
-        return labels
+    def class_numbers(self, labels: int | str | list | Tensor) -> list[int]:
+        """Return the numbers of classes that are given by number or name. ValueError for an unknown one."""
+        classes, names = self.config.classes, self.config.id2label
+        if not classes:
+            raise ValueError("class_labels are given, and the model has no classes")
+        known = {name.casefold(): int(number) for number, name in names.items()}
+        known |= {str(number): number for number in range(classes)}
+        labels = labels.tolist() if isinstance(labels, Tensor) else labels
+        numbers = []
+        for label in [labels] if isinstance(labels, int | str) else labels:
+            number = known.get(str(label).strip().casefold())
+            if number is None:
+                few = [names[key] for key in sorted(names, key=int)[:20]] + ["..."] * (len(names) > 20)
+                words = f" or one of {', '.join(few)}" if few else ""
+                raise ValueError(f"class_labels has {label!r}, which is no class: expected 0 to {classes - 1}{words}")
+            numbers.append(number)
+        return numbers
 
 
 def derived_noise(z: Tensor, step: int) -> Tensor:
