@@ -136,7 +136,7 @@ def test_guidance_doubles_the_evaluations(model):
 
 def test_an_unknown_name_suggests_the_nearest(monkeypatch, model):
     monkeypatch.setattr(load, "bundled_models", lambda: {"fashion": model, "fashion-student": model})
-    assert refused("fashon-student", "unknown model 'fashon-student'").endswith("; did you mean 'fashion-student'?")
+    assert "; did you mean 'fashion-student'? A model of" in refused("fashon-student", "unknown model 'fashon-student'")
     assert "did you mean" not in refused("something-else", "Known: fashion")
 
 

@@ -43,7 +43,7 @@ def test_models_of_the_folder_models_are_known_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="unknown model 'fashion-text'; did you mean 'fashion-"):
         load_model("fashion-text")
-    with pytest.raises(ValueError, match=r"repository's folder models/ .in a checkout, or by .DMDISTILL_MODELS"):
+    with pytest.raises(ValueError, match=r"repository's folder models/ needs a checkout, or .DMDISTILL_MODELS"):
         load_model("fashion-text")
     monkeypatch.setenv("DMDISTILL_MODELS", str(MODELS))
     assert load_model("fashion-text").guidance == 3.0

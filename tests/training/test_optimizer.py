@@ -262,7 +262,7 @@ def test_a_state_holds_the_trained_weights_and_resumes_bit_for_bit(adapted):
     assert same(second, straight)
 
 
-@pytest.mark.parametrize("change", [lambda w: w.pop("2.bias"), lambda w: w.update({"0.weight": w["2.weight"]})])
+@pytest.mark.parametrize("change", [lambda w: w.pop("2.bias"), lambda w: w.update({"9.weight": w["2.weight"]})])
 def test_a_state_of_other_names_is_refused(change, adapted):
     update = build(adapted)
     state = copy.deepcopy(update.state_dict())
@@ -332,3 +332,26 @@ def test_a_network_is_attracted_after_each_update_of_another():
     moved[2].requires_grad_(False)
     with pytest.raises(ValueError, match="other parameters in training"):
         ImplicitAlignment(moved, net, weight=0.25)
+
+
+def test_a_checkpoint_from_before_a_parameter_was_frozen_is_resumed():
+    """As of EDM's layer of augmentation labels: its weight and moments are left out, the others find their own."""
+    nets = [network(), network()]
+    nets[1][0].bias.requires_grad_(False)
+    before, after = build(nets[0], halflives=[2.0]), build(nets[1], halflives=[2.0])
+    for loss in losses(nets[0], end=3):
+        before(loss)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    for name, parameter in nets[1].named_parameters():
+        if name != "0.bias":
+            torch.testing.assert_close(parameter, dict(nets[0].named_parameters())[name])
+    own, others = (
+        {
+            name: update.optimizer.state[p]["exp_avg"]
+            for name, p in net.named_parameters()
+            if p in update.optimizer.state
+        }
+        for net, update in ((nets[1], after), (nets[0], before))
+    )
+    assert own.keys() == others.keys() - {"0.bias"}
+    torch.testing.assert_close(own, {name: others[name] for name in own})

@@ -229,6 +229,8 @@ def test_a_run_goes_on_on_another_kind_of_device(tmp_path, capsys):
         toy = Toy(tmp_path, resume=True)
         assert "another kind of device: from step 4 on random draws are others" in capsys.readouterr().out
         found.append(torch.randn(3, generator=toy.rng).tolist())
+        toy.trainer.load()  # as after NaN
+        assert torch.randn(3, generator=toy.rng).tolist() == found[-1]
     assert found[0] == found[1] != torch.randn(3, generator=torch.Generator().manual_seed(3)).tolist()
     assert toy.fit()
 

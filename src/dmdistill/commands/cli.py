@@ -113,8 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def describe_failure(error: Exception, config: Any) -> str | None:
     """Return what the user can mend, in one line; None for a fault of this package."""
-    if isinstance(error, ValueError | OSError | FloatingPointError):
-        return str(error)
     if isinstance(error, RuntimeError | MemoryError):
         from dmdistill.training.device import is_out_of_memory  # which loads torch, as whatever ran out of memory has
 
@@ -123,7 +121,7 @@ def describe_failure(error: Exception, config: Any) -> str | None:
             return f"out of memory: try a smaller {' or '.join(flags) or 'model'}"
     if is_user_error(error):
         return f"{describe_user_error(error)}; DMDISTILL_DEBUG=1 shows the traceback"
-    return None
+    return str(error) if isinstance(error, ValueError | OSError | FloatingPointError) else None
 
 
 def short_help() -> str:

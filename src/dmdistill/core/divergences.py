@@ -91,7 +91,10 @@ class DensityRatioWeight:
         divergence = DIVERGENCES[self.divergence] if isinstance(self.divergence, str) else self.divergence
         if divergence is DIVERGENCES["rkl"]:
             return weight_eq8(at)
-        h = divergence(self.ratio(at))
+        h = divergence(r := self.ratio(at))
+        if not isinstance(h, Tensor) or h.shape != r.shape:
+            given = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else f"an object of type {type(h).__name__}"
+            raise ValueError(f"the divergence returned {given}, expected {tuple(r.shape)}: one value per density ratio")
         h = h / (self.mean(h.mean()) + EPSILON)
         return weight_eq8(at) * expand(h, at.x)
 

@@ -187,7 +187,10 @@ def denoising_loss(fake: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Cond
 
 def regression_loss(x_ref: Tensor, y_ref: Tensor, distance: Distance) -> Tensor:
     """Return the mean distance of G(z_ref) to y_ref, the image that the teacher's ODE makes of z_ref (Eq. 9)."""
-    return distance(x_ref, y_ref).mean()
+    distances = distance(x_ref, y_ref)
+    if not isinstance(distances, Tensor):
+        raise ValueError(f"the distance returned an object of type {type(distances).__name__}, expected a tensor")
+    return distances.mean()
 
 
 def gradient_in(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:

@@ -80,6 +80,7 @@ class PromptSet:
         rows: Tensor | None = None,
     ) -> None:
         self.texts, self.read, self.empty = tuple(texts), read, {name: row.float() for name, row in empty.items()}
+        self.empty_on: dict[torch.device, dict[str, Tensor]] = {}
         self.rows = torch.arange(len(texts)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -94,8 +95,9 @@ class PromptSet:
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
             raise ValueError(f"prompts {int(numbers.min())} to {int(numbers.max())}, expected 0 to {len(self) - 1}")
         encoded = self.read(self.rows[numbers])
-        self.empty = {name: row.to(device) for name, row in self.empty.items()}  # copied once, where they are used
-        return Prompts({name: encoded[name].to(device).float() for name in self.empty}, self.empty)
+        if device not in self.empty_on:  # copied there once
+            self.empty_on[device] = {name: row.to(device) for name, row in self.empty.items()}
+        return Prompts({name: encoded[name].to(device).float() for name in self.empty}, self.empty_on[device])
 
 
 def encode_prompts(

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
+FAILURES = (ValueError, OSError, ArithmeticError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def join_process_group(device: str = "cpu") -> Iterator[ProcessGroup]:
         processes = ProcessGroup(rank, world_size, group)
         with open(os.devnull, "w") as devnull, nullcontext() if processes.is_main else redirect_stdout(devnull):
             yield processes
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    except FAILURES as error:
         if not is_first_failure(store):
             raise SystemExit(2) from error
         if is_connection_error(error):

@@ -63,7 +63,7 @@ def describe_user_error(error: Exception) -> str:
 
 def is_user_error(error: BaseException) -> bool:
     """Whether an error came up in a function of the user's own, or in what it called."""
-    files = [one.filename for one in traceback.extract_tb(error.__traceback__)]
+    files = [one.filename for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<")]
     return any(FOLDERS & {*Path(file).resolve().parents} and not in_library(file) for file in files)
 
 

@@ -192,7 +192,8 @@ def unknown_model(name: str) -> ValueError:
     ]
     in_models = [folder.name for folder in Path("models").glob("*")]
     if hint := did_you_mean(name, [*models, *NAMES, *neighbours(path), *in_models]):
-        return ValueError(f"unknown model {name!r}{hint}")
+        advice = "A model of the repository's folder models/ needs a checkout, or $DMDISTILL_MODELS"
+        return ValueError(f"unknown model {name!r}{hint} {advice}")
     known = [
         *models,
         summary(),

@@ -226,8 +226,13 @@ class Teacher(Model):
 
     @property
     def guided_denoiser(self) -> Denoiser:
-        """The denoiser with classifier-free guidance: mu_real."""
-        return GuidedDenoiser(self.denoiser, self.guidance) if self.guidance != 1 else self.denoiser
+        """The denoiser with classifier-free guidance: mu_real. ValueError for guidance without a null class."""
+        if self.guidance == 1:
+            return self.denoiser
+        network, conditions = self.network, self.conditions
+        if conditions and isinstance(network, DiffusersWrapper) and not network.has_null_class(len(conditions)):
+            raise ValueError(f"{self.name} has guidance {self.guidance:g} and no null class: it allows guidance 1 only")
+        return GuidedDenoiser(self.denoiser, self.guidance)
 
     def generate(self, z: Tensor, cond: Condition | None = None) -> Tensor:
         """Sample x (B *shape) from noise z ~ N(0, I) by the solver."""

@@ -67,7 +67,7 @@ def reuse_memory(largest: int = 1 << 29) -> None:
     """Let glibc's malloc keep the memory of freed tensors for the next ones; with another C library do nothing.
 
     By default it returns that of large tensors to Linux, which then clears every page anew, step by step. glibc's own
-    variable for that, MALLOC_MMAP_THRESHOLD_, goes first: a small one saves memory and costs time.
+    variable for that, MALLOC_MMAP_THRESHOLD_, takes precedence: a small one saves memory and costs time.
 
     Args:
         largest: bytes of a tensor whose memory is kept. Of unused memory at most twice as much is kept, glibc's own

@@ -59,7 +59,7 @@ class ImplicitAlignment:
         first: updates of `towards` before which nothing moves.
 
     Raises:
-        ValueError: the two train other parameters.
+        ValueError: `towards` trains a parameter that the other one does not, or has in another shape.
     """
 
     def __init__(self, moved: nn.Module, towards: nn.Module, *, weight: float, first: int = 0) -> None:

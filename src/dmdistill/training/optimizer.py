@@ -129,8 +129,11 @@ class NetworkOptimizer:
         return {name: tensor for name, tensor in network.state_dict().items() if name not in self.frozen}
 
     def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
-        """Load what `weights` returned into the network or an EMA of it. KeyError if the names differ."""
-        own = self.weights(network)
+        """Load what `weights` returned into the network or an EMA of it. KeyError if the names differ.
+
+        Weights of parameters that are frozen now, as those of an earlier version can be, are left out.
+        """
+        own, weights = self.weights(network), {name: w for name, w in weights.items() if name not in self.frozen}
         if differing := sorted(weights.keys() ^ own.keys()):
             raise KeyError(f"{len(differing)} names differ from the {self.name}'s, first {differing[0]!r}")
         network.load_state_dict({name: shard_like(w, own[name]) for name, w in weights.items()}, strict=False)
@@ -150,7 +153,10 @@ class NetworkOptimizer:
         self.nonfinite, self.losses = torch.zeros(()), []
         self.optimizer.zero_grad()
         groups = self.optimizer.state_dict()["param_groups"]
-        moments = {i: self.shard_moments(i, found) for i, found in state["optimizer"]["state"].items()}
+        saved = [name for name, _ in self.network.named_parameters() if name in state["network"]]
+        own = {name: i for i, name in enumerate(name for name in saved if name not in self.frozen)}
+        found = {own[saved[i]]: one for i, one in state["optimizer"]["state"].items() if saved[i] in own}
+        moments = {i: self.shard_moments(i, one) for i, one in found.items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for ema, weights in zip(self.emas, state["emas"], strict=True):
             self.load_weights(ema.network, weights)

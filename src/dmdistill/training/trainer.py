@@ -79,7 +79,7 @@ class Trainer:
         output_monitor: OutputMonitor | None = None,
     ) -> None:
         self.folder, self.steps, self.updates, self.rng, self.processes = folder, steps, updates, rng, processes
-        self.log_every, self.save_every = log_every, save_every
+        self.log_every, self.save_every, self.seed = log_every, save_every, rng.initial_seed()
         self.output_monitor = output_monitor
         self.logger: Any = None
         self.stateful: dict[str, Stateful] = {}
@@ -279,7 +279,7 @@ class Trainer:
         if len(state) == len(self.rng.get_state()):
             self.rng.set_state(state)
         else:
-            self.rng.manual_seed(self.rng.initial_seed() + self.step)
+            self.rng.manual_seed(self.seed + self.step)
             self.print(f"the checkpoint is of another kind of device: from step {self.step} on random draws are others")
 
     def read_newest(self) -> tuple[Path, dict[str, Any]] | None:

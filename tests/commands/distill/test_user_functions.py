@@ -5,8 +5,10 @@ import sys
 import pytest
 import torch
 
+from dmdistill.commands.distill import method_options
 from dmdistill.commands.distill.command import distill
 from dmdistill.commands.options import change
+from dmdistill.core import divergences
 from helpers.method_runs import method_run
 from helpers.runs import student_bytes
 
@@ -50,8 +52,14 @@ def weight_of_three(at):
 def distance_that_fails(x, y):
     return (x - y).absent
 
-def distance_per_pixel(x, y):
-    return x - y
+def distance_of_a_number(x, y):
+    return 1.0
+
+def distance_that_raises(x, y):
+    return int("a")
+
+def method_that_raises(generator, real, fake):
+    return int("a")
 
 def twice_kl(r):
     return 2 * r
@@ -113,6 +121,10 @@ def test_a_divergence_of_ones_own_is_used(own_module, tiny_teacher, class_pictur
     assert (weights["own"] - weights["default"]).abs().max() > 1e-5
 
 
+def test_the_command_knows_the_names_of_all_divergences():
+    assert tuple(divergences.DIVERGENCES) == method_options.DIVERGENCES
+
+
 def flat_weights(student):
     return torch.cat([parameter.flatten() for parameter in student.network.parameters()])
 
@@ -132,6 +144,9 @@ FAULTS = {
     "method term_per_sample": "the term 'loss_own' returned shape (10,), expected a scalar tensor, such as a mean",
     "weight weight_of_a_number": "the weight returned an object of type float, expected a tensor",
     "weight weight_of_three": "the weight has shape (3,), expected (5,), one per sample",
+    "method method_that_raises": "ValueError: invalid literal for int() with base 10: 'a' (",
+    "distance distance_that_raises": "ValueError: invalid literal for int() with base 10: 'a' (",
+    "distance distance_of_a_number": "the distance returned an object of type float, expected a tensor",
     "distance distance_that_fails": "AttributeError: 'Tensor' object has no attribute 'absent' (",
 }
 

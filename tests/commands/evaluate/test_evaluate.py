@@ -264,7 +264,7 @@ def test_grids_of_an_interrupted_run_are_not_measured(interrupted, student, erro
     """Neither as the images to measure nor as those to compare with."""
     line = error_line("evaluate", interrupted, "--metrics", "fid", "--reference", interrupted, *CPU)
     assert line == error_line("sample", interrupted, *CPU)
-    assert f"{interrupted} holds no config.json, student/" in line
+    assert f"{interrupted} is the folder of a run that has no model yet" in line
     line = error_line("evaluate", student, "--reference", interrupted, *CPU)
     assert f"--reference {interrupted} is the folder of a model or run" in line
     assert f"model:{interrupted}" in line

@@ -21,7 +21,7 @@ from dmdistill.commands.distill.monitor import Monitor
 from dmdistill.commands.distill.pair_loading import make_own_pairs, open_given_pairs
 from dmdistill.commands.distill.real_data import RealImages, load_real_images
 from dmdistill.commands.distill.report import write_report
-from dmdistill.commands.distill.setup import Distillation, set_up
+from dmdistill.commands.distill.setup import Distillation, guided_teacher, set_up
 from dmdistill.commands.distill.student import build_student
 from dmdistill.commands.distill.teacher_check import TeacherCheck
 from dmdistill.commands.distill.validation_metric import load_validation_metric
@@ -223,8 +223,8 @@ def check_own_objective(
     config: DistillConfig, generator: Generator, teacher: Teacher, fake: Denoiser, run: RunFolder
 ) -> None:
     """Raise a ValueError where the user's own method fails, before pairs are made; say if it trains no fake score."""
-    if config.method not in METHODS:
-        objective = load_objective(config.method, generator, teacher.guided_denoiser, fake)
+    if config.method not in METHODS and not reads_shards(config, run.processes):  # then networks have no weights yet
+        objective = load_objective(config.method, generator, guided_teacher(config, teacher), fake)
         if not objective.critics:
             run.print(f"--method {config.method} has no critics: the fake score stays as the teacher is")
 

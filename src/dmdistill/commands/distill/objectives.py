@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from dmdistill.commands.distill.functions import load_divergence
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.core.critics import Augment
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
-from dmdistill.core.divergences import DensityRatioWeight, Discriminator, RatioAverages
+from dmdistill.core.divergences import DensityRatioWeight, Discriminator, Divergence, RatioAverages
 from dmdistill.core.generators import MultiStep, OneStep
 from dmdistill.core.losses import Distance, Weight
 from dmdistill.core.methods import decoupled_dmd, dmd, dmd2, regression, sid
@@ -51,6 +50,7 @@ class Objectives:
         networks: the networks in training.
         distance: of the regression.
         weight: of the distribution-matching gradient.
+        divergence: h of f-distill.
         mean: averages a tensor over all processes.
         ratios: averages of f-distill's density ratio, which change with its steps.
         own: the objective of the user's own method, which has all steps; None for ours.
@@ -60,6 +60,7 @@ class Objectives:
     networks: Networks
     distance: Distance
     weight: Weight
+    divergence: Divergence
     mean: Callable[[Tensor], Tensor]
     ratios: RatioAverages = field(default_factory=RatioAverages)
     own: Objective | None = None
@@ -152,7 +153,5 @@ class Objectives:
         assert self.networks.discriminator is not None
         schedule = self.networks.real.schedule
         low, high = schedule.time_range
-        divergence = load_divergence(self.schedule.config.score.divergence)
-        return DensityRatioWeight(
-            self.networks.discriminator, divergence, low, high, mean=self.mean, averages=self.ratios
-        )
+        averages = {"mean": self.mean, "averages": self.ratios}
+        return DensityRatioWeight(self.networks.discriminator, self.divergence, low, high, **averages)

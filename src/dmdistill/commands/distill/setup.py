@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmdistill.commands.distill.batches import Batches, BatchSource, PairSource, RealSource
 from dmdistill.commands.distill.config import DistillConfig
-from dmdistill.commands.distill.functions import load_objective, load_weight
+from dmdistill.commands.distill.functions import load_divergence, load_objective, load_weight
 from dmdistill.commands.distill.objectives import Networks, Objectives
 from dmdistill.commands.distill.schedule import PhaseSchedule
 from dmdistill.core.denoisers import Denoiser, GuidedDenoiser
@@ -26,7 +26,7 @@ from dmdistill.training.ema import ImplicitAlignment
 from dmdistill.training.microbatches import run_in_lockstep
 from dmdistill.training.optimizer import NetworkOptimizer
 
-__all__ = ["Distillation", "set_up"]
+__all__ = ["Distillation", "guided_teacher", "set_up"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ def build_objectives(
         Networks(*networks, discriminator=discriminator, separate=head is not None),
         distance=distance,
         weight=load_weight(config.matching.weight),
+        divergence=load_divergence(config.score.divergence),
         mean=parallel.processes.all_mean,
         ratios=RatioAverages(decay=config.score.ratio_ema),
         own=None if phases.method is not None else load_objective(config.method, *networks),

@@ -36,8 +36,10 @@ def info(config: InfoConfig) -> None:
 def print_model(name: str, run: Path) -> None:
     """Print a table of the run, where the folder is one, and of its model."""
     metrics = read_metrics(run) if run.is_dir() else []
-    rows = describe_run(run, metrics) if metrics or (run / "config.toml").is_file() else {}
-    if not rows or any((run / kind / "config.json").exists() for kind in ("student", "teacher")):
+    finished = any((run / kind / "config.json").exists() for kind in ("student", "teacher"))
+    begun = (run / "config.toml").is_file() and not finished
+    rows = describe_run(run, metrics) if metrics or begun else {}
+    if not rows or finished:
         try:
             model = load_model(name)
             check_log_end(run, metrics, model)
