@@ -50,20 +50,20 @@ class Objectives:
         networks: the networks in training.
         distance: of the regression.
         weight: of the distribution-matching gradient.
-        divergence: h of f-distill.
         mean: averages a tensor over all processes.
         ratios: averages of f-distill's density ratio, which change with its steps.
         own: the objective of the user's own method, which has all steps; None for ours.
+        divergence: of f-distill.
     """
 
     schedule: PhaseSchedule
     networks: Networks
     distance: Distance
     weight: Weight
-    divergence: Divergence
     mean: Callable[[Tensor], Tensor]
     ratios: RatioAverages = field(default_factory=RatioAverages)
     own: Objective | None = None
+    divergence: str | Divergence = "js"
 
     def at(self, step: int) -> Objective:
         """Return the objective of a step."""
