@@ -109,7 +109,7 @@ def check(config: Any) -> None:
                 raise ValueError(f"{flag_name(field.name)} {value}, expected at most {LARGEST}")
             if field.name == "seed" and not 0 <= int(value) < 2**63:  # type: ignore[call-overload, arg-type]
                 raise ValueError(f"--seed {value}, expected 0 to 2**63 - 1")
-    for group in groups(config):
+    for group in reversed([*groups(config)]):  # a group's own values before what they are together
         if hasattr(group, "check"):
             group.check()
 
@@ -126,8 +126,6 @@ def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, of those that options have; an integer is a float too."""
     kinds = get_args(hint)
     match get_origin(hint):
-        case typing.Annotated:
-            return fits(value, kinds[0])
         case typing.Literal:
             return value in kinds
         case typing.Union | types.UnionType:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dmdistill.core.denoisers import Condition
-from dmdistill.core.losses import Estimates, weight_eq8
+from dmdistill.core.losses import Estimates, describe_output, weight_eq8
 from dmdistill.core.schedules import expand
 
 __all__ = ["DIVERGENCES", "DensityRatioWeight", "Discriminator", "Divergence", "RatioAverages"]
@@ -93,8 +93,8 @@ class DensityRatioWeight:
             return weight_eq8(at)
         h = divergence(r := self.ratio(at))
         if not isinstance(h, Tensor) or h.shape != r.shape:
-            given = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else f"an object of type {type(h).__name__}"
-            raise ValueError(f"the divergence returned {given}, expected {tuple(r.shape)}: one value per density ratio")
+            given, expected = describe_output(h), tuple(r.shape)
+            raise ValueError(f"the divergence returned {given}, expected {expected}: one value per density ratio")
         h = h / (self.mean(h.mean()) + EPSILON)
         return weight_eq8(at) * expand(h, at.x)
 

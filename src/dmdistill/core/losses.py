@@ -18,6 +18,7 @@ __all__ = [
     "Estimates",
     "Weight",
     "denoising_loss",
+    "describe_output",
     "distribution_matching_loss",
     "gradient_in",
     "guidance_loss",
@@ -147,7 +148,7 @@ def matching_loss(x: Tensor, at: Estimates, weight: Weight, *, scale: float = 1.
 def check_weight(factor: Tensor, x: Tensor) -> Tensor:
     """Return a weight of the gradient in a shape that broadcasts over x. ValueError where it has another."""
     if not isinstance(factor, Tensor):
-        raise ValueError(f"the weight returned an object of type {type(factor).__name__}, expected a tensor")
+        raise ValueError(f"the weight returned {describe_output(factor)}, expected a tensor")
     if factor.shape == x.shape[:1]:
         return expand(factor, x)
     if factor.ndim == 1 or not broadcasts(factor, x):
@@ -156,6 +157,11 @@ def check_weight(factor: Tensor, x: Tensor) -> Tensor:
             f"over {tuple(x.shape)}"
         )
     return factor
+
+
+def describe_output(value: object) -> str:
+    """Say what a function returned that was to return a tensor of another shape, for a message."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"an object of type {type(value).__name__}"
 
 
 def broadcasts(factor: Tensor, x: Tensor) -> bool:
@@ -189,7 +195,7 @@ def regression_loss(x_ref: Tensor, y_ref: Tensor, distance: Distance) -> Tensor:
     """Return the mean distance of G(z_ref) to y_ref, the image that the teacher's ODE makes of z_ref (Eq. 9)."""
     distances = distance(x_ref, y_ref)
     if not isinstance(distances, Tensor):
-        raise ValueError(f"the distance returned an object of type {type(distances).__name__}, expected a tensor")
+        raise ValueError(f"the distance returned {describe_output(distances)}, expected a tensor")
     return distances.mean()
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dmdistill.core.losses import describe_output
 from dmdistill.core.noise import NoiseSource
 from dmdistill.core.samples import Batch, Samples
 from dmdistill.core.terms import Term
@@ -103,8 +104,7 @@ def update_loss(
         raise ValueError(f"the objective has no term for the update of {update!r}")
     losses = {term.name: term(samples, batch, noise) for term in terms}
     if odd := [name for name, loss in losses.items() if not isinstance(loss, Tensor) or loss.ndim]:
-        given = losses[odd[0]]
-        what = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
-        raise ValueError(f"the term {odd[0]!r} returned {what}, expected a scalar tensor, such as a mean")
+        given = describe_output(losses[odd[0]])
+        raise ValueError(f"the term {odd[0]!r} returned {given}, expected a scalar tensor, such as a mean")
     first, *others = (weight * losses[term.name] for term, weight in terms.items())
     return UpdateLoss(update, losses, sum(others, first))

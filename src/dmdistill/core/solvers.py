@@ -49,7 +49,7 @@ class Trajectory:
 
 @torch.no_grad()
 def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 50) -> Tensor:
-    """Sample with DDIM (Song et al. 2021): first order, `steps` evaluations. Called as `Solver`."""
+    """Sample with DDIM (Song et al. 2021): first order, `steps` evaluations. Arguments are those of `Solver`."""
     path = Trajectory(denoiser, z, cond, steps)
     x = path.x
     for i in range(steps):
@@ -61,7 +61,7 @@ def ddim(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
 def heun(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
     """Sample with Heun's method (Karras et al. 2022, algorithm 1, S_churn 0): second order, 2 steps - 1 evaluations.
 
-    Called as `Solver`.
+    Arguments are those of `Solver`.
     """
     path = Trajectory(denoiser, z, cond, steps)
     x = path.x
@@ -79,8 +79,8 @@ def heun(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
 def dpmpp(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps: int = 18) -> Tensor:
     """Sample with DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, `steps` evaluations.
 
-    Each step is DDIM's with mu extrapolated from the last two; the first and the last one take mu as it is. Called as
-    `Solver`.
+    Each step is DDIM's with mu extrapolated from the last two; the first and the last one take mu as it is.
+    Arguments are those of `Solver`.
     """
     path = Trajectory(denoiser, z, cond, steps)
     h = (path.alpha / path.sigma).log().diff()  # infinite in a step from noise alone, and in the one to the clean image
@@ -104,8 +104,8 @@ def pndm(denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, steps:
     """Sample with PNDM in its linear multi-step form (Liu et al. 2022), as for Stable Diffusion: steps + 1 evaluations.
 
     The noise of the last four steps, extrapolated by Adams-Bashforth, makes each DDIM step; the first step is a
-    trapezium, for which the denoiser is evaluated at the second time once more. Called as `Solver`; ValueError, too, on
-    a noise schedule that starts at alpha = 0.
+    trapezium, for which the denoiser is evaluated at the second time once more. Arguments are
+    those of `Solver`. ValueError on a noise schedule that starts at alpha = 0, too.
     """
     path = Trajectory(denoiser, z, cond, steps)
     if path.alpha[0] == 0:

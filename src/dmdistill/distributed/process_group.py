@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
+# of a process; a signal that ends training is none
 FAILURES = (ValueError, OSError, ArithmeticError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError)
 
 

@@ -34,7 +34,7 @@ class StoredWeights:
     files: Mapping[str, Path]
 
     def attach(self, network: nn.Module) -> None:
-        """Tell a network that these are its weights, whatever its parts were told."""
+        """Record on a network that its weights are in these files, in place of any records on its modules."""
         for part in network.modules():
             vars(part).pop("stored_weights", None)
         vars(network)["stored_weights"] = self
@@ -86,8 +86,8 @@ def stored_parts(network: nn.Module) -> Iterator[tuple[str, nn.Module, StoredWei
 def take_weights(network: nn.Module, other: nn.Module) -> None:
     """Give a network the weights of another of its form.
 
-    Those that the other has in memory are copied, or take the place of parameters on the meta device; of those that it
-    has on the meta device the network is told the files.
+    Those that the other has in memory are copied, or take the place of parameters on the meta device; for those that it
+    has on the meta device, their files are recorded on the network.
     """
     own, state = network.state_dict(), other.state_dict()
     for prefix, _, stored in stored_parts(other):

@@ -37,11 +37,10 @@ def import_function(name: str, what: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
         function = getattr(module, function_name, None)
     except Exception as error:  # the user's code may raise anything
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
-            f"{error.name}."
-        ):  # not one it needs
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):  # the module itself, not one that it needs
             where = f"in the current folder, {os.getcwd()}, nor among the installed packages"
-            raise ValueError(f"{what} {name}: there is no module {error.name!r} {where}") from None
+            raise ValueError(f"{what} {name}: there is no module {missing!r} {where}") from None
         raise ValueError(f"{what} {name}: {describe_user_error(error)}") from error
     if function is None:
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module_name]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from dmdistill.distributed.process_group import is_connection_error
 from dmdistill.io.errors import first_line
 
-__all__ = ["choose_device", "choose_precision", "is_out_of_memory", "reuse_memory"]
+__all__ = ["choose_device", "choose_precision", "is_machine_error", "is_out_of_memory", "reuse_memory"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -82,3 +83,8 @@ def reuse_memory(largest: int = 1 << 29) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; the CPU's allocator has no exception class of its own for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def is_machine_error(error: BaseException) -> bool:
+    """Whether memory ran out or another process is gone: no fault of what was being read or called."""
+    return is_out_of_memory(error) or is_connection_error(error)

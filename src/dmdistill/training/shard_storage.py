@@ -31,10 +31,10 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from dmdistill.distributed.process_group import ProcessGroup, is_connection_error
+from dmdistill.distributed.process_group import ProcessGroup
 from dmdistill.io.atomic import flush_to_disk
 from dmdistill.io.errors import describe_write_errors, first_line
-from dmdistill.training.device import is_out_of_memory
+from dmdistill.training.device import is_machine_error
 from dmdistill.training.sharded_state import INDEX, STATE_FILE, file_checksum, remove
 
 __all__ = ["ShardReader", "ShardWriter", "begin_to_save", "describe_failure", "load_shards"]
@@ -208,7 +208,7 @@ def load_shards(folder: Path, tensors: dict[str, Any], targets: dict[str, Tensor
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # of a single process
             load(targets, storage_reader=reader, planner=planner, process_group=processes.group)
     except (CheckpointException, RuntimeError, ValueError) as error:
-        if is_out_of_memory(error) or is_connection_error(error):
+        if is_machine_error(error):
             raise
         raise ValueError(f"{folder} cannot be read: {describe_failure(error)}") from None
 

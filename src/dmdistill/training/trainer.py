@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup, is_connection_error
+from dmdistill.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dmdistill.io.console import say
 from dmdistill.io.errors import first_line
 from dmdistill.training.checkpoints import Checkpoints, read_checkpoint, read_shards
-from dmdistill.training.device import is_out_of_memory
+from dmdistill.training.device import is_machine_error
 from dmdistill.training.metrics_log import MetricsLog
 from dmdistill.training.nonfinite import NonFiniteError, OutputMonitor
 from dmdistill.training.optimizer import NetworkOptimizer
@@ -269,7 +269,7 @@ class Trainer:
                 if name in state["stateful"]:
                     one.load_state_dict(state["stateful"][name])
         except (KeyError, TypeError, RuntimeError) as error:
-            if is_out_of_memory(error) or is_connection_error(error):
+            if is_machine_error(error):
                 raise
             raise ValueError(f"{file} is of another kind of run ({first_line(error)}): remove it to go on") from None
         return True

@@ -239,7 +239,6 @@ class DistillConfig:
             )
         if lambda_reg == 0 and not self.matching.match:
             raise ValueError("--lambda-reg 0 with --no-match leaves no loss: keep one of the two")
-        self.matching.check()
         least = self.matching.match_from if self.matching.match else 1  # a step must have a loss
         expected = f"from {least} to 1, so that every step has a loss"
         require(self.regression, expected, lambda value: least <= value <= 1, "regress_until")

@@ -33,6 +33,10 @@ class Probe:
     def __init__(self, z: Tensor, cond: Condition | None, eps: Tensor, *, latents: bool = False) -> None:
         self.z, self.cond, self.eps, self.latents = z, cond, eps, latents
 
+    def first(self, count: int) -> tuple[Tensor, Condition | None]:
+        """Return noise and conditions of the first so many images; fewer where there are not so many."""
+        return self.z[:count], None if self.cond is None else self.cond[:count]
+
     @torch.no_grad()
     def measure(
         self,

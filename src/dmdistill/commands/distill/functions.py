@@ -10,13 +10,12 @@ from dmdistill.core.denoisers import Denoiser
 from dmdistill.core.divergences import DIVERGENCES, Divergence
 from dmdistill.core.losses import WEIGHTS, Distance, Weight, pseudo_huber
 from dmdistill.core.objective import Objective
-from dmdistill.distributed.process_group import is_connection_error
 from dmdistill.io.user_functions import describe_user_error, import_function
 from dmdistill.metrics.lpips import LPIPS
 from dmdistill.metrics.lpips_weights import load_lpips
 from dmdistill.models.diffusers_components import load_autoencoder
 from dmdistill.models.model import Teacher
-from dmdistill.training.device import is_out_of_memory
+from dmdistill.training.device import is_machine_error
 
 __all__ = ["load_distance", "load_divergence", "load_objective", "load_weight"]
 
@@ -40,7 +39,7 @@ def load_objective(name: str, generator: nn.Module, real: Denoiser, fake: Denois
     try:
         objective = function(generator, real, fake)
     except Exception as error:  # the user's code may raise anything
-        if is_out_of_memory(error) or is_connection_error(error):
+        if is_machine_error(error):
             raise
         raise ValueError(
             f"--method {name}, called with generator, real and fake: {describe_user_error(error)}"

@@ -82,9 +82,9 @@ class Monitor:
 
         Return the file; None where there are NaN, and in all processes but the first.
         """
-        images, cond = self.teacher_images.x, self.teacher_images.cond
+        images = self.teacher_images.x
         columns = min(ROW, len(images))
-        own = self.candidates()[-1][1].sample(self.probe.z[: len(images)], cond)
+        own = self.candidates()[-1][1].sample(*self.probe.first(len(images)))
         pairs = torch.stack([images, own])[:, : len(images) // columns * columns].unflatten(1, (-1, columns))
         grid = self.distillation.teacher.decode(pairs.transpose(0, 1).flatten(0, 2))
         if not (self.processes.is_main and grid.isfinite().all()):  # training names the network with NaN, and the time
@@ -96,8 +96,7 @@ class Monitor:
     @torch.no_grad()
     def save_samples(self, step: int) -> dict[str, float]:
         """Save a sample grid of the last EMA."""
-        z, cond = self.probe.z[:SHOWN], None if self.probe.cond is None else self.probe.cond[:SHOWN]
-        x = self.candidates()[-1][1].sample(z, cond)
+        x = self.candidates()[-1][1].sample(*self.probe.first(SHOWN))
         if self.processes.is_main:
             images = self.distillation.teacher.decode(x)
             file = self.config.out / "samples" / f"step-{step:06d}.png"
@@ -136,10 +135,8 @@ class Monitor:
     @cached_property
     def teacher_images(self) -> Samples:
         """The teacher's images of the first noise of the probe, made by its solver."""
-        teacher, probe = self.distillation.teacher, self.probe
-        count = min(TEACHER_IMAGES, len(probe.z))
-        cond = None if probe.cond is None else probe.cond[:count]
-        return Samples(teacher.generate(probe.z[:count], cond), cond, count)
+        z, cond = self.probe.first(TEACHER_IMAGES)
+        return Samples(self.distillation.teacher.generate(z, cond), cond, len(z))
 
     @cached_property
     def teacher_figures(self) -> dict[str, float]:

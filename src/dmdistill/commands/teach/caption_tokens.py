@@ -114,12 +114,8 @@ class CaptionedLatents:
     """Random batches of latents with the tokens of their captions, on the device of the random generator."""
 
     def __init__(self, latents: Tensor, captions: CaptionTokens, *, rng: torch.Generator, dropout: float) -> None:
-        self.latents, self.captions, self.rng, self.dropout = (
-            latents.to(rng.device),
-            captions.to(rng.device),
-            rng,
-            dropout,
-        )
+        self.latents, self.captions = latents.to(rng.device), captions.to(rng.device)
+        self.rng, self.dropout = rng, dropout
 
     def draw(self, n: int) -> tuple[Tensor, Tokens]:
         """Draw n latents with replacement, fp32, n C H W, and their captions."""
